@@ -1,0 +1,844 @@
+"""Detector files: a folder that holds everything a detection needs, and the original's checkpoints.
+
+A detector is a folder::
+
+    detector.json               format, configuration, branches, provenance, SHA-256 of every part
+    heads.safetensors           masks and references of all generators
+    residual-0.onnx             residual network of branch 0, as it is run
+    residual-0.safetensors      the same, as it is trained further (absent if it has no weights)
+    calibration.safetensors     optional
+
+A *branch* is one residual network, one way of preprocessing and computing the spectrum, and the
+heads of one or more generators on it. A folder is loaded without pickle and without torch, and
+only if each part has its SHA-256. `import_original` makes one of the original's ``.ckpt`` files;
+it alone needs torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import json
+import os
+import pickle  # for the exception alone: nothing is unpickled with it
+import pickletools
+import re
+import secrets
+import shutil
+import warnings
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+import safetensors.numpy
+from numpy.typing import NDArray
+
+from masksim import model
+from masksim.errors import ModelError, UsageError
+from masksim.preprocess import COLOUR_SPACES, ColourSpace
+from masksim.residual import ResidualConfig, check_weights, residual_onnx, weight_shapes
+from masksim.spectrum import EPSILON
+
+FORMAT = "masksim-detector"
+FORMAT_VERSION = 1
+
+HeadKind: TypeAlias = Literal["original", "shared"]
+HEAD_KINDS: tuple[HeadKind, ...] = get_args(HeadKind)
+
+_DESCRIPTION = "detector.json"
+_HEADS = "heads.safetensors"
+_CALIBRATION = "calibration.safetensors"
+
+_MAX_DESCRIPTION_BYTES = 16 * 2**20
+_MAX_CHECKPOINT_BYTES = 2**30
+_MAX_BRANCHES = 1000
+
+# Generators name pictures and columns: no path separators, no control characters.
+_GENERATOR = re.compile(r"(?!\.)[^/\\\x00-\x1f\x7f]{1,100}")
+
+
+def _invalid(message: str) -> ModelError:
+    return ModelError(message, code="model_invalid")
+
+
+# --- the detector file -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Branch:
+    """One residual network and the heads of the generators that are looked for in its spectrum.
+
+    Attributes
+    ----------
+    residual : ResidualConfig
+    residual_weights : mapping of name to array
+        As `masksim.residual.weight_shapes` names them; empty if the residual has none.
+    onnx : bytes
+        The residual network as a graph for `masksim.residual.OnnxResidual`.
+    preprocess, spectrum : mapping
+        Configuration of those stages, plain values for JSON; the detector knows their keys.
+    head : {"original", "shared"}
+        How `tensors` are to be read. ``original``: `masksim.model.OriginalHead`, one generator.
+    generators : tuple of str
+    tensors : mapping of name to array
+        Of the heads.
+    head_config : mapping
+        Configuration of the heads, plain values for JSON.
+
+    Raises
+    ------
+    ModelError
+        Code ``model_invalid`` if the parts do not fit together.
+    """
+
+    residual: ResidualConfig
+    residual_weights: Mapping[str, NDArray[Any]]
+    onnx: bytes = field(repr=False)
+    preprocess: Mapping[str, Any]
+    spectrum: Mapping[str, Any]
+    head: HeadKind
+    generators: tuple[str, ...]
+    tensors: Mapping[str, NDArray[Any]] = field(repr=False)
+    head_config: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.head not in HEAD_KINDS:
+            raise _invalid(f"unknown kind of head {self.head!r}; known: {', '.join(HEAD_KINDS)}")
+        if not self.generators or len(set(self.generators)) != len(self.generators):
+            raise _invalid(f"a branch needs generators, each once; got {list(self.generators)}")
+        for name in self.generators:
+            if not isinstance(name, str) or not _GENERATOR.fullmatch(name):
+                raise _invalid(f"invalid name of a generator: {name!r}")
+        if not self.onnx:
+            raise _invalid("a branch needs the graph of its residual")
+        check_weights(self.residual, self.residual_weights)
+        _check_finite(self.tensors)
+        if self.head == "original":
+            if len(self.generators) != 1:
+                raise _invalid(f"an original head has one generator, got {list(self.generators)}")
+            window = self.preprocess.get("window")
+            if type(window) is not int or window < 1:
+                raise _invalid(f"an original head needs the side of its window, got {window!r}")
+            model.check_tensors(self.tensors, size=window - 2 * self.residual.margin)
+
+
+def _check_finite(tensors: Mapping[str, NDArray[Any]]) -> None:
+    for name, values in tensors.items():
+        if values.dtype.kind not in "fiub":
+            raise _invalid(f"{name} has the unsupported type {values.dtype}")
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise _invalid(f"{name} has values that are not finite")
+
+
+@dataclass(frozen=True, eq=False)
+class DetectorFile:
+    """All that a detector file holds.
+
+    Attributes
+    ----------
+    config : mapping
+        Configuration of the detector as a whole, plain values for JSON.
+    branches : tuple of Branch
+    calibration : mapping of name to array, or None
+    provenance : mapping
+        Where it comes from, plain values for JSON.
+    format_version : int
+    sha256 : str
+        Of the description, which holds that of every part: it names the detector. Empty until
+        saved or loaded.
+    """
+
+    config: Mapping[str, Any]
+    branches: tuple[Branch, ...]
+    calibration: Mapping[str, NDArray[Any]] | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+    sha256: str = ""
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.branches) <= _MAX_BRANCHES:
+            raise _invalid(f"a detector has 1 to {_MAX_BRANCHES} branches")
+        if self.calibration is not None:
+            for name, values in self.calibration.items():
+                if values.dtype.kind not in "fiub":
+                    raise _invalid(f"calibration {name} has the unsupported type {values.dtype}")
+
+    @property
+    def generators(self) -> tuple[str, ...]:
+        """Names of all generators, each once, in the order of the branches."""
+        return tuple(dict.fromkeys(name for branch in self.branches for name in branch.generators))
+
+    def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> DetectorFile:
+        """Write the folder: all of it or, on failure, nothing.
+
+        Parameters
+        ----------
+        folder : path
+            Made, with its parents.
+        overwrite : bool
+            Replace a detector that is there. Any other folder is left alone.
+
+        Returns
+        -------
+        DetectorFile
+            The same, with its `sha256`.
+
+        Raises
+        ------
+        UsageError
+            If the folder is there and must not or cannot be replaced, or cannot be written.
+        ModelError
+            If something in it cannot be stored.
+        """
+        target = Path(folder)
+        _check_target(target, overwrite)
+        parts = self._parts()
+        try:
+            # Through JSON and back, so that the digest is of what a reader will see.
+            described = json.loads(json.dumps(self._description(parts), allow_nan=False))
+        except (TypeError, ValueError) as error:
+            raise _invalid(f"the configuration cannot be stored as JSON: {error}") from error
+        described["digest"] = _digest(described)
+        text = json.dumps(described, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+        try:
+            _write_folder(target, {**parts, _DESCRIPTION: text.encode()})
+        except OSError as error:
+            raise UsageError(f"cannot write the detector {target}: {error}") from error
+        return DetectorFile(
+            self.config,
+            self.branches,
+            self.calibration,
+            self.provenance,
+            self.format_version,
+            described["digest"],
+        )
+
+    def _parts(self) -> dict[str, bytes]:
+        parts: dict[str, bytes] = {}
+        heads: dict[str, NDArray[Any]] = {}
+        for i, branch in enumerate(self.branches):
+            heads.update({f"{i}.{name}": values for name, values in branch.tensors.items()})
+            parts[_graph_part(i)] = branch.onnx
+            if branch.residual_weights:
+                parts[_weights_part(i)] = _to_safetensors(branch.residual_weights)
+        parts[_HEADS] = _to_safetensors(heads)
+        if self.calibration is not None:
+            parts[_CALIBRATION] = _to_safetensors(self.calibration)
+        return parts
+
+    def _description(self, parts: Mapping[str, bytes]) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "format_version": self.format_version,
+            "config": dict(self.config),
+            "branches": [
+                {
+                    "residual": branch.residual.to_dict(),
+                    "preprocess": dict(branch.preprocess),
+                    "spectrum": dict(branch.spectrum),
+                    "head": branch.head,
+                    "head_config": dict(branch.head_config),
+                    "generators": list(branch.generators),
+                }
+                for branch in self.branches
+            ],
+            "provenance": dict(self.provenance),
+            "parts": {name: hashlib.sha256(data).hexdigest() for name, data in parts.items()},
+        }
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> DetectorFile:
+        """Read a folder and verify every part of it.
+
+        Raises
+        ------
+        ModelError
+            Code ``model_not_found`` if there is no detector; ``model_hash`` if a part is not the
+            one that was saved; ``model_invalid`` if it is no detector of a known version, or is
+            incomplete or contradictory.
+        """
+        root = Path(folder)
+        described = _read_description(root)
+        branches_described = _expect(described, "branches", list)
+        if not 1 <= len(branches_described) <= _MAX_BRANCHES:
+            raise _invalid(f"{root}: a detector has 1 to {_MAX_BRANCHES} branches")
+        branches = [_read_branch_description(branch) for branch in branches_described]
+
+        hashes = _expect(described, "parts", dict)
+        needed = {_HEADS} | {_graph_part(i) for i in range(len(branches))}
+        needed |= {
+            _weights_part(i) for i, branch in enumerate(branches) if weight_shapes(branch[0])
+        }
+        # Only names made here are ever opened: a description cannot lead out of its folder.
+        if unknown := sorted(set(hashes) - needed - {_CALIBRATION}):
+            raise _invalid(f"{root} lists unknown parts: {unknown}")
+        if missing := sorted(needed - set(hashes)):
+            raise _invalid(f"{root} does not list the parts {missing}")
+        parts = {name: _read_part(root, name, expected) for name, expected in hashes.items()}
+
+        heads: list[dict[str, NDArray[Any]]] = [{} for _ in branches]
+        for name, values in _from_safetensors(parts[_HEADS], _HEADS).items():
+            index, _, tensor = name.partition(".")
+            if not re.fullmatch(r"0|[1-9][0-9]{0,3}", index) or int(index) >= len(branches):
+                raise _invalid(f"{_HEADS} holds {name!r}, which is of no branch")
+            heads[int(index)][tensor] = values
+        calibration = None
+        if _CALIBRATION in parts:
+            calibration = _from_safetensors(parts[_CALIBRATION], _CALIBRATION)
+        return cls(
+            config=_expect(described, "config", dict),
+            branches=tuple(
+                Branch(
+                    residual=residual,
+                    residual_weights=(
+                        _from_safetensors(parts[_weights_part(i)], _weights_part(i))
+                        if weight_shapes(residual)
+                        else {}
+                    ),
+                    onnx=parts[_graph_part(i)],
+                    tensors=heads[i],
+                    **rest,
+                )
+                for i, (residual, rest) in enumerate(branches)
+            ),
+            calibration=calibration,
+            provenance=_expect(described, "provenance", dict),
+            format_version=described["format_version"],
+            sha256=described["digest"],
+        )
+
+
+def _graph_part(index: int) -> str:
+    return f"residual-{index}.onnx"
+
+
+def _weights_part(index: int) -> str:
+    return f"residual-{index}.safetensors"
+
+
+def _to_safetensors(tensors: Mapping[str, NDArray[Any]]) -> bytes:
+    # The order of memory is forced: safetensors writes the buffer as it lies.
+    ordered = {name: np.asarray(values, order="C") for name, values in tensors.items()}
+    return bytes(safetensors.numpy.save(ordered))
+
+
+def _from_safetensors(data: bytes, name: str) -> dict[str, NDArray[Any]]:
+    try:
+        return dict(safetensors.numpy.load(data))
+    except Exception as error:  # SafetensorError, or whatever an unsupported type causes
+        raise _invalid(f"{name} is not a safetensors file: {error}") from error
+
+
+def _digest(described: Mapping[str, Any]) -> str:
+    """SHA-256 of the description without its digest, independent of layout and order."""
+    content = {key: value for key, value in described.items() if key != "digest"}
+    text = json.dumps(content, ensure_ascii=True, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _check_target(target: Path, overwrite: bool) -> None:
+    if not target.exists() and not target.is_symlink():
+        return
+    if not target.is_dir() or target.is_symlink():
+        raise UsageError(f"{target} is there and is not a folder")
+    if not any(target.iterdir()):
+        return
+    if not overwrite:
+        raise UsageError(f"{target} is there; choose another folder or ask to overwrite it")
+    if not (target / _DESCRIPTION).is_file():
+        raise UsageError(f"{target} is not a detector: it is not overwritten")
+
+
+def _write_folder(target: Path, contents: Mapping[str, bytes]) -> None:
+    """Write files into a folder beside the target, then put it in the target's place."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unique = f".{target.name}.{secrets.token_hex(6)}"
+    fresh, former = target.parent / f"{unique}.new", target.parent / f"{unique}.old"
+    try:
+        fresh.mkdir()
+        for name, data in contents.items():
+            with open(fresh / name, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        if target.exists():
+            target.rename(former)
+        try:
+            fresh.rename(target)
+        except OSError:
+            if former.exists():
+                former.rename(target)
+            raise
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    shutil.rmtree(former, ignore_errors=True)
+
+
+def _expect(values: Mapping[str, Any], key: str, kind: type[Any]) -> Any:
+    value = values.get(key)
+    if type(value) is not kind:
+        found = "nothing" if value is None else type(value).__name__
+        raise _invalid(f"{_DESCRIPTION}: {key} must be a {kind.__name__}, found {found}")
+    return value
+
+
+def _expect_keys(values: Mapping[str, Any], keys: Iterable[str], what: str) -> None:
+    if unknown := sorted(set(values) - set(keys)):
+        raise _invalid(f"{_DESCRIPTION}: unknown keys in {what}: {unknown}")
+    if missing := sorted(set(keys) - set(values)):
+        raise _invalid(f"{_DESCRIPTION}: missing keys in {what}: {missing}")
+
+
+def _read_description(root: Path) -> dict[str, Any]:
+    path = root / _DESCRIPTION
+    try:
+        with open(path, "rb") as file:
+            data = file.read(_MAX_DESCRIPTION_BYTES + 1)
+    except OSError as error:
+        raise ModelError(
+            f"{root} is not a detector: cannot read {_DESCRIPTION}: {error.strerror}",
+            code="model_not_found",
+        ) from error
+    if len(data) > _MAX_DESCRIPTION_BYTES:
+        raise _invalid(f"{path} has more than {_MAX_DESCRIPTION_BYTES} bytes")
+    try:
+        described = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise _invalid(f"{path} is not JSON: {error}") from error
+    if type(described) is not dict or described.get("format") != FORMAT:
+        raise _invalid(f"{path} does not describe a detector")
+    version = described.get("format_version")
+    if type(version) is not int or version != FORMAT_VERSION:
+        raise _invalid(
+            f"{path} has the format version {version!r}; this program reads {FORMAT_VERSION}"
+        )
+    try:
+        digest = _digest(described)
+    except (ValueError, RecursionError) as error:
+        raise _invalid(f"{path} is not valid: {error}") from error
+    if described.get("digest") != digest:
+        raise ModelError(
+            f"{path} has been changed: its SHA-256 is {digest}, not {described.get('digest')!r}",
+            code="model_hash",
+        )
+    keys = ("format", "format_version", "config", "branches", "provenance", "parts", "digest")
+    _expect_keys(described, keys, "the description")
+    return described
+
+
+def _read_branch_description(branch: Any) -> tuple[ResidualConfig, dict[str, Any]]:
+    """Read the residual of a branch, and the arguments of `Branch` of its description."""
+    if type(branch) is not dict:
+        raise _invalid(f"{_DESCRIPTION}: a branch must be a dict, found {type(branch).__name__}")
+    keys = ("residual", "preprocess", "spectrum", "head", "head_config", "generators")
+    _expect_keys(branch, keys, "a branch")
+    try:
+        residual = ResidualConfig.from_dict(_expect(branch, "residual", dict))
+    except UsageError as error:
+        raise _invalid(f"{_DESCRIPTION}: {error}") from error
+    rest: dict[str, Any] = {
+        key: _expect(branch, key, dict) for key in ("preprocess", "spectrum", "head_config")
+    }
+    rest["head"] = _expect(branch, "head", str)
+    generators = _expect(branch, "generators", list)
+    if not all(type(name) is str for name in generators):
+        raise _invalid(f"{_DESCRIPTION}: generators must be strings, found {generators}")
+    rest["generators"] = tuple(generators)
+    return residual, rest
+
+
+def _read_part(root: Path, name: str, expected: Any) -> bytes:
+    try:
+        data = (root / name).read_bytes()
+    except OSError as error:
+        raise _invalid(f"{root} lacks the part {name}: {error.strerror}") from error
+    found = hashlib.sha256(data).hexdigest()
+    if found != expected:
+        raise ModelError(
+            f"{root / name} is not the part that was saved: its SHA-256 is {found}, "
+            f"not {expected!r}",
+            code="model_hash",
+        )
+    return data
+
+
+# --- checkpoints of the original ---------------------------------------------------------------
+
+DEFAULT_COLOUR: ColourSpace = "YCbCr-BT601-studio-8bit"
+"""Of all checkpoints the original publishes: they are trained on compressed images."""
+
+
+@dataclass(frozen=True, eq=False)
+class OriginalCheckpoint:
+    """What a ``.ckpt`` file of the original holds, verified.
+
+    Attributes
+    ----------
+    generator : str
+        From the file name, ``<generator>-epoch=...``; else the name without its suffix.
+    window : int
+        Side of the window, pixels.
+    residual : ResidualConfig
+    residual_weights : mapping of name to float32 array
+    tensors : mapping of name to float32 array
+        Of `masksim.model.OriginalHead`.
+    valid_loss : float or None
+        From the file name.
+    facts : mapping
+        File name, SHA-256, epoch and hyper-parameters, plain values for JSON.
+    """
+
+    generator: str
+    window: int
+    residual: ResidualConfig
+    residual_weights: Mapping[str, NDArray[np.float32]] = field(repr=False)
+    tensors: Mapping[str, NDArray[np.float32]] = field(repr=False)
+    valid_loss: float | None
+    facts: Mapping[str, Any]
+
+
+# What may stand in a checkpoint besides tensors, and what is made of it. All are plain data.
+_HARMLESS: dict[str, type[Any]] = {
+    "argparse.Namespace": argparse.Namespace,
+    "pathlib.PosixPath": PurePosixPath,
+    "pathlib.WindowsPath": PureWindowsPath,
+    "pathlib._local.PosixPath": PurePosixPath,
+    "pathlib._local.WindowsPath": PureWindowsPath,
+    "pytorch_lightning.utilities.parsing.AttributeDict": OrderedDict,
+    "lightning.pytorch.utilities.parsing.AttributeDict": OrderedDict,
+    "lightning_fabric.utilities.data.AttributeDict": OrderedDict,
+    "lightning.fabric.utilities.data.AttributeDict": OrderedDict,
+}
+_TENSOR_PARTS = re.compile(
+    r"collections\.(OrderedDict|Counter)|_codecs\.encode"
+    r"|torch\._utils\._rebuild_(tensor_v2|parameter)"
+    r"|torch\.([A-Z][A-Za-z0-9]*Storage|Size|device|b?float(16|32|64)|u?int\d{1,2}|bool)"
+    r"|torch\.storage\.UntypedStorage"
+)
+
+
+def _named_by_pickle(data: bytes) -> Iterator[str]:
+    """Everything a pickle would import, read without running it."""
+    for opcode, argument, _ in pickletools.genops(data):
+        if opcode.name in ("GLOBAL", "INST"):
+            yield ".".join(str(argument).split(" ", 1))
+        elif opcode.name in ("STACK_GLOBAL", "EXT1", "EXT2", "EXT4"):
+            yield f"({opcode.name}: only known when it runs)"
+
+
+def _check_pickle(data: bytes, name: str) -> None:
+    """Refuse a checkpoint whose pickle names anything but tensors and plain data.
+
+    torch's own ``weights_only`` comes after; this is stricter, independent of torch's version, and
+    says what was found.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            entries = archive.infolist()
+            pickles = [entry for entry in entries if entry.filename.endswith(".pkl")]
+            if len(pickles) != 1 or pickles[0].filename.rpartition("/")[2] != "data.pkl":
+                found = sorted(entry.filename for entry in entries)[:5]
+                raise _invalid(f"{name} is not a checkpoint of torch: it is a zip of {found}")
+            # torch stores without compressing: what is not so could unpack to any size.
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+                raise _invalid(f"{name} is not a checkpoint of torch: it is a compressed zip")
+            named = sorted(set(_named_by_pickle(archive.read(pickles[0]))))
+    except ModelError:
+        raise
+    except Exception as error:  # zipfile and pickletools raise many kinds on damaged data
+        raise _invalid(
+            f"{name} is damaged or is not a checkpoint of torch (a zip archive): {error}"
+        ) from error
+    unsafe = [item for item in named if item not in _HARMLESS and not _TENSOR_PARTS.fullmatch(item)]
+    if unsafe:
+        raise ModelError(
+            f"{name} is refused: besides tensors it asks to import {', '.join(unsafe[:10])}",
+            code="model_unsafe",
+        )
+
+
+def _load_checkpoint(data: bytes, name: str) -> dict[str, Any]:
+    """Read the dictionary in a checkpoint, tensors and plain data, without running its pickle."""
+    _check_pickle(data, name)  # a dangerous file is refused whether or not torch is here
+    try:
+        import torch
+    except ImportError as error:
+        raise ModelError(
+            "the original's checkpoints are read with torch; install it with: "
+            "pip install 'masksim[train]'",
+            code="torch_missing",
+        ) from error
+    allowed: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
+        (stand_in, known) for known, stand_in in _HARMLESS.items()
+    ]
+    try:
+        with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it is an old or new pickle: it loads or fails
+            content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        # torch's text goes on to explain how to switch the protection off: keep the reason alone.
+        reason = re.search(r"WeightsUnpickler error: ([^\n]+)", str(error))
+        detail = reason[1].strip() if reason else "it holds more than tensors and plain data"
+        raise ModelError(f"{name} is refused: {detail}", code="model_unsafe") from error
+    except Exception as error:  # damaged archives raise many kinds
+        raise _invalid(f"{name} is damaged or is not a checkpoint: {error}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
+        raise _invalid(f"{name} is not a Lightning checkpoint: it has no state_dict")
+    return content
+
+
+def _arrays(state: Mapping[Any, Any], name: str) -> dict[str, NDArray[np.float32]]:
+    import torch
+
+    arrays: dict[str, NDArray[np.float32]] = {}
+    problems: list[str] = []
+    for key, value in state.items():
+        if not isinstance(key, str) or not isinstance(value, torch.Tensor):
+            problems.append(f"{key!r} is not a tensor")
+        elif key.endswith(".num_batches_tracked"):
+            continue  # counts training steps; inference does not use it
+        elif value.layout != torch.strided or not value.is_floating_point():
+            problems.append(f"{key} is not a dense floating-point tensor")
+        elif value.numel() > _MAX_CHECKPOINT_BYTES // 4:  # few bytes can pose as a huge tensor
+            problems.append(f"{key} has {value.numel()} values")
+        elif not bool(torch.isfinite(value).all()):
+            problems.append(f"{key} has values that are not finite")
+        else:
+            arrays[key] = np.array(value.detach().float().numpy(), dtype=np.float32)
+    if problems:
+        raise _invalid(f"{name}: invalid state_dict: " + "; ".join(problems))
+    return arrays
+
+
+def _residual_of(
+    preprocess: Any, weights: dict[str, NDArray[np.float32]], name: str
+) -> tuple[ResidualConfig, dict[str, NDArray[np.float32]]]:
+    """Find the architecture that the hyper-parameters name and the weights have."""
+    if preprocess is None and weights:  # the hyper-parameters do not say: the weights do
+        preprocess = "DnCNN" if "model.0.weight" in weights else "linear3x3"
+    if preprocess == "DnCNN":
+        convolutions = [
+            int(match[1]) for key in weights if (match := re.fullmatch(r"model\.(\d+)\.bias", key))
+        ]
+        last = max(convolutions, default=0)  # convolution, [batch norm], ReLU: three a layer
+        first = weights.get("model.0.weight")
+        features = first.shape[0] if first is not None and first.ndim == 4 else 64
+        depth = (last - 2) // 3 + 2 if last >= 2 else 17
+        try:
+            return ResidualConfig.dncnn(depth, features), weights
+        except UsageError as error:
+            raise _invalid(f"{name}: {error}") from error
+    if preprocess == "linear3x3":
+        return ResidualConfig("linear3x3"), weights
+    if preprocess == "cross_diff":
+        # The kernel is fixed; where a checkpoint has it all the same it must be that one.
+        fixed = np.array([1, -1, -1, 1], dtype=np.float32)
+        kept = {
+            key: values
+            for key, values in weights.items()
+            if values.size % 4 or not (values.reshape(-1, 4) == fixed).all()
+        }
+        return ResidualConfig("cross_diff"), kept
+    if preprocess in (None, "none", "None"):
+        return ResidualConfig("none"), weights
+    raise _invalid(f"{name}: unknown preprocess {preprocess!r}")
+
+
+def _plain(value: Any) -> Any:
+    """Make a value fit for JSON: itself if it is plain, else a short text."""
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float) and np.isfinite(value):
+        return value
+    if isinstance(value, argparse.Namespace):
+        return _plain(vars(value))
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value[:100]]
+    return str(value)[:200]
+
+
+def read_original_checkpoint(path: str | os.PathLike[str]) -> OriginalCheckpoint:
+    """Read a ``.ckpt`` file of the original. Nothing in it is executed.
+
+    Parameters
+    ----------
+    path : path
+        A Lightning checkpoint, as the original's training writes it.
+
+    Raises
+    ------
+    ModelError
+        ``model_not_found`` if it cannot be read; ``torch_missing``; ``model_unsafe`` if its pickle
+        holds more than tensors and plain data; ``model_invalid`` if it is damaged or is not a
+        checkpoint of the original, listing the keys that are missing, unknown or misshapen.
+    """
+    path = Path(path)
+    try:
+        if path.stat().st_size > _MAX_CHECKPOINT_BYTES:
+            raise _invalid(f"{path} has more than {_MAX_CHECKPOINT_BYTES} bytes")
+        data = path.read_bytes()
+    except OSError as error:
+        raise ModelError(
+            f"cannot read the checkpoint {path}: {error.strerror}", code="model_not_found"
+        ) from error
+    name = path.name
+    content = _load_checkpoint(data, name)
+    hyper = content.get("hyper_parameters") or {}
+    if isinstance(hyper, argparse.Namespace):
+        hyper = vars(hyper)
+    if not isinstance(hyper, Mapping):
+        raise _invalid(f"{name}: hyper_parameters must be a mapping, found {type(hyper).__name__}")
+
+    arrays = _arrays(content["state_dict"], name)
+    weights = {
+        key.removeprefix("preproc."): arrays.pop(key)
+        for key in list(arrays)
+        if key.startswith("preproc.")
+    }
+    residual, weights = _residual_of(hyper.get("preprocess"), weights, name)
+    check_weights(residual, weights)
+
+    reference = arrays.get("ref_pattern_list.0")
+    window = hyper.get("img_size")
+    if window is None and reference is not None:
+        window = reference.shape[-1] + 2 * residual.margin
+    if type(window) is not int or not 2 * residual.margin < window <= 2**16:
+        raise _invalid(f"{name}: img_size must be a number of pixels, found {window!r}")
+    masks = hyper.get("num_masks")
+    if masks is not None and (type(masks) is not int or not 1 <= masks <= 1000):
+        raise _invalid(f"{name}: num_masks must be a number of masks, found {masks!r}")
+    try:
+        model.check_tensors(arrays, masks=masks, size=window - 2 * residual.margin)
+    except ModelError as error:
+        raise _invalid(f"{name}: {error}") from error
+
+    loss = re.search(r"valid_loss=(\d+(?:\.\d+)?)", name)
+    return OriginalCheckpoint(
+        generator=path.stem.partition("-epoch=")[0],
+        window=window,
+        residual=residual,
+        residual_weights=weights,
+        tensors=arrays,
+        valid_loss=float(loss[1]) if loss else None,
+        facts={
+            "file": name,
+            "sha256": hashlib.sha256(data).hexdigest(),
+            "epoch": _plain(content.get("epoch")),
+            "global_step": _plain(content.get("global_step")),
+            "lightning": _plain(content.get("pytorch-lightning_version")),
+            "hyper_parameters": _plain(hyper),
+        },
+    )
+
+
+def _selected(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
+    """One file a generator, and a sentence on each that was passed over."""
+
+    def merit(path: Path) -> tuple[float, int, str]:
+        loss = re.search(r"valid_loss=(\d+(?:\.\d+)?)", path.name)
+        epoch = re.search(r"-epoch=(\d+)", path.name)
+        return (
+            float(loss[1]) if loss else float("inf"),
+            -int(epoch[1]) if epoch else 0,
+            path.name,
+        )
+
+    classes: dict[str, list[Path]] = {}
+    for path in paths:
+        classes.setdefault(path.stem.partition("-epoch=")[0], []).append(path)
+    chosen: list[Path] = []
+    notes: list[str] = []
+    for generator, candidates in sorted(classes.items()):
+        best, *others = sorted(candidates, key=merit)
+        chosen.append(best)
+        notes += [
+            f"{generator}: {other.name} passed over for {best.name} "
+            "(lowest validation loss, then latest epoch)"
+            for other in others
+        ]
+    return chosen, notes
+
+
+def import_original(
+    source: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    *,
+    colour: ColourSpace = DEFAULT_COLOUR,
+    overwrite: bool = False,
+) -> DetectorFile:
+    """Make a detector of one or several checkpoints of the original.
+
+    Parameters
+    ----------
+    source : path
+        A ``.ckpt`` file, or a folder of them. Of several of one generator the one with the lowest
+        validation loss in its name is taken, of equal ones that of the latest epoch;
+        ``provenance["notes"]`` says which were passed over.
+    folder : path
+        The detector to write, see `DetectorFile.save`.
+    colour : {"YCbCr-BT601-studio-8bit", "RGB", "YCbCr-BT601-full"}
+        Colour space the checkpoints were trained in, which they do not say: the original takes
+        YCbCr when it trains on compressed images (as for all it publishes), else RGB.
+    overwrite : bool
+        Replace a detector that is there.
+
+    Returns
+    -------
+    DetectorFile
+        As saved: one branch a checkpoint, in alphabetical order of the generators.
+
+    Raises
+    ------
+    ModelError
+        See `read_original_checkpoint`; ``model_not_found`` if a folder has no checkpoints;
+        ``onnx_missing`` without the package ``onnx``, with which the residual network is written.
+    UsageError
+        On an unknown colour space, or if the folder cannot be written.
+    """
+    if colour not in COLOUR_SPACES:
+        raise UsageError(f"unknown colour space {colour!r}; known: {', '.join(COLOUR_SPACES)}")
+    _check_target(Path(folder), overwrite)  # before minutes of work, not after
+    source = Path(source)
+    if source.is_dir():
+        paths, notes = _selected(sorted(p for p in source.glob("*.ckpt") if p.is_file()))
+        if not paths:
+            raise ModelError(f"{source} holds no .ckpt files", code="model_not_found")
+    else:
+        paths, notes = [source], []
+    checkpoints = [read_original_checkpoint(path) for path in paths]
+    detector = DetectorFile(
+        config={"recipe": "original"},
+        branches=tuple(
+            Branch(
+                residual=checkpoint.residual,
+                residual_weights=checkpoint.residual_weights,
+                onnx=residual_onnx(checkpoint.residual, checkpoint.residual_weights),
+                preprocess={
+                    "window": checkpoint.window,
+                    "colour": colour,
+                    "windows": 1,
+                    "aligned": True,
+                },
+                spectrum={"kind": "log", "epsilon": EPSILON},
+                head="original",
+                generators=(checkpoint.generator,),
+                tensors=checkpoint.tensors,
+            )
+            for checkpoint in checkpoints
+        ),
+        provenance={
+            "imported_from": [
+                {"generator": checkpoint.generator, **checkpoint.facts}
+                for checkpoint in checkpoints
+            ],
+            "notes": notes,
+        },
+    )
+    return detector.save(folder, overwrite=overwrite)

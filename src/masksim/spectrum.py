@@ -1,0 +1,227 @@
+"""From a noise residual to its log-magnitude spectrum.
+
+Pure functions over the array API: NumPy arrays (detection) and torch tensors (training, with
+gradients) run the same lines, and nothing here imports torch. Spectra are laid out as pictures:
+zero frequency in the middle (`fftshift`), axes in cycles per pixel, see `frequencies`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import numpy as np
+from array_api_compat import array_namespace
+from numpy.typing import NDArray
+
+from masksim.errors import UsageError
+
+# Any array of the array API (numpy.ndarray, torch.Tensor): there is no common static type yet.
+Array: TypeAlias = Any
+
+EPSILON = 1e-10
+"""Floor added to magnitudes before the logarithm, as in the original."""
+
+
+def frequencies(n: int) -> NDArray[np.float64]:
+    """Frequencies of one axis of a shifted spectrum.
+
+    Parameters
+    ----------
+    n : int
+        Number of samples along the axis.
+
+    Returns
+    -------
+    ndarray of float64, shape (n,)
+        Cycles per pixel, ascending, in [-0.5, 0.5); 0 is at index ``n // 2``.
+    """
+    return np.fft.fftshift(np.fft.fftfreq(n))
+
+
+def log_half_spectrum(residual: Array, epsilon: float = EPSILON) -> Array:
+    """Log-magnitude of the non-redundant half of the spectrum, in FFT order (not shifted).
+
+    Parameters
+    ----------
+    residual : array, real floating point, shape (..., H, W)
+        Noise residual, in units of the pixel range.
+    epsilon : float
+        Added to the magnitude before the logarithm.
+
+    Returns
+    -------
+    array, shape (..., H, W // 2 + 1), the dtype of `residual`
+        ``ln(|rfft2(residual, norm="ortho")| + epsilon)``.
+    """
+    xp = array_namespace(residual)
+    magnitude = xp.abs(xp.fft.rfftn(residual, axes=(-2, -1), norm="ortho"))
+    # NumPy before 2.0 transforms in double precision: return to the caller's.
+    return xp.log(xp.astype(magnitude, residual.dtype, copy=False) + epsilon)
+
+
+def full_from_half(half: Array, width: int) -> Array:
+    """Complete and shift the half spectrum of a real signal.
+
+    Parameters
+    ----------
+    half : array, shape (..., H, width // 2 + 1)
+        An even function of frequency (such as a log-magnitude) in FFT order.
+    width : int
+        Width W of the signal that was transformed.
+
+    Returns
+    -------
+    array, shape (..., H, W)
+        Zero frequency at ``[H // 2, W // 2]``; the value at (-u, -v) is that at (u, v).
+
+    Raises
+    ------
+    UsageError
+        If the last axis does not hold ``width // 2 + 1`` frequencies.
+    """
+    xp = array_namespace(half)
+    if half.shape[-1] != width // 2 + 1:
+        raise UsageError(
+            f"a half spectrum of width {width} has {width // 2 + 1} columns, got {half.shape[-1]}"
+        )
+    # Column W - v, row -u (mod H) repeats column v, row u. Zero and Nyquist are their own mirrors.
+    mirrored = half[..., 1 : (width + 1) // 2]
+    mirrored = xp.roll(xp.flip(mirrored, axis=(-2, -1)), 1, axis=-2)
+    return xp.fft.fftshift(xp.concat([half, mirrored], axis=-1), axes=(-2, -1))
+
+
+def log_spectrum(residual: Array, epsilon: float = EPSILON) -> Array:
+    """Log-magnitude spectrum of each channel.
+
+    Parameters
+    ----------
+    residual : array, real floating point, shape (..., H, W)
+        Noise residual, in units of the pixel range, as (..., channels, H, W).
+    epsilon : float
+        Added to the magnitude before the logarithm: the smallest value is ``ln(epsilon)``.
+
+    Returns
+    -------
+    array, shape (..., H, W), the dtype of `residual`
+        ``ln(|fftshift(fft2(residual, norm="ortho"))| + epsilon)``, natural logarithm, zero
+        frequency at ``[H // 2, W // 2]``, axes given by `frequencies`. float32 stays float32.
+    """
+    return full_from_half(log_half_spectrum(residual, epsilon), residual.shape[-1])
+
+
+def hann_window(n: int) -> NDArray[np.float32]:
+    """Periodic Hann window over a square, of unit mean square.
+
+    Parameters
+    ----------
+    n : int
+        Side, pixels.
+
+    Returns
+    -------
+    ndarray of float32, shape (n, n)
+    """
+    line = np.sin(np.pi * np.arange(n) / n) ** 2
+    line /= np.sqrt((line**2).mean())
+    return np.outer(line, line).astype(np.float32)
+
+
+def welch_log_power(residual: Array, segment: int, hop: int, floor: float) -> Array:
+    """Mean over segments of the log-power spectrum: each patch of the residual counts the same.
+
+    The mean of the logarithms, not the logarithm of the mean as in Welch's method: a few patches
+    of strong texture would drown the flat ones, in which a generator's pattern shows best.
+
+    Parameters
+    ----------
+    residual : array, real floating point, shape (..., H, W)
+        H and W at least `segment`. Any unit u.
+    segment : int
+        Side of the square segments, pixels; each is weighted by `hann_window`.
+    hop : int
+        Distance of neighbouring segments, pixels.
+    floor : float
+        Added to the power before the logarithm, u**2: hides what rounding to 8 bits decides.
+
+    Returns
+    -------
+    array, shape (..., segment, segment // 2 + 1), the dtype of `residual`
+        Natural logarithm of the power density, in FFT order. White noise of variance s u**2 has
+        an expected power of s at every frequency.
+
+    Raises
+    ------
+    UsageError
+        If a side is smaller than the segment.
+    """
+    xp = array_namespace(residual)
+    height, width = residual.shape[-2:]
+    if min(height, width) < segment or hop < 1:
+        raise UsageError(f"no segment of {segment} with hop {hop} fits {width}x{height} pixels")
+    window = xp.asarray(hann_window(segment), dtype=residual.dtype, device=_device(residual))
+    total: Array = None
+    count = 0
+    for y in range(0, height - segment + 1, hop):
+        for x in range(0, width - segment + 1, hop):
+            patch = residual[..., y : y + segment, x : x + segment] * window
+            transform = xp.fft.rfftn(patch, axes=(-2, -1), norm="ortho")
+            power = xp.real(transform) ** 2 + xp.imag(transform) ** 2
+            # NumPy before 2.0 transforms in double precision: return to the caller's.
+            log = xp.log(xp.astype(power, residual.dtype, copy=False) + floor)
+            total = log if total is None else total + log
+            count += 1
+    return total / count
+
+
+def pool_cells(half: Array, side: int) -> Array:
+    """Mean over square cells of a half spectrum.
+
+    Parameters
+    ----------
+    half : array, shape (..., N, N // 2 + 1)
+        In FFT order.
+    side : int
+        Side of a cell in frequency bins; N // 2 is a multiple of it.
+
+    Returns
+    -------
+    array, shape (..., N // side, N // (2 side))
+        Rows from -0.5 cycles/pixel upwards (shifted), columns from 0; the column of the Nyquist
+        frequency is left out.
+    """
+    xp = array_namespace(half)
+    *batch, rows, columns = half.shape
+    if columns != rows // 2 + 1 or side < 1 or (rows // 2) % side:
+        raise UsageError(f"a half spectrum of {rows}x{columns} has no cells of side {side}")
+    shifted = xp.roll(half[..., : rows // 2], rows // 2, axis=-2)
+    split = xp.reshape(shifted, (*batch, rows // side, side, rows // (2 * side), side))
+    return xp.mean(split, axis=(-3, -1))
+
+
+def spread_cells(cells: NDArray[np.float32], side: int) -> NDArray[np.float32]:
+    """Spread the values of cells evenly over the frequencies they cover: the sum stays.
+
+    Parameters
+    ----------
+    cells : ndarray, shape (..., R, R // 2)
+        From `pool_cells`.
+    side : int
+        Side of a cell in bins.
+
+    Returns
+    -------
+    ndarray, shape (..., N, N) with N = R side
+        Zero frequency at ``[N // 2, N // 2]``, the same at (-u, -v) as at (u, v).
+    """
+    fine = np.repeat(np.repeat(cells / side**2, side, axis=-2), side, axis=-1)
+    full = np.concatenate([np.zeros_like(fine), fine], axis=-1)
+    # The point (-u, -v) of a shifted spectrum of even side: flip, then one step on.
+    mirrored = np.roll(np.flip(full, axis=(-2, -1)), 1, axis=(-2, -1))
+    spread: NDArray[np.float32] = (full + mirrored) / 2
+    return spread
+
+
+def _device(x: Array) -> Any:
+    from array_api_compat import device
+
+    return device(x)

@@ -1,0 +1,207 @@
+"""`masksim.model` against torch's own layers, in double precision."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import make_original_fixture as fixture  # type: ignore[import-not-found]
+from masksim import model
+from masksim.errors import ModelError
+from masksim.model import OriginalHead
+from masksim.spectrum import log_spectrum
+
+
+def tensors(masks: int = 2, side: int = 20, dtype: str = "float64", kernel: int = 3) -> Any:
+    arrays = fixture.state("none", side, masks, kernel=kernel)
+    return {name: values.astype(dtype) for name, values in arrays.items()}
+
+
+def spectra(batch: int = 3, side: int = 20) -> NDArray[np.float64]:
+    planes = [fixture.colour(fixture.image(side, side, i), False)[0] for i in range(batch)]
+    return np.asarray(log_spectrum(np.stack(planes)))
+
+
+@pytest.mark.parametrize("masks", [1, 2, 5])
+@pytest.mark.parametrize("kernel", [3, 5])
+def test_the_head_is_the_originals(masks: int, kernel: int) -> None:
+    pytest.importorskip("torch")
+    planes = np.concatenate(
+        [fixture.colour(fixture.image(20, 20, seed), seed % 2 == 0) for seed in range(8)]
+    )
+    arrays = fixture.state("none", 20, masks, kernel=kernel)
+    expected = fixture.original(planes, arrays, "none")
+    head = OriginalHead.from_tensors({n: v.astype(np.float64) for n, v in arrays.items()})
+    found = head.similarity(log_spectrum(planes))
+    np.testing.assert_allclose(found.score, expected["similarity"], rtol=1e-9)
+    np.testing.assert_array_equal(found.mask, expected["mask"])
+    if masks > 1:
+        assert len(set(found.mask.tolist())) > 1  # the maximum is over several winners
+    np.testing.assert_allclose(found.map, expected["map"], rtol=0, atol=1e-12)
+    np.testing.assert_allclose(model.channel_cosines(found.map), expected["channels"], rtol=1e-9)
+    np.testing.assert_allclose(head.probability(found.score), expected["prob"], rtol=1e-9)
+
+
+def test_the_score_is_the_sum_of_the_map() -> None:
+    head = OriginalHead.from_tensors(tensors(dtype="float32"))
+    found = head.similarity(spectra().astype(np.float32))
+    assert found.map.dtype == found.score.dtype == np.float32
+    np.testing.assert_allclose(found.map.sum(axis=(1, 2, 3)) / 3, found.score, rtol=1e-5)
+    np.testing.assert_array_equal(model.similarity_of(found.map), found.score)
+
+
+def test_one_spectrum_and_batches_of_any_shape_agree() -> None:
+    head = OriginalHead.from_tensors(tensors())
+    batch = spectra(6)
+    together = head.similarity(batch)
+    grid = head.similarity(batch.reshape(2, 3, 3, 20, 20))
+    np.testing.assert_allclose(grid.score.reshape(6), together.score, rtol=1e-12)
+    np.testing.assert_allclose(grid.map.reshape(together.map.shape), together.map, rtol=1e-12)
+    one = head.similarity(batch[4])
+    np.testing.assert_allclose(one.score, together.score[4], rtol=1e-12)
+    np.testing.assert_allclose(one.map, together.map[4], rtol=1e-12)
+    assert one.mask == together.mask[4]
+    np.testing.assert_allclose(head.probability(one.score), head.probability(together.score)[4])
+
+
+def test_torch_runs_the_same_lines_with_gradients() -> None:
+    torch = pytest.importorskip("torch")
+    arrays = tensors(dtype="float32")
+    batch = spectra().astype(np.float32)
+    weights = {name: torch.from_numpy(v.copy()).requires_grad_() for name, v in arrays.items()}
+    head = OriginalHead.from_tensors(weights)
+    spectrum = torch.from_numpy(batch).requires_grad_()
+    found = head.similarity(spectrum)
+    expected = OriginalHead.from_tensors(arrays).similarity(batch)
+    np.testing.assert_allclose(found.score.detach(), expected.score, rtol=1e-5)
+    np.testing.assert_allclose(found.map.detach(), expected.map, atol=1e-7)
+    np.testing.assert_array_equal(found.mask, expected.mask)
+    head.probability(found.score).sum().backward()
+    won = set(found.mask.tolist())
+    for name, tensor in weights.items():
+        index = name.rpartition(".")[2]
+        used = not index.isdigit() or int(index) in won
+        assert torch.isfinite(tensor.grad).all(), name
+        assert bool((tensor.grad != 0).any()) == used, name
+    assert torch.isfinite(spectrum.grad).all()
+
+
+def test_a_reference_found_in_the_image_has_similarity_one() -> None:
+    arrays = tensors(masks=2)
+    arrays["in_conv_fft.0.weight"] = np.eye(3)[:, :, None, None]
+    arrays["mask_pre_activ_list.1"][:] = 200.0  # the mask lets all through
+    arrays["mask_conv.weight"][:] = 0
+    arrays["mask_conv.weight"][:, :, 1, 1] = 1
+    for part, value in (("weight", 1), ("bias", 0), ("running_mean", 0), ("running_var", 1)):
+        arrays[f"norm_vector.{part}"][:] = value
+    reference = arrays["ref_pattern_list.1"]
+    centred = reference - reference.mean(axis=(1, 2), keepdims=True)
+    head = OriginalHead.from_tensors(arrays)
+    found = head.similarity(np.stack([centred, 4 * centred]))
+    np.testing.assert_allclose(found.score, 1, rtol=1e-12)
+    assert found.mask.tolist() == [1, 1]
+    opposite = OriginalHead.from_tensors({**arrays, "ref_pattern_list.0": reference})
+    assert float(opposite.similarity(-centred).score) > -1
+
+
+def test_equal_masks_give_the_first() -> None:
+    arrays = tensors(masks=2)
+    for part in ("ref_pattern_list", "mask_pre_activ_list"):
+        arrays[f"{part}.1"] = arrays[f"{part}.0"]
+    assert OriginalHead.from_tensors(arrays).similarity(spectra()).mask.tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-6, 1e-9, 1e-12, 0.0])
+def test_tiny_vectors_are_those_of_torch(scale: float) -> None:
+    torch = pytest.importorskip("torch")
+    vectors = np.random.default_rng(2).standard_normal((2, 4, 3, 5, 5))
+    a, b = vectors * np.array([scale, 1.0]).reshape(2, 1, 1, 1, 1)
+    shown = model.similarity_map(a, model.unit_vectors(b))
+    flat = [torch.from_numpy(v).flatten(2) for v in (a, b)]
+    expected = torch.nn.functional.cosine_similarity(*flat, dim=2, eps=1e-8)
+    np.testing.assert_allclose(model.channel_cosines(shown), expected, rtol=1e-12, atol=0)
+
+
+def test_nothing_has_no_similarity() -> None:
+    arrays = tensors()
+    arrays["norm_vector.weight"][:] = 0
+    arrays["norm_vector.bias"][:] = 0
+    found = OriginalHead.from_tensors(arrays).similarity(spectra())
+    assert not found.score.any()
+    assert not found.map.any()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_sigmoid_is_accurate_and_never_overflows(dtype: str) -> None:
+    x = np.array([-1e30, -90, -60, -20, -1, 0, 1, 20, 1e30], dtype=dtype)
+    found = model.sigmoid(x)
+    assert found.dtype == x.dtype
+    assert found[0] < 1e-30
+    assert found[-1] == 1
+    inner = x[2:-1].astype(np.float64)
+    np.testing.assert_allclose(found[2:-1], 1 / (1 + np.exp(-inner)), rtol=3e-6)
+
+
+def test_sigmoid_has_its_gradient() -> None:
+    torch = pytest.importorskip("torch")
+    x = torch.tensor([-3.0, 0.0, 2.0], requires_grad=True, dtype=torch.float64)
+    model.sigmoid(x).sum().backward()
+    p = torch.sigmoid(x.detach())
+    np.testing.assert_allclose(x.grad, p * (1 - p), rtol=1e-12)
+
+
+@pytest.mark.parametrize("size", [1, 3, 5])
+def test_blur_is_a_correlation_with_zeros_outside(size: int) -> None:
+    rng = np.random.default_rng(1)
+    picture, kernel = rng.random((2, 3, 6, 7)), rng.random((3, size, size))
+    reach = size // 2
+    expected = np.zeros_like(picture)
+    for y, x in np.ndindex(6, 7):
+        for i, j in np.ndindex(size, size):
+            row, column = y + i - reach, x + j - reach
+            if 0 <= row < 6 and 0 <= column < 7:
+                expected[:, :, y, x] += kernel[:, i, j] * picture[:, :, row, column]
+    np.testing.assert_allclose(model.blur(picture, kernel), expected, rtol=1e-12)
+
+
+def test_mixing_is_a_1x1_convolution() -> None:
+    rng = np.random.default_rng(1)
+    spectrum, mixing = rng.random((2, 4, 3, 6, 7)), rng.random((5, 3))
+    expected = np.einsum("dc,abchw->abdhw", mixing, spectrum)
+    np.testing.assert_allclose(model.mix_channels(spectrum, mixing), expected, rtol=1e-12)
+
+
+def test_half_precision_is_computed_in_single() -> None:
+    half = {name: values.astype(np.float16) for name, values in tensors().items()}
+    head = OriginalHead.from_tensors(half)
+    single = OriginalHead.from_tensors({n: v.astype(np.float32) for n, v in half.items()})
+    assert head.masks.dtype == np.float32
+    spectrum = spectra().astype(np.float32)
+    np.testing.assert_array_equal(
+        head.similarity(spectrum).score, single.similarity(spectrum).score
+    )
+
+
+def test_unfit_tensors_are_listed() -> None:
+    arrays = tensors()
+    del arrays["clf_b"]
+    arrays["extra"] = np.zeros(3)
+    arrays["ref_pattern_list.1"] = np.zeros((3, 20, 21))
+    with pytest.raises(ModelError) as caught:
+        OriginalHead.from_tensors(arrays)
+    assert caught.value.code == "model_invalid"
+    for part in (
+        "clf_b is missing",
+        "extra is unknown",
+        "ref_pattern_list.1 has shape (3, 20, 21), expected (3, 20, 20)",
+    ):
+        assert part in str(caught.value)
+    with pytest.raises(ModelError, match=r"ref_pattern_list\.0 is missing"):
+        OriginalHead.from_tensors({})
+    with pytest.raises(ModelError, match=r"expected \(3, 30, 30\)"):
+        model.check_tensors(tensors(), size=30)
+    with pytest.raises(ModelError, match=r"ref_pattern_list\.2 is missing"):
+        model.check_tensors(tensors(), masks=3)
