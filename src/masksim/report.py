@@ -1,0 +1,624 @@
+"""A detection as JSON, as text for people, and as the picture of its similarity maps.
+
+Nothing here computes evidence: the numbers are those of the detection. The shapes of what is
+reported are the protocols below, so that this room needs neither the detector nor its libraries.
+The pictures are drawn with Pillow alone.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import textwrap
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from masksim.errors import UsageError
+from masksim.verdict import format_rate
+
+if TYPE_CHECKING:
+    from masksim.image import ImageFacts
+    from masksim.verdict import Verdict
+
+__all__ = [
+    "DetectionLike",
+    "MapLike",
+    "PlaneLike",
+    "ScoreLike",
+    "diverging_colours",
+    "maps_png",
+    "printable",
+    "to_json",
+    "to_text",
+]
+
+MEANING = (
+    "This compares the image's fine noise pattern with those of known generators. It is not the "
+    "probability that the image is fake, and finding no evidence does not prove that it is a photo."
+)
+"""What a result does and does not mean, in a line."""
+
+
+class ScoreLike(Protocol):
+    """How alike the image is to the images of one generator."""
+
+    @property
+    def generator(self) -> str:
+        """Name of the generator."""
+
+    @property
+    def similarity(self) -> float:
+        """Sum of the similarity map; larger is more alike."""
+
+    @property
+    def false_positive_rate(self) -> float | None:
+        """Share of real photos that score at least as high, in (0, 1]; None if uncalibrated."""
+
+
+class DetectionLike(Protocol):
+    """What the detector says of one image."""
+
+    @property
+    def image(self) -> ImageFacts:
+        """Facts of the image."""
+
+    @property
+    def verdict(self) -> Verdict:
+        """What the evidence amounts to."""
+
+    @property
+    def scores(self) -> Sequence[ScoreLike]:
+        """One a generator, the most telling first."""
+
+    @property
+    def windows(self) -> Sequence[tuple[int, int, int, int]]:
+        """Parts of the image that were analysed: x, y, width, height in pixels."""
+
+    @property
+    def detector(self) -> str:
+        """Name of the detector."""
+
+    @property
+    def detector_sha256(self) -> str:
+        """Digest of the detector file."""
+
+    @property
+    def seconds(self) -> float:
+        """Time of the analysis."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+
+
+class PlaneLike(Protocol):
+    """One plane (channel, residual) of a similarity map; arrays are fftshifted."""
+
+    @property
+    def name(self) -> str:
+        """What the plane shows."""
+
+    @property
+    def values(self) -> NDArray[Any]:
+        """(H, W) contribution of every frequency to the similarity."""
+
+    @property
+    def fy(self) -> NDArray[Any]:
+        """(H,) vertical frequency of each row, cycles/pixel, ascending."""
+
+    @property
+    def fx(self) -> NDArray[Any]:
+        """(W,) horizontal frequency of each column, cycles/pixel, ascending."""
+
+    @property
+    def reference(self) -> NDArray[Any]:
+        """(H, W) the generator's pattern."""
+
+    @property
+    def spectrum(self) -> NDArray[Any]:
+        """(H, W) the image's own spectrum."""
+
+
+class MapLike(Protocol):
+    """Similarity map of one generator: the values of all its planes add up to the similarity."""
+
+    @property
+    def generator(self) -> str:
+        """Name of the generator."""
+
+    @property
+    def similarity(self) -> float:
+        """Sum of all values."""
+
+    @property
+    def planes(self) -> Sequence[PlaneLike]:
+        """At least one."""
+
+
+# ------------------------------------------------------------------------------ JSON and text
+
+
+def to_json(detection: DetectionLike) -> dict[str, Any]:
+    """Plain values of a detection, as `docs/detect.md` explains them field by field.
+
+    Parameters
+    ----------
+    detection
+        From `masksim.detector.Detector.detect`.
+
+    Returns
+    -------
+    dict
+        For `json.dumps`; no NaN.
+    """
+    return detection.to_dict()
+
+
+def to_text(detection: DetectionLike, width: int = 80, *, ascii_only: bool = False) -> str:
+    """Write a detection for people: the verdict first, then what it rests on.
+
+    Parameters
+    ----------
+    detection
+        From `masksim.detector.Detector.detect`.
+    width
+        Columns to fill; at least 48 are used.
+    ascii_only
+        Draw the bars with ``#``, for terminals that know no block characters.
+
+    Returns
+    -------
+    str
+        Lines without a line break at the end. No control characters, whatever the file's name.
+    """
+    width = max(width, 48)
+    verdict = detection.verdict
+    lines = [printable(detection.image.name)]
+
+    def paragraph(text: str, first: str = "  ", rest: str = "  ") -> None:
+        lines.extend(
+            textwrap.wrap(printable(text), width, initial_indent=first, subsequent_indent=rest)
+        )
+
+    paragraph(verdict.text)
+    for caution in verdict.cautions:
+        paragraph(caution, "  Caution: ", "    ")
+    lines.append("")
+    lines.extend(_table(detection, width, ascii_only))
+    lines.append("")
+    paragraph(MEANING)
+    paragraph(_file_facts(detection.image), "  File: ", "    ")
+    # Never broken, for it is to be copied.
+    of = "" if detection.image.sha256_of == "file" else f"of the {detection.image.sha256_of} "
+    lines.append(f"    sha256 {of}{detection.image.sha256}")
+    paragraph(
+        f"{_windows(detection.windows)}, {detection.seconds:.2f} s, detector {detection.detector} "
+        f"({detection.detector_sha256[:12]})",
+        "  Analysed: ",
+        "    ",
+    )
+    return "\n".join(lines)
+
+
+def printable(text: str) -> str:
+    r"""Replace each character that would steer a terminal by its escape, such as ``\x1b``."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
+    )
+
+
+def _table(detection: DetectionLike, width: int, ascii_only: bool) -> list[str]:
+    """Line up generators, similarities, rates, and bars: the longer, the rarer among photos."""
+    scores, size = detection.scores, detection.verdict.sample_size
+    names = [printable(score.generator) for score in scores]
+    rates = [
+        "-" if score.false_positive_rate is None else format_rate(score.false_positive_rate, size)
+        for score in scores
+    ]
+    heads = ("generator", "similarity", "real photos as high")
+    longest = max(len(heads[0]), min(max(map(len, names)), width // 3))
+    # Where it is narrow the heading gives way before the bars do, and they before the names.
+    if width < longest + 18 + len(heads[2]) + 8:
+        heads = (*heads[:2], "as high")
+    rate_width = max(len(heads[2]), *map(len, rates))
+    longest = min(longest, width - 16 - rate_width)
+    bar_width = min(width - longest - 18 - rate_width, 24)
+    if bar_width < 6 or any(score.false_positive_rate is None for score in scores):
+        bar_width = 0
+    title = "" if not bar_width else "rarer: longer"[:bar_width]
+    rows = [f"  {heads[0]:<{longest}}  {heads[1]:>10}  {heads[2]:>{rate_width}}  {title}"]
+    for score, name, rate in zip(scores, names, rates, strict=True):
+        bar = ""
+        if bar_width and score.false_positive_rate is not None:
+            bar = _bar(_rarity(score.false_positive_rate, size), bar_width, ascii_only)
+        short = name if len(name) <= longest else name[: longest - 3] + "..."
+        row = f"  {short:<{longest}}  {score.similarity:>10.4f}  {rate:>{rate_width}}  {bar}"
+        rows.append(row)
+    return [row.rstrip() for row in rows]
+
+
+def _rarity(rate: float, sample_size: int) -> float:
+    """0 where every real photo scores as high, 1 where none of the sample does; logarithmic."""
+    return min(max(math.log(1.0 / rate) / math.log(max(sample_size, 1) + 1.0), 0.0), 1.0)
+
+
+def _bar(share: float, width: int, ascii_only: bool) -> str:
+    if ascii_only:
+        return "#" * round(share * width)
+    eighths = round(share * width * 8)
+    return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
+
+
+def _file_facts(facts: ImageFacts) -> str:
+    parts = [facts.format, f"{facts.width} x {facts.height} pixels", _bytes(facts.n_bytes)]
+    if facts.jpeg_quality is not None:
+        parts.append(f"JPEG quality about {facts.jpeg_quality}")
+    if facts.jpeg_subsampling is not None:
+        parts.append(f"chroma {facts.jpeg_subsampling}")
+    if facts.mode not in ("RGB", "uint8 RGB"):
+        parts.append(f"stored as {facts.mode}")
+    parts.extend(facts.treatments)
+    return ", ".join(parts)
+
+
+def _bytes(n: int) -> str:
+    if n < 1000:
+        return f"{n} bytes"
+    return f"{n / 1e3:.1f} kB" if n < 1e6 else f"{n / 1e6:.1f} MB"
+
+
+def _windows(windows: Sequence[tuple[int, int, int, int]]) -> str:
+    sizes = sorted({(width, height) for _, _, width, height in windows}, reverse=True)
+    what = "window" if len(windows) == 1 else "windows"
+    return f"{len(windows)} {what} of " + ", ".join(f"{w} x {h}" for w, h in sizes) + " pixels"
+
+
+# ------------------------------------------------------------------------------------ pictures
+
+# Blue, white, red with lightness falling alike to both sides: told apart with any colour vision.
+_ANCHORS = np.array(
+    [
+        [10, 48, 107],
+        [38, 110, 180],
+        [148, 196, 223],
+        [248, 248, 248],
+        [245, 170, 130],
+        [208, 72, 62],
+        [108, 4, 32],
+    ],
+    dtype=np.float64,
+)
+
+_INK, _SOFT, _LINE, _PAPER = (26, 28, 33), (96, 100, 110), (170, 174, 182), (255, 255, 255)
+_MARGIN = 28
+_LEFT = 46  # tick labels of the vertical axis
+_BAR_GAP, _BAR, _BAR_LABELS = 10, 14, 72
+_GUTTER = 22  # between the panels of a row
+_ONE_COLUMN = 4  # planes; more stand in two columns
+_COLUMN_GAP = 40
+_PERCENTILE = 99.5
+_DPI = 96
+
+
+def diverging_colours(values: NDArray[Any], limit: float) -> NDArray[np.uint8]:
+    """Colour numbers from blue (negative) over white (zero) to red (positive).
+
+    Parameters
+    ----------
+    values
+        (...) any finite numbers.
+    limit
+        Positive: the absolute value from which on the colour does not change any more.
+
+    Returns
+    -------
+    ndarray
+        (..., 3) uint8, sRGB.
+    """
+    place = (np.clip(np.asarray(values, dtype=np.float64) / limit, -1.0, 1.0) + 1.0) / 2.0
+    at = np.linspace(0.0, 1.0, len(_ANCHORS))
+    channels = [np.interp(place, at, _ANCHORS[:, c]) for c in range(3)]
+    return np.rint(np.stack(channels, axis=-1)).astype(np.uint8)
+
+
+def maps_png(
+    maps: MapLike | Iterable[MapLike] | Mapping[str, MapLike],
+    path: str | os.PathLike[str] | None = None,
+    *,
+    detection: DetectionLike | None = None,
+) -> bytes:
+    """Draw similarity maps: where in the spectrum the image is like the generator's images.
+
+    For each generator, and each plane of it, three panels side by side: what each frequency adds
+    to the similarity, the generator's reference, and the image's own spectrum. The contributions
+    of one generator share one colour scale, symmetric about zero, that ends at the 99.5th
+    percentile of the absolute values that are not zero. Every other panel has its own, about its
+    median where zero is far from its values (a spectrum that is not normalised).
+
+    Parameters
+    ----------
+    maps
+        Of one generator, or of several, from `masksim.detector.Detector.similarity_maps`.
+    path
+        Where to write the picture as well; replaced if it is there.
+    detection
+        Of the same image: adds its name and the false-positive rates to the titles.
+
+    Returns
+    -------
+    bytes
+        A PNG file.
+
+    Raises
+    ------
+    UsageError
+        There is nothing to draw, an array has the wrong shape or a value that is not finite, or
+        the file cannot be written.
+    """
+    chosen: list[MapLike]
+    if isinstance(maps, Mapping):
+        chosen = list(maps.values())
+    elif isinstance(maps, Iterable):
+        chosen = list(maps)
+    else:
+        chosen = [maps]
+    if not chosen:
+        raise UsageError("there are no similarity maps to draw")
+    sections = [_section(item, detection) for item in chosen]
+    foot = _footnote(max(image.width for image in sections))
+    canvas = _stack([*sections, foot])
+    buffer = io.BytesIO()
+    canvas.save(buffer, "PNG", dpi=(_DPI, _DPI))
+    data = buffer.getvalue()
+    if path is not None:
+        try:
+            Path(path).write_bytes(data)
+        except OSError as error:
+            raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
+    return data
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)
+
+
+def _drawable(text: str) -> str:
+    """Letters that Pillow's own font has: accents are taken off, other scripts become ``?``."""
+    plain = unicodedata.normalize("NFKD", printable(text))
+    plain = "".join(c for c in plain if not unicodedata.combining(c))
+    return plain.encode("ascii", "replace").decode("ascii")
+
+
+def _fit(text: str, size: int, width: float) -> str:
+    """Cut a text in the middle until it fits."""
+    text = _drawable(text)
+    font = _font(size)
+    if font.getlength(text) <= width:
+        return text
+    keep = len(text)
+    while keep > 2 and font.getlength(text[: keep // 2] + "..." + text[-(keep // 2) :]) > width:
+        keep -= 1
+    return text[: keep // 2] + "..." + text[-(keep // 2) :]
+
+
+_Tick: TypeAlias = tuple[float, str]
+"""Pixels from the left or upper edge of a panel, and the frequency that stands there."""
+
+
+@dataclass(frozen=True)
+class _Panel:
+    """One picture with its axes."""
+
+    title: str
+    values: NDArray[np.float64]  # (side, side), one a pixel of the screen
+    xticks: tuple[_Tick, ...]
+    yticks: tuple[_Tick, ...]
+    centre: float  # the value that is white
+    limit: float  # the distance from it at which colours end
+
+
+def _section(item: MapLike, detection: DetectionLike | None) -> Image.Image:
+    """All planes of one generator, under its title."""
+    if not item.planes:
+        raise UsageError(f"the similarity map of {item.generator} has no planes")
+    for plane in item.planes:
+        _check_plane(plane, item.generator)
+    side = _side(max(item.planes[0].values.shape))
+    # One scale for all: a plane that adds little must look so.
+    contributions = [_to_screen(plane.values, side) for plane in item.planes]
+    shared = _limit(np.stack(contributions))
+    rows: list[Image.Image] = []
+    for plane, values in zip(item.planes, contributions, strict=True):
+        ticks = (_ticks(plane.fx, side), _ticks(plane.fy, side))
+        reference, spectrum = (_to_screen(v, side) for v in (plane.reference, plane.spectrum))
+        panels = [
+            _Panel("contribution to the similarity", values, *ticks, 0.0, shared),
+            _Panel("the generator's reference", reference, *ticks, *_scale(reference)),
+            _Panel("this image's spectrum", spectrum, *ticks, *_scale(spectrum)),
+        ]
+        total = float(np.sum(plane.values, dtype=np.float64))
+        rows.append(_row(plane.name, total, panels, side))
+    if len(rows) > _ONE_COLUMN:
+        rows = [_beside(rows[k : k + 2]) for k in range(0, len(rows), 2)]
+
+    title_height = 84 if detection is not None else 72
+    width = 2 * _MARGIN + max(row.width for row in rows)
+    canvas = Image.new("RGB", (width, title_height), _PAPER)
+    draw = ImageDraw.Draw(canvas)
+    room = width - 2 * _MARGIN
+    draw.text((_MARGIN, 22), _fit(item.generator, 26, room), _INK, _font(26), anchor="lt")
+    draw.text((_MARGIN, 56), _fit(_subtitle(item, detection), 15, room), _SOFT, _font(15), "lt")
+    return _stack([canvas, *rows], indent=(0, *([_MARGIN] * len(rows))))
+
+
+def _subtitle(item: MapLike, detection: DetectionLike | None) -> str:
+    parts = [f"similarity {item.similarity:.4f}"]
+    if detection is not None:
+        rates = {score.generator: score.false_positive_rate for score in detection.scores}
+        size = detection.verdict.sample_size
+        if (rate := rates.get(item.generator)) is not None:
+            text = format_rate(rate, size)
+            parts.append(f"false-positive rate {text} ({size} real photos)")
+        parts.append(detection.image.name)
+    return "    ".join(parts)
+
+
+def _row(name: str, total: float, panels: Sequence[_Panel], side: int) -> Image.Image:
+    """Panels of one plane, side by side, under the plane's name."""
+    cell = _LEFT + side + _BAR_GAP + _BAR + _BAR_LABELS
+    top, bottom = 62, 58
+    width = len(panels) * cell + (len(panels) - 1) * _GUTTER
+    canvas = Image.new("RGB", (width, top + side + bottom), _PAPER)
+    draw = ImageDraw.Draw(canvas)
+    draw.line((0, 4, width, 4), _LINE)
+    label = f"sum of this map {total:+.4f}"
+    room = width - _font(15).getlength(label) - 30
+    draw.text((0, 14), _fit(name, 15, room), _INK, _font(15), "lt")
+    draw.text((width, 14), label, _SOFT, _font(15), "rt")
+    for k, panel in enumerate(panels):
+        _draw_panel(canvas, draw, panel, k * (cell + _GUTTER) + _LEFT, top, side)
+    return canvas
+
+
+def _draw_panel(
+    canvas: Image.Image, draw: ImageDraw.ImageDraw, panel: _Panel, x: int, y: int, side: int
+) -> None:
+    font = _font(13)
+    draw.text((x, y - 10), panel.title, _INK, font, "ls")
+    canvas.paste(
+        Image.fromarray(diverging_colours(panel.values - panel.centre, panel.limit)), (x, y)
+    )
+    draw.rectangle((x - 1, y - 1, x + side, y + side), outline=_LINE)
+    for across, label in panel.xticks:
+        draw.line((x + across, y + side + 1, x + across, y + side + 5), _SOFT)
+        draw.text((x + across, y + side + 9), label, _SOFT, font, "mt")
+    for down, label in panel.yticks:
+        draw.line((x - 6, y + down, x - 2, y + down), _SOFT)
+        draw.text((x - 9, y + down), label, _SOFT, font, "rm")
+    draw.text((x + side / 2, y + side + 28), "cycles/pixel", _SOFT, font, "mt")
+
+    left = x + side + _BAR_GAP
+    scale = np.linspace(panel.limit, -panel.limit, side)[:, np.newaxis].repeat(_BAR, axis=1)
+    canvas.paste(Image.fromarray(diverging_colours(scale, panel.limit)), (left, y))
+    draw.rectangle((left - 1, y - 1, left + _BAR, y + side), outline=_LINE)
+    for share in (1.0, 0.5, 0.0, -0.5, -1.0):
+        at = y + (1.0 - share) / 2.0 * (side - 1)
+        draw.line((left + _BAR, at, left + _BAR + 4, at), _SOFT)
+        draw.text(
+            (left + _BAR + 8, at), _number(panel.centre + share * panel.limit), _SOFT, font, "lm"
+        )
+
+
+def _number(value: float) -> str:
+    """Signed, two or three digits, short: +0.12, -3.1e-6, 0."""
+    if value == 0.0:
+        return "0"
+    if 0.01 <= abs(value) < 1000.0:
+        return f"{value:+#.3g}".rstrip(".")
+    mantissa, exponent = f"{value:+.1e}".split("e")
+    return f"{mantissa}e{int(exponent)}"
+
+
+def _footnote(width: int) -> Image.Image:
+    text = (
+        "The centre of each panel is frequency 0. Contribution: red frequencies raise the "
+        "similarity, blue ones lower it; all contributions of a generator add up to its "
+        f"similarity. Colours end at the {_PERCENTILE:g}th percentile."
+    )
+    font = _font(13)
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) > width - 2 * _MARGIN:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    canvas = Image.new("RGB", (width, 14 + 19 * len(lines) + _MARGIN), _PAPER)
+    draw = ImageDraw.Draw(canvas)
+    draw.line((_MARGIN, 2, width - _MARGIN, 2), _LINE)
+    for k, line in enumerate(lines):
+        draw.text((_MARGIN, 14 + 19 * k), line, _SOFT, font, "lt")
+    return canvas
+
+
+def _beside(images: Sequence[Image.Image]) -> Image.Image:
+    """Put one or two images beside each other; one keeps the width of two."""
+    first = images[0]
+    canvas = Image.new("RGB", (2 * first.width + _COLUMN_GAP, first.height), _PAPER)
+    for k, image in enumerate(images):
+        canvas.paste(image, (k * (first.width + _COLUMN_GAP), 0))
+    return canvas
+
+
+def _stack(images: Sequence[Image.Image], indent: Sequence[int] | None = None) -> Image.Image:
+    """Put images under each other."""
+    places = indent or [0] * len(images)
+    width = max(image.width + place for image, place in zip(images, places, strict=True))
+    canvas = Image.new("RGB", (width, sum(image.height for image in images)), _PAPER)
+    y = 0
+    for image, place in zip(images, places, strict=True):
+        canvas.paste(image, (place, y))
+        y += image.height
+    return canvas
+
+
+def _check_plane(plane: PlaneLike, generator: str) -> None:
+    shape = (len(plane.fy), len(plane.fx))
+    for name in ("values", "reference", "spectrum"):
+        array = np.asarray(getattr(plane, name))
+        if array.shape != shape or min(shape) < 1:
+            raise UsageError(
+                f"{name} of {generator}'s map has the shape {array.shape}, its axes {shape}"
+            )
+        if not np.isfinite(array).all():
+            raise UsageError(f"{name} of {generator}'s map has values that are not finite")
+
+
+def _side(n: int) -> int:
+    """Side of a panel on the screen, pixels: a whole multiple or part of n cells near 240."""
+    if n <= 288:
+        return n * max(1, round(240 / n))
+    part = math.ceil(n / 256)
+    return n // part if n % part == 0 and n // part >= 192 else 240
+
+
+def _to_screen(values: NDArray[Any], side: int) -> NDArray[np.float64]:
+    """Repeat cells, or average them, until the panel is filled: (H, W) -> (side, side)."""
+    image = Image.fromarray(np.ascontiguousarray(values, dtype=np.float32))
+    larger = max(values.shape) <= side
+    how = Image.Resampling.NEAREST if larger else Image.Resampling.BOX
+    return np.asarray(image.resize((side, side), how), dtype=np.float64)
+
+
+def _limit(values: NDArray[np.float64]) -> float:
+    """End of a symmetric colour scale; cells at exactly zero are masked out and do not count."""
+    sizes = np.abs(values[values != 0.0])
+    return float(np.percentile(sizes, _PERCENTILE)) if sizes.size else 1.0
+
+
+def _scale(values: NDArray[np.float64]) -> tuple[float, float]:
+    """Centre and limit: zero where values lie on both sides of it, else their median."""
+    middle = float(np.median(values))
+    spread = _limit(values - middle)
+    return (middle, spread) if abs(middle) > 0.5 * spread else (0.0, _limit(values))
+
+
+def _ticks(axis: NDArray[Any], side: int) -> tuple[_Tick, ...]:
+    """Five ticks from one end of the axis to the other, at the centres of their frequencies."""
+    n = len(axis)
+    step = (float(axis[-1]) - float(axis[0])) / (n - 1) if n > 1 else 1.0
+    end = n * step / 2.0  # 0.5, or 0.25 where chroma has half the resolution
+    found = []
+    for share in (-1.0, -0.5, 0.0, 0.5, 1.0):
+        cell = (share * end - float(axis[0])) / step + 0.5
+        # The last lies half a cell outside an even number of cells: there it is the edge.
+        place = min(max(cell * side / n - 0.5, 0.0), side - 1.0)
+        found.append((place, f"{share * end:.4g}"))
+    return tuple(found)

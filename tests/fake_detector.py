@@ -1,0 +1,128 @@
+"""A detector without a network, for the tests of the report and of the command line.
+
+Its results are the real one's classes; its numbers come from the image's mean alone. `install`
+puts it in the place of `masksim.detector.load_detector`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import masksim.detector
+from masksim.detector import Detection, GeneratorScore, PlaneMap, SimilarityMap
+from masksim.errors import ImageError, ModelError
+from masksim.image import ImageFacts, LoadedImage, load_image
+from masksim.verdict import decide
+
+GENERATORS = ("dalle3", "gpt-image", "sd1")
+SAMPLE_SIZE = 999
+
+
+@dataclass(frozen=True)
+class Residual:
+    kind: str = "none"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"kind": self.kind}
+
+
+@dataclass(frozen=True)
+class Branch:
+    residual: Residual = field(default_factory=Residual)
+    preprocess: dict[str, Any] = field(default_factory=lambda: {"window": 256, "windows": 5})
+    spectrum: dict[str, Any] = field(default_factory=lambda: {"kind": "log"})
+    head: str = "shared"
+    head_config: dict[str, Any] = field(default_factory=dict)
+    generators: tuple[str, ...] = GENERATORS
+
+
+@dataclass(frozen=True)
+class File:
+    format_version: int = 1
+    config: dict[str, Any] = field(default_factory=dict)
+    branches: tuple[Branch, ...] = (Branch(),)
+    provenance: dict[str, Any] = field(default_factory=lambda: {"trained_on": ["a", "b"]})
+
+
+def facts(name: str = "photo.jpg", **changes: Any) -> ImageFacts:
+    found = load_image(np.zeros((300, 400, 3), np.uint8), name=name).facts
+    return dataclasses.replace(found, **changes)
+
+
+def detection(
+    rates: dict[str, float] | None = None,
+    *,
+    calibrated: bool = True,
+    image: ImageFacts | None = None,
+    sample_size: int = SAMPLE_SIZE,
+    cautions: tuple[str, ...] = (),
+) -> Detection:
+    rates = rates or {"dalle3": 0.004, "gpt-image": 0.3, "sd1": 0.9}
+    similarities = [1.0 - rate for rate in rates.values()]
+    verdict = decide(
+        list(rates),
+        list(rates.values()) if calibrated else None,
+        min(1.0, 1.5 * min(rates.values())) if calibrated else None,
+        sample_size,
+        similarities=similarities,
+        cautions=cautions,
+    )
+    scores = tuple(
+        GeneratorScore(name, similarity, 0.5, rate if calibrated else None)
+        for (name, rate), similarity in zip(rates.items(), similarities, strict=True)
+    )
+    return Detection(
+        image or facts(), verdict, scores, ((8, 16, 256, 256),), "fake", Detector.sha256, 0.125
+    )
+
+
+def plane(name: str, values: NDArray[Any]) -> PlaneMap:
+    fy, fx = (np.fft.fftshift(np.fft.fftfreq(n)) for n in values.shape)
+    rng = np.random.default_rng(0)
+    reference, spectrum = rng.normal(size=(2, *values.shape)).astype(np.float32)
+    return PlaneMap(name, values.astype(np.float32), reference, spectrum, fy, fx)
+
+
+def similarity_map(generator: str, *values: NDArray[Any]) -> SimilarityMap:
+    planes = tuple(plane(f"plane {k}", v) for k, v in enumerate(values))
+    return SimilarityMap(generator, float(sum(v.sum() for v in values)), planes)
+
+
+class Detector:
+    generators = GENERATORS
+    name = "fake"
+    sha256 = "0123456789abcdef" * 4
+    sample_size = SAMPLE_SIZE
+    file = File()
+
+    def detect(self, image: Any, *, name: str | None = None) -> Detection:
+        loaded = image if isinstance(image, LoadedImage) else load_image(image, name=name)
+        if min(loaded.pixels.shape[:2]) < 256:
+            raise ImageError(f"{loaded.facts.name}: under 256 pixels", code="too_small")
+        rate = 0.001 + 0.998 * float(loaded.pixels.mean()) / 255
+        return detection({"dalle3": rate, "gpt-image": 0.95, "sd1": 1.0}, image=loaded.facts)
+
+    def similarity_maps(self, image: Any) -> dict[str, SimilarityMap]:
+        values = np.random.default_rng(1).normal(size=(32, 32)) / 1024
+        return {name: similarity_map(name, values) for name in GENERATORS}
+
+
+calls: list[dict[str, Any]] = []
+"""How `load_detector` was called."""
+
+
+def load_detector(path: Any = None, *, threads: Any = None, providers: Any = None) -> Detector:
+    calls.append({"path": path, "threads": threads, "providers": providers})
+    if path is not None:
+        raise ModelError(f"there is no detector in {path}", code="model_not_found")
+    return Detector()
+
+
+def install() -> None:
+    """Take the place of the real detector in this process."""
+    masksim.detector.load_detector = load_detector  # type: ignore[assignment]

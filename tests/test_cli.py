@@ -1,0 +1,431 @@
+"""`masksim.cli`: results on stdout, messages on stderr, exit codes, and no traceback.
+
+The first part runs with the detector of `fake_detector`; the last with the package's own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+from typer.testing import CliRunner
+
+import fake_detector as fake  # type: ignore[import-not-found]
+import masksim
+from masksim import cli
+from masksim.errors import ImageError
+from masksim.verdict import LEVELS
+
+TESTS = Path(__file__).parent
+BUNDLED = Path(masksim.__file__).parent / "weights" / "default" / "detector.json"
+
+# What a fresh interpreter does before `main`, in the place of the console script.
+FAKE = f"import sys; sys.path.insert(0, {str(TESTS)!r}); import fake_detector as f; f.install()\n"
+NO_TORCH = (
+    "import sys\n"
+    "class NoTorch:\n"
+    "    def find_spec(self, name, path=None, target=None):\n"
+    "        if name.split('.')[0] in ('torch', 'onnx', 'matplotlib'):\n"
+    "            raise ModuleNotFoundError(name + ' is not here', name=name)\n"
+    "sys.meta_path.insert(0, NoTorch())\n"
+)
+MAIN = "from masksim.cli import main; main()"
+
+
+@pytest.fixture
+def photo(tmp_path: Path, natural_image: Callable[..., NDArray[np.uint8]]) -> Path:
+    path = tmp_path / "photo.jpg"
+    Image.fromarray(natural_image(300, 400)).save(path, quality=90)
+    return path
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Run the app in this process, with the fake detector: ``run(*arguments, input=None)``."""
+    monkeypatch.setattr("masksim.detector.load_detector", fake.load_detector)
+    monkeypatch.setenv("COLUMNS", "80")
+    fake.calls.clear()
+
+    def invoke(*arguments: Any, **options: Any) -> Any:
+        return CliRunner().invoke(cli.app, [str(a) for a in arguments], **options)
+
+    return invoke
+
+
+def process(
+    *arguments: Any, before: str = FAKE, **options: Any
+) -> subprocess.CompletedProcess[bytes]:
+    """Run the command in a fresh interpreter whose warnings are errors."""
+    command = [sys.executable, "-W", "error", "-c", before + MAIN, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, timeout=120, check=False, **options)
+
+
+def rows(text: str) -> list[dict[str, Any]]:
+    """Read JSON Lines: each line is one object, and there is nothing else."""
+    assert text.endswith("\n")
+    found = [json.loads(line) for line in text.splitlines()]
+    assert all(isinstance(row, dict) for row in found)
+    return found
+
+
+# ------------------------------------------------------------------------------------- detect
+
+
+def test_text_of_one_image(run: Callable[..., Any], photo: Path) -> None:
+    done = run("detect", photo)
+    assert done.exit_code == 0
+    assert done.stdout.startswith(f"{photo}\n  No evidence of a known generator's")
+    assert done.stderr == ""
+    assert fake.calls == [{"path": None, "threads": None, "providers": ["CPUExecutionProvider"]}]
+
+
+def test_json_lines_in_the_order_given(run: Callable[..., Any], photo: Path) -> None:
+    dark = photo.with_name("dark.png")
+    Image.new("RGB", (256, 256)).save(dark)
+    done = run("detect", "--json", dark, photo, dark)
+    assert done.exit_code == 0
+    found = rows(done.stdout)
+    assert [row["image"]["name"] for row in found] == [str(dark), str(photo), str(dark)]
+    assert [row["verdict"]["level"] for row in found] == [
+        "strong evidence",
+        "no evidence",
+        "strong evidence",
+    ]
+    assert "maps" not in found[0]
+    assert done.stderr == ""
+
+
+def test_a_bad_image_is_a_row_and_the_rest_goes_on(run: Callable[..., Any], photo: Path) -> None:
+    small = photo.with_name("small.png")
+    Image.new("RGB", (255, 300)).save(small)
+    arguments = [photo, small, "no\x1b[31m.png", photo]
+    done = run("detect", "--json", *arguments)
+    assert done.exit_code == 3
+    found = rows(done.stdout)
+    assert [row.get("error", {}).get("code") for row in found] == [
+        None,
+        "too_small",
+        "not_found",
+        None,
+    ]
+    assert [row["image"]["name"] for row in found] == [str(a) for a in arguments]
+    assert done.stderr == "2 of 4 images could not be analysed\n"
+
+    done = run("detect", *arguments)
+    assert done.exit_code == 3
+    assert f"{small}\n  Not analysed: {small}: under 256 pixels [too_small]\n" in done.stdout
+    assert done.stdout.count("No evidence") == 2
+    assert "\x1b" not in done.stdout
+
+
+def test_hostile_files(
+    run: Callable[..., Any], hostile_files: dict[str, tuple[Path, str]], photo: Path
+) -> None:
+    paths = [path for path, _ in hostile_files.values()]
+    done = run("detect", "--json", *paths, photo)
+    assert done.exit_code == 3
+    *failed, last = rows(done.stdout)
+    assert {Path(row["image"]["name"]): row["error"]["code"] for row in failed} == dict(
+        hostile_files.values()
+    )
+    assert all(set(row) == {"image", "error"} for row in failed)
+    assert last["verdict"]["level"] == "no evidence"
+    assert done.stderr == f"{len(paths)} of {len(paths) + 1} images could not be analysed\n"
+
+
+def test_an_image_on_stdin(run: Callable[..., Any], photo: Path) -> None:
+    done = run("detect", "--json", "-", photo, input=photo.read_bytes())
+    assert done.exit_code == 0
+    first, second = rows(done.stdout)
+    assert first["image"].pop("name") == "<stdin>"
+    assert second["image"].pop("name") == str(photo)
+    assert first["image"] == second["image"]
+
+    done = run("detect", "--json", "-", input=b"")
+    assert done.exit_code == 3
+    assert rows(done.stdout)[0]["error"]["code"] == "empty_file"
+    assert run("detect", "-", "-", input=photo.read_bytes()).exit_code == 2
+
+
+def test_pictures(run: Callable[..., Any], photo: Path, tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    twin = tmp_path / "b" / "PHOTO.jpg"
+    twin.write_bytes(photo.read_bytes())
+    folder = tmp_path / "deep" / "maps"
+    done = run("detect", "--json", "--maps", folder, photo, "missing.png", twin)
+    assert done.exit_code == 3
+    first, missing, second = rows(done.stdout)
+    assert "maps" not in missing
+    written = [*first["maps"].values(), *second["maps"].values()]
+    assert list(first["maps"]) == list(fake.GENERATORS)
+    assert sorted(written) == sorted(str(path) for path in folder.iterdir())
+    assert len({path.lower() for path in written}) == 2 * len(fake.GENERATORS)
+    with Image.open(first["maps"]["dalle3"]) as image:
+        assert image.format == "PNG"
+
+    text = run("detect", "--maps", folder, photo).stdout
+    assert text.count("  Picture: ") == len(fake.GENERATORS)
+    done = run("detect", "--maps", photo, photo)  # not a folder
+    assert (done.exit_code, done.stdout) == (2, "")
+
+
+def test_picture_names_are_plain_and_distinct(tmp_path: Path) -> None:
+    pictures = cli._Pictures(tmp_path)
+    names = [pictures._name(*pair) for pair in [("../..", "a"), ("<stdin>", "a:b"), ("<x>", "?")]]
+    names += [pictures._name("a.jpg", "sd1") for _ in range(3)]
+    assert len(set(names)) == len(names)
+    assert all(Path(name).name == name and not name.startswith(".") for name in names)
+    assert names[-3:] == ["a.jpg-sd1.png", "a.jpg-sd1-2.png", "a.jpg-sd1-3.png"]
+
+
+def test_no_detector(run: Callable[..., Any], photo: Path) -> None:
+    done = run("detect", "--json", "--model", "nowhere", photo)
+    assert (done.exit_code, done.stdout) == (4, "")
+    assert done.stderr == "error: there is no detector in nowhere [model_not_found]\n"
+
+
+def test_no_cuda(run: Callable[..., Any], photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxruntime
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    done = run("detect", "--device", "cuda", photo)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "onnxruntime-gpu" in done.stderr
+    assert fake.calls == []
+
+    both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: both)
+    assert run("detect", "--device", "cuda", "--threads", "3", photo).exit_code == 0
+    assert fake.calls == [{"path": None, "threads": 3, "providers": both}]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["detect"],
+        ["detect", "--unknown", "x.png"],
+        ["detect", "--threads", "0", "x.png"],
+        ["detect", "--device", "tpu", "x.png"],
+        ["unknown"],
+        ["info", "extra"],
+    ],
+)
+def test_wrong_usage(run: Callable[..., Any], arguments: list[str]) -> None:
+    done = run(*arguments)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert done.stderr
+
+
+def test_ctrl_c(run: Callable[..., Any], photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fake.Detector, "detect", stop)
+    done = run("detect", photo)
+    assert (done.exit_code, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
+# ------------------------------------------------------------------------------ other commands
+
+
+def test_version_and_help(run: Callable[..., Any]) -> None:
+    assert run("--version").stdout == f"masksim {masksim.__version__}\n"
+    shown = run("--help").stdout
+    assert all(command in shown for command in ("detect", "info", "import-original", "data"))
+    assert run("data", "--help").exit_code == 0
+
+
+def test_info(run: Callable[..., Any]) -> None:
+    facts = json.loads(run("info", "--json").stdout)
+    assert facts["generators"] == list(fake.GENERATORS)
+    assert facts["calibration"] == {"sample_size": fake.SAMPLE_SIZE}
+    assert facts["branches"][0]["preprocess"] == {"window": 256, "windows": 5}
+    assert facts["sha256"] == fake.Detector.sha256
+    text = run("info").stdout
+    assert f"calibration: {fake.SAMPLE_SIZE} real photos" in text
+    assert 'trained_on: ["a", "b"]' in text
+    done = run("info", "--model", "nowhere")
+    assert (done.exit_code, done.stdout) == (4, "")
+
+
+def test_import_original_of_nothing(run: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    done = run("import-original", tmp_path / "empty", tmp_path / "out")
+    assert (done.exit_code, done.stdout) == (4, "")
+    assert "[model_not_found]" in done.stderr
+    done = run("import-original", tmp_path / "empty", tmp_path / "out", "--colour", "CMYK")
+    assert done.exit_code == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_import_original(run: Callable[..., Any], tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch", reason="importing needs torch")
+    import make_original_fixture as original  # type: ignore[import-not-found]
+
+    arrays = original.state("linear3x3", 64, 1)
+    content = {
+        "state_dict": {name: torch.from_numpy(np.array(a)) for name, a in arrays.items()},
+        "hyper_parameters": {"preprocess": "linear3x3", "num_masks": 1, "img_size": 64},
+    }
+    torch.save(content, tmp_path / "sd1-epoch=3-valid_auroc=1.00-valid_loss=0.1-low_loss.ckpt")
+    done = run("import-original", tmp_path, tmp_path / "out")
+    assert done.exit_code == 0, done.stderr
+    assert done.stdout.startswith(f"{tmp_path / 'out'}: sd1, sha256 ")
+    assert run("import-original", tmp_path, tmp_path / "out").exit_code == 2
+    again = run("import-original", tmp_path, tmp_path / "out", "--overwrite", "--colour", "RGB")
+    assert again.exit_code == 0
+
+
+# ------------------------------------------------------------------------- what is documented
+
+
+def fields(value: Any) -> Iterator[str]:
+    """Every key of a result, at any depth."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield key
+            yield from fields(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from fields(inner)
+
+
+def test_every_field_code_level_and_option_is_documented(run: Callable[..., Any]) -> None:
+    page = (TESTS.parent / "docs" / "detect.md").read_text(encoding="utf-8")
+    names = {*fields(fake.detection().to_dict()), "maps", "error", *ImageError.codes}
+    names |= {level for _, level in LEVELS} | {"no evidence", "uncalibrated"}
+    assert [name for name in sorted(names) if f"`{name}`" not in page and name != "error"] == []
+    for option in re.findall(r"--[a-z]+", run("detect", "--help").stdout):
+        assert f"`{option}" in page or option == "--help"
+
+
+# ----------------------------------------------------------------------------- whole processes
+
+
+def test_streams_and_exit_codes_of_a_process(photo: Path) -> None:
+    done = process("detect", "--json", photo, "missing.png")
+    assert done.returncode == 3
+    assert len(rows(done.stdout.decode("ascii"))) == 2
+    assert done.stderr.splitlines() == [b"1 of 2 images could not be analysed"]
+
+    done = process("detect", "--json", photo, "--model", "nowhere")
+    assert (done.returncode, done.stdout) == (4, b"")
+    assert b"Traceback" not in done.stderr
+
+
+def test_odd_names_on_an_ascii_terminal(photo: Path) -> None:
+    path = photo.with_name("f\u00e9\udce9\u4e2d.jpg")
+    try:
+        path.write_bytes(photo.read_bytes())
+    except (OSError, UnicodeError):
+        pytest.skip("this file system takes text alone as names")
+    ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "1"}
+    for options in ([], ["--json"]):
+        done = process("detect", *options, path, env=ascii_only)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.isascii()
+    assert rows(done.stdout.decode())[0]["image"]["name"] == str(path)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes as on Unix")
+def test_a_reader_that_leaves(photo: Path) -> None:
+    command = [sys.executable, "-W", "error", "-c", FAKE + MAIN, "detect", "--json"]
+    with subprocess.Popen(
+        [*command, *[str(photo)] * 50], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as child:
+        assert child.stdout is not None
+        assert child.stderr is not None
+        child.stdout.readline()
+        child.stdout.close()
+        complaint = child.stderr.read()
+        assert child.wait(60) == 141
+    assert complaint == b""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals as on Unix")
+def test_ctrl_c_in_a_process() -> None:
+    command = [sys.executable, "-W", "error", "-c", FAKE + MAIN, "detect", "--json", "no.png", "-"]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as child:
+        assert child.stdout is not None
+        assert child.stderr is not None
+        child.stdout.readline()  # the first row: now it reads stdin, which stays open
+        time.sleep(0.2)
+        child.send_signal(signal.SIGINT)
+        assert child.wait(60) == 130
+        assert child.stderr.read() == b"interrupted\n"
+
+
+def test_help_is_light() -> None:
+    heavy = ["PIL", "numpy", "onnxruntime", "safetensors", "sklearn", "torch"]
+    code = (
+        f"import sys, atexit\natexit.register(lambda: print([n for n in {heavy} if n in "
+        "sys.modules], file=sys.stderr))\n"
+    )
+    done = process("--help", before=code)
+    assert done.returncode == 0
+    assert done.stderr.strip() == b"[]"
+
+
+# ------------------------------------------------------------------------- the real detector
+
+bundled = pytest.mark.skipif(
+    not BUNDLED.is_file(), reason="the package holds no trained detector (weights/default)"
+)
+
+
+@bundled
+def test_the_bundled_detector_needs_no_torch(photo: Path, tmp_path: Path) -> None:
+    done = process(
+        *("detect", "--json", "--maps", tmp_path / "maps", photo, "missing.png"), before=NO_TORCH
+    )
+    assert done.returncode == 3, done.stderr
+    found, missing = rows(done.stdout.decode())
+    assert missing["error"]["code"] == "not_found"
+    assert found["image"]["name"] == str(photo)
+    assert found["image"]["format"] == "JPEG"
+    names = [score["generator"] for score in found["scores"]]
+    assert set(found["maps"]) == set(names)
+    assert found["verdict"]["sample_size"] > 0
+    for score in found["scores"]:
+        assert 0 < score["false_positive_rate"] <= 1
+    for path in found["maps"].values():
+        with Image.open(path) as image:
+            image.load()
+
+
+@bundled
+def test_the_bundled_detector_and_hostile_files(
+    hostile_files: dict[str, tuple[Path, str]], photo: Path
+) -> None:
+    paths = [path for path, _ in hostile_files.values()]
+    done = process("detect", "--json", *paths, photo, before="")
+    assert done.returncode == 3
+    *failed, last = rows(done.stdout.decode())
+    codes = {Path(row["image"]["name"]): row["error"]["code"] for row in failed}
+    assert codes == dict(hostile_files.values())
+    assert "verdict" in last
+
+
+@bundled
+def test_the_bundled_detector_in_words(photo: Path) -> None:
+    done = process("detect", photo, before="")
+    assert done.returncode == 0
+    assert b"real photos" in done.stdout
+    facts = json.loads(process("info", "--json", before="").stdout)
+    assert facts["calibration"]["sample_size"] > 0
+    assert facts["generators"]
+    assert process("info", before="").returncode == 0
