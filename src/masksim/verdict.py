@@ -1,0 +1,138 @@
+"""From false-positive rates to words: evidence of a generator's spectral pattern, or none.
+
+The words speak of evidence and of real photos that score as high, never of the probability that
+an image is synthetic: that would need to know how many of the images in question are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from masksim.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+Level: TypeAlias = Literal[
+    "strong evidence", "evidence", "weak evidence", "no evidence", "uncalibrated"
+]
+
+LEVELS: tuple[tuple[float, Level], ...] = (
+    (0.01, "strong evidence"),
+    (0.05, "evidence"),
+    (0.10, "weak evidence"),
+)
+"""Largest joint false-positive rate of each level, the strongest first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the evidence amounts to.
+
+    Attributes
+    ----------
+    level
+        One of `LEVELS`, ``"no evidence"``, or ``"uncalibrated"`` where the detector has no scores
+        of real photos to compare with.
+    generator
+        The generator whose pattern is matched best; None where there is no evidence.
+    false_positive_rate
+        Joint over all generators: the share of real photos, the image itself counted as one,
+        that resemble some generator at least as much. In (0, 1]; None if uncalibrated.
+    sample_size
+        How many real photos that was measured on.
+    text
+        The verdict in one sentence.
+    cautions
+        What makes the verdict less certain than its rate says.
+    """
+
+    level: Level
+    generator: str | None
+    false_positive_rate: float | None
+    sample_size: int
+    text: str
+    cautions: tuple[str, ...] = ()
+
+
+def decide(
+    generators: Sequence[str],
+    false_positive_rates: Sequence[float] | None,
+    joint: float | None,
+    sample_size: int,
+    *,
+    similarities: Sequence[float],
+    cautions: Sequence[str] = (),
+) -> Verdict:
+    """Turn the rates of one image into a verdict.
+
+    Parameters
+    ----------
+    generators
+        Names, one a generator.
+    false_positive_rates
+        One a generator, in (0, 1], or None if the detector is not calibrated.
+    joint
+        The rate over all generators together, or None.
+    sample_size
+        Number of real photos behind the rates.
+    similarities
+        One a generator: breaks ties between equal rates, and serves where there are no rates.
+    cautions
+        Sentences that are passed on.
+
+    Returns
+    -------
+    Verdict
+
+    Raises
+    ------
+    UsageError
+        The lengths differ.
+    """
+    if not generators or len(similarities) != len(generators):
+        raise UsageError("a verdict needs one similarity for each of at least one generator")
+    if false_positive_rates is None or joint is None:
+        best = max(range(len(generators)), key=lambda g: similarities[g])
+        return Verdict(
+            "uncalibrated",
+            generators[best],
+            None,
+            0,
+            f"Most like {generators[best]} (similarity {similarities[best]:.3f}), but this "
+            "detector has no scores of real photos, so nothing can be said about how rare that is.",
+            tuple(cautions),
+        )
+    if len(false_positive_rates) != len(generators):
+        raise UsageError("a verdict needs one rate for each generator")
+    best = min(range(len(generators)), key=lambda g: (false_positive_rates[g], -similarities[g]))
+    name = generators[best]
+    rate = format_rate(joint, sample_size)
+    level = next((level for limit, level in LEVELS if joint <= limit), None)
+    if level is None:
+        return Verdict(
+            "no evidence",
+            None,
+            joint,
+            sample_size,
+            f"No evidence of a known generator's spectral pattern; {rate} of {sample_size} real "
+            "photos score at least this high. That does not show that the image is a photo.",
+            tuple(cautions),
+        )
+    return Verdict(
+        level,
+        name,
+        joint,
+        sample_size,
+        f"{level.capitalize()} of {name}'s spectral pattern; {rate} of {sample_size} real photos "
+        "score at least this high for some generator.",
+        tuple(cautions),
+    )
+
+
+def format_rate(rate: float, sample_size: int) -> str:
+    """Write a rate as a percentage with the digits that its sample supports, never 0."""
+    if rate <= 1.0 / (sample_size + 1.0):
+        return f"at most {100.0 / (sample_size + 1.0):.2g} %"
+    return f"{100.0 * rate:.2g} %" if rate < 0.995 else "nearly all (100 %)"

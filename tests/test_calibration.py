@@ -1,0 +1,220 @@
+"""`masksim.calibration` against counting by hand and against what its rates promise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from masksim.calibration import false_positive_rate, joint_false_positive_rate
+from masksim.errors import ModelError
+
+Scores = NDArray[np.float64]
+Draw = Callable[[np.random.Generator, int, int], Scores]
+
+
+def count_rates(scores: Scores, real: Scores) -> Scores:
+    """The definition, one comparison after another."""
+    out = np.empty(scores.shape)
+    for at in np.ndindex(*scores.shape):
+        out[at] = (1 + sum(bool(r >= scores[at]) for r in real[:, at[-1]])) / (len(real) + 1)
+    return out
+
+
+def count_joint(scores: Scores, real: Scores) -> float:
+    """The definition: the best rank of each member of the set of real photos and the image."""
+    members = np.vstack([scores[None], real])
+    best = []
+    for i in range(len(members)):
+        ranks = [
+            sum(bool(other >= members[i, g]) for other in members[:, g])
+            for g in range(members.shape[1])
+        ]
+        best.append(min(ranks))
+    return sum(b <= best[0] for b in best) / len(members)
+
+
+def independent(rng: np.random.Generator, n: int, generators: int) -> Scores:
+    return rng.standard_normal((n, generators))
+
+
+def dependent(rng: np.random.Generator, n: int, generators: int) -> Scores:
+    """Generators that hardly differ, as those of one family."""
+    return rng.standard_normal((n, 1)) + 0.05 * rng.standard_normal((n, generators))
+
+
+def opposed(rng: np.random.Generator, n: int, generators: int) -> Scores:
+    """What is high for one generator is low for the next; heavy tails on another scale each."""
+    sign = np.where(np.arange(generators) % 2, -1.0, 1.0) * 10.0 ** (np.arange(generators) % 5)
+    return rng.standard_cauchy((n, 1)) * sign + 0.1 * rng.standard_normal((n, generators))
+
+
+def tied(rng: np.random.Generator, n: int, generators: int) -> Scores:
+    return rng.integers(0, 40, (n, generators)).astype(float)
+
+
+DRAWS = [independent, dependent, opposed, tied]
+
+
+@pytest.mark.parametrize("draw", DRAWS)
+@pytest.mark.parametrize(("n", "generators"), [(1, 1), (1, 3), (7, 2), (30, 5)])
+def test_rates_are_counts(draw: Draw, n: int, generators: int) -> None:
+    rng = np.random.default_rng(n)
+    real = draw(rng, n, generators)
+    scores = np.concatenate([draw(rng, 6, generators), real[:2]])  # the last are ties
+    np.testing.assert_array_equal(false_positive_rate(scores, real), count_rates(scores, real))
+    joint = joint_false_positive_rate(scores, real)
+    assert joint.shape == (len(scores),)
+    np.testing.assert_array_equal(joint, [count_joint(row, real) for row in scores])
+
+
+def test_shapes() -> None:
+    rng = np.random.default_rng(0)
+    real = independent(rng, 20, 3)
+    scores = rng.standard_normal((2, 5, 3))
+    found, joint = false_positive_rate(scores, real), joint_false_positive_rate(scores, real)
+    assert found.shape == (2, 5, 3)
+    assert joint.shape == (2, 5)
+    assert found.dtype == joint.dtype == np.float64
+    for at in np.ndindex(2, 5):
+        np.testing.assert_array_equal(false_positive_rate(scores[at], real), found[at])
+        assert joint_false_positive_rate(scores[at], real) == joint[at]
+    assert false_positive_rate(np.zeros((0, 3)), real).shape == (0, 3)
+    assert joint_false_positive_rate(np.zeros((0, 3)), real).shape == (0,)
+
+
+def test_extremes_are_never_0() -> None:
+    real = independent(np.random.default_rng(1), 99, 4)
+    high, low = np.full(4, 1e9), np.full(4, -1e9)
+    np.testing.assert_array_equal(false_positive_rate(high, real), 1 / 100)
+    np.testing.assert_array_equal(false_positive_rate(low, real), 1)
+    # Even a score above all photos' is no rarer than the best photo of each of four generators.
+    joint = joint_false_positive_rate(np.array([1e9, -1e9, -1e9, -1e9]), real)
+    assert joint == count_joint(np.array([1e9, -1e9, -1e9, -1e9]), real) >= 1 / 100
+    assert joint_false_positive_rate(low, real) == 1
+
+
+def test_an_equal_score_counts_as_at_least_as_high() -> None:
+    real = np.array([[0.1], [0.2], [0.2], [0.3]])
+    found = false_positive_rate(np.array([[0.2], [0.3], [0.30001], [0.1]]), real)
+    np.testing.assert_allclose(found[:, 0], [4 / 5, 2 / 5, 1 / 5, 1])
+
+
+def test_all_equal_says_nothing() -> None:
+    real = np.ones((50, 3))
+    assert joint_false_positive_rate(np.ones(3), real) == 1
+    np.testing.assert_array_equal(false_positive_rate(np.ones(3), real), 1)
+
+
+def test_one_generator_is_its_own_joint_rate() -> None:
+    rng = np.random.default_rng(3)
+    real, scores = tied(rng, 60, 1), tied(rng, 30, 1)
+    np.testing.assert_array_equal(
+        joint_false_positive_rate(scores, real), false_positive_rate(scores, real)[:, 0]
+    )
+
+
+def test_a_generator_asked_twice_costs_nothing() -> None:
+    rng = np.random.default_rng(4)
+    real, scores = independent(rng, 200, 1), independent(rng, 50, 1)
+    np.testing.assert_array_equal(
+        joint_false_positive_rate(np.repeat(scores, 9, 1), np.repeat(real, 9, 1)),
+        false_positive_rate(scores, real)[:, 0],
+    )
+
+
+@pytest.mark.parametrize("draw", [independent, dependent, opposed])
+def test_only_ranks_count(draw: Draw) -> None:
+    rng = np.random.default_rng(5)
+    real, scores = draw(rng, 80, 6), draw(rng, 20, 6)
+    order = rng.permutation(80)
+    # Another scale for each generator, bent: nothing changes; nor by the order of the photos.
+    bent = np.arctan(real) * np.arange(1, 7) + 3
+    np.testing.assert_array_equal(
+        joint_false_positive_rate(np.arctan(scores) * np.arange(1, 7) + 3, bent[order]),
+        joint_false_positive_rate(scores, real),
+    )
+
+
+def test_a_higher_score_is_never_less_telling() -> None:
+    rng = np.random.default_rng(6)
+    real = dependent(rng, 100, 3)
+    scores = dependent(rng, 1, 3)[0]
+    rising = np.array([scores + np.array([step, 0, 0]) for step in np.linspace(-3, 3, 40)])
+    assert (np.diff(false_positive_rate(rising, real)[:, 0]) <= 0).all()
+    top = rising[rising[:, 0] >= scores[0]]
+    assert joint_false_positive_rate(top[-1], real) <= joint_false_positive_rate(top[0], real)
+
+
+def p_values(draw: Draw, generators: int, n: int, trials: int) -> Scores:
+    """Joint rates of photos exchangeable with their n calibration photos, fresh ones each time."""
+    rng = np.random.default_rng([generators, n, trials])
+    out = np.empty(trials)
+    for t in range(trials):
+        together = draw(rng, n + 1, generators)
+        out[t] = joint_false_positive_rate(together[0], together[1:])
+    return out
+
+
+TRIALS = 3000
+
+
+@pytest.mark.parametrize("generators", [1, 7, 50])
+@pytest.mark.parametrize("draw", [independent, dependent, opposed])
+def test_the_joint_error_is_the_nominal_one(draw: Draw, generators: int) -> None:
+    stats = pytest.importorskip("scipy.stats")
+    found = p_values(draw, generators, 199, TRIALS)
+    for nominal in (0.01, 0.05, 0.10):
+        count = int((found <= nominal + 1e-12).sum())
+        # Too many would be a broken promise; not one in a million by chance.
+        assert count <= stats.binom.ppf(1 - 1e-6, TRIALS, nominal), (nominal, count)
+    # The statistic is a rank, with ties between photos that are best for different generators: a
+    # rate may be larger than the uniform law's, never smaller.
+    assert stats.kstest(found, "uniform", alternative="greater").pvalue > 1e-6
+
+
+def test_the_joint_error_is_not_far_below_the_nominal_one() -> None:
+    # Strongly dependent generators: Bonferroni's correction would reach a fiftieth.
+    found = p_values(dependent, 50, 399, 2000)
+    assert (found <= 0.05).mean() > 0.03
+
+
+@pytest.mark.parametrize("n", [20, 199])
+def test_p_values_of_one_generator_are_uniform(n: int) -> None:
+    stats = pytest.importorskip("scipy.stats")
+    found = p_values(independent, 1, n, TRIALS)
+    ranks = np.rint(found * (n + 1)).astype(int)
+    np.testing.assert_allclose(found, ranks / (n + 1))
+    # Without ties each of the n + 1 ranks is equally likely.
+    observed = np.bincount(ranks, minlength=n + 2)[1:]
+    assert stats.chisquare(observed).pvalue > 1e-6
+    spread = found - np.random.default_rng(0).uniform(0, 1 / (n + 1), TRIALS)
+    assert stats.kstest(spread, "uniform").pvalue > 1e-6
+
+
+def test_ties_make_rates_larger_never_smaller() -> None:
+    stats = pytest.importorskip("scipy.stats")
+    found = p_values(tied, 7, 199, TRIALS)
+    assert stats.kstest(found, "uniform", alternative="greater").pvalue > 1e-6
+
+
+@pytest.mark.parametrize("rate", [false_positive_rate, joint_false_positive_rate])
+@pytest.mark.parametrize(
+    ("scores", "real", "message"),
+    [
+        (np.zeros(3), np.zeros((0, 3)), r"\(n >= 1, generators\), got shape \(0, 3\)"),
+        (np.zeros(3), np.zeros(3), r"got shape \(3,\)"),
+        (np.zeros(2), np.zeros((5, 3)), "calibration of 3 generators"),
+        (np.float64(1), np.zeros((5, 1)), "calibration of 1 generators"),
+        (np.array([0, np.nan]), np.zeros((5, 2)), "not a finite number"),
+        (np.zeros(2), np.full((5, 2), np.inf), "not a finite number"),
+    ],
+)
+def test_what_cannot_be_is_refused(
+    rate: Callable[..., Scores], scores: Scores, real: Scores, message: str
+) -> None:
+    with pytest.raises(ModelError, match=message) as caught:
+        rate(scores, real)
+    assert caught.value.code == "model_invalid"

@@ -1,0 +1,149 @@
+"""`masksim.verdict`: the levels at their edges, and words that promise no more than they know."""
+
+from __future__ import annotations
+
+import re
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+
+from masksim.errors import UsageError
+from masksim.verdict import LEVELS, Verdict, decide, format_rate
+
+NAMES = ("alpha", "beta", "gamma")
+
+
+def verdict(joint: float | None, n: int = 999, **changes: Any) -> Verdict:
+    values: dict[str, Any] = {
+        "false_positive_rates": None if joint is None else [0.5, joint, 0.9],
+        "similarities": [0.1, 0.3, 0.2],
+    }
+    return decide(NAMES, joint=joint, sample_size=n, **{**values, **changes})
+
+
+def test_levels_are_ordered() -> None:
+    assert all(a < b for (a, _), (b, _) in pairwise(LEVELS))
+    assert len({level for _, level in LEVELS}) == len(LEVELS)
+
+
+@pytest.mark.parametrize(
+    ("joint", "level"),
+    [
+        (1e-6, "strong evidence"),
+        (0.01, "strong evidence"),
+        (np.nextafter(0.01, 1), "evidence"),
+        (0.05, "evidence"),
+        (np.nextafter(0.05, 1), "weak evidence"),
+        (0.1, "weak evidence"),
+        (np.nextafter(0.1, 1), "no evidence"),
+        (1.0, "no evidence"),
+    ],
+)
+def test_edges(joint: float, level: str) -> None:
+    found = verdict(joint)
+    assert found.level == level
+    assert found.false_positive_rate == joint
+    assert found.sample_size == 999
+    if level == "no evidence":
+        assert found.generator is None
+        assert found.text.startswith("No evidence of a known generator's spectral pattern; ")
+        assert "does not show that the image is a photo" in found.text
+    else:
+        assert found.generator == "beta"
+        assert found.text.startswith(f"{level.capitalize()} of beta's spectral pattern; ")
+    assert "of 999 real photos score at least this high" in found.text
+
+
+@pytest.mark.parametrize("n", [99, 999, 1999])
+def test_the_edges_can_be_reached_by_counts(n: int) -> None:
+    # Rates are (1 + k) / (n + 1): at exactly 1 %, 5 %, 10 % rounding must not decide.
+    for limit, level in LEVELS:
+        k = round(limit * (n + 1)) - 1
+        assert verdict((1.0 + k) / (n + 1.0), n).level == level
+
+
+def every_text() -> list[str]:
+    texts = []
+    for n in (1, 9, 99, 999, 4321, 100_000):
+        for k in sorted({0, 1, 2, n // 200, n // 20, n // 10, n // 2, n - 1, n}):
+            texts.append(verdict((1 + k) / (n + 1), n).text)
+    texts.append(verdict(None).text)
+    return texts
+
+
+def test_words_speak_of_evidence_alone() -> None:
+    for text in every_text():
+        lower = text.lower()
+        for word in ("fake", "probability", "likely", "chance", "certain", "confiden", "genuine"):
+            assert word not in lower, text
+        assert not re.search(r"(?<![\d.])0(\.0*)? ?%", text), text
+        assert "-0" not in text
+        assert "e-" not in text, text
+        assert text.endswith(".")
+
+
+def test_rates_are_written_with_the_digits_of_their_sample() -> None:
+    assert format_rate(1 / 1000, 999) == "less than 0.1 %"
+    assert format_rate(2 / 1000, 999) == "0.2 %"
+    assert format_rate(4 / 1000, 999) == "0.4 %"
+    assert format_rate(0.0437, 10_000) == "4.4 %"
+    assert format_rate(0.5, 1) == "less than 50 %"
+    assert format_rate(0.123, 99) == "12 %"
+    assert format_rate(0.99, 999) == "99 %"
+    assert format_rate(1.0, 999) == "nearly all (100 %)"
+    assert format_rate(0.0, 999) == "less than 0.1 %"  # never 0, whatever is asked
+    for n in (1, 10, 347, 20_000):
+        for rate in (np.arange(1, n + 2) / (n + 1))[:: max(1, n // 300)]:
+            text = format_rate(float(rate), n)
+            value = float(re.search(r"([\d.]+) %", text).group(1))  # type: ignore[union-attr]
+            assert value > 0
+            assert value / 100 == pytest.approx(rate, rel=0.06)
+
+
+def test_the_best_generator_has_the_lowest_rate_then_the_highest_similarity() -> None:
+    rates = [0.02, 0.004, 0.9]
+    assert verdict(0.008, false_positive_rates=rates).generator == "beta"
+    # The similarity of another generator may be higher: scales differ.
+    assert verdict(0.008, false_positive_rates=rates, similarities=[9, 0, 9]).generator == "beta"
+    tie = verdict(0.008, false_positive_rates=[0.004, 0.004, 0.9])
+    assert tie.generator == "beta"  # 0.3 against 0.1
+    tie = verdict(0.008, false_positive_rates=[0.004, 0.9, 0.004], similarities=[0.2, 0, 0.2])
+    assert tie.generator == "alpha"  # the first of equals
+
+
+def test_without_calibration_nothing_is_claimed() -> None:
+    for found in (
+        verdict(None),
+        verdict(0.01, false_positive_rates=None),
+        verdict(None, false_positive_rates=[0.1, 0.2, 0.3]),
+    ):
+        assert found.level == "uncalibrated"
+        assert found.generator == "beta"
+        assert found.false_positive_rate is None
+        assert found.sample_size == 0
+        assert "Most like beta (similarity 0.300)" in found.text
+        assert "nothing can be said about how rare" in found.text
+        assert "%" not in found.text
+
+
+@pytest.mark.parametrize("joint", [0.001, 0.7, None])
+def test_cautions_are_passed_on(joint: float | None) -> None:
+    assert verdict(joint).cautions == ()
+    assert verdict(joint, cautions=["One.", "Two."]).cautions == ("One.", "Two.")
+
+
+def test_one_generator() -> None:
+    found = decide(["only"], [0.01], 0.01, 99, similarities=[0.5])
+    assert (found.level, found.generator) == ("strong evidence", "only")
+    assert "less than 1 % of 99 real photos" in found.text
+
+
+def test_lengths_must_agree() -> None:
+    with pytest.raises(UsageError, match="at least one generator"):
+        decide([], [], 0.5, 9, similarities=[])
+    with pytest.raises(UsageError, match="one similarity for each"):
+        verdict(0.5, similarities=[0.1])
+    with pytest.raises(UsageError, match="one rate for each"):
+        verdict(0.5, false_positive_rates=[0.5, 0.5])
