@@ -111,6 +111,9 @@ class Detector:
         values = np.random.default_rng(1).normal(size=(32, 32)) / 1024
         return {name: similarity_map(name, values) for name in GENERATORS}
 
+    def explain(self, image: Any) -> tuple[Detection, dict[str, SimilarityMap]]:
+        return self.detect(image), self.similarity_maps(image)
+
 
 calls: list[dict[str, Any]] = []
 """How `load_detector` was called."""

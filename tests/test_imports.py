@@ -19,10 +19,10 @@ PACKAGE = Path(masksim.__file__).parent
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     (
-        *("image", "augment", "residual", "spectrum", "calibration"),
+        *("image", "augment", "preprocess", "residual", "spectrum", "calibration"),
         *("manifest", "metrics", "sources"),
     ),
-    ("preprocess", "model", "verdict"),
+    ("features", "model", "verdict"),
     ("checkpoint", "dataset", "prepare", "report", "verify"),
     ("detector", "train", "enroll"),
     ("evaluate", "batch", "server", "export", "cli_data"),
@@ -31,7 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 )
 LAYER = {name: level for level, names in enumerate(LAYERS, start=1) for name in names}
 
-TORCH_FREELY = {"dataset", "train", "enroll"}  # of no use without torch
+TORCH_FREELY = {"train", "enroll"}  # of no use without torch
 TORCH_IN_FUNCTIONS = {"residual", "checkpoint", "evaluate"}  # work without it, too
 TORCH = {"torch", "torchvision", "torchmetrics", "torchaudio", "lightning"}
 

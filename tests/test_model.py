@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 import make_original_fixture as fixture  # type: ignore[import-not-found]
 from masksim import model
 from masksim.errors import ModelError
-from masksim.model import OriginalHead
+from masksim.model import OriginalHead, SharedHeads
 from masksim.spectrum import log_spectrum
 
 
@@ -205,3 +205,176 @@ def test_unfit_tensors_are_listed() -> None:
         model.check_tensors(tensors(), size=30)
     with pytest.raises(ModelError, match=r"ref_pattern_list\.2 is missing"):
         model.check_tensors(tensors(), masks=3)
+
+
+# --- the shared recipe ---------------------------------------------------------------------------
+
+
+def shared_tensors(generators: int = 3, seed: int = 6) -> dict[str, NDArray[np.float32]]:
+    rng = np.random.default_rng(seed)
+    shape = (generators, 4, 6, 5)
+    references = rng.standard_normal(shape)
+    references /= np.sqrt((references**2).sum(axis=(1, 2, 3), keepdims=True))
+    found = {
+        "mean": rng.standard_normal(shape[1:]),
+        "deviation": rng.uniform(0.5, 2, shape[1:]),
+        "masks": rng.uniform(0, 1, shape),
+        "references": references,
+        "a": rng.uniform(0, 2, generators),
+        "b": rng.uniform(-1, 1, generators),
+    }
+    return {name: values.astype(np.float32) for name, values in found.items()}
+
+
+def shared_features(*batch: int) -> NDArray[np.float32]:
+    return np.random.default_rng(7).normal(2, 3, (*batch, 4, 6, 5)).astype(np.float32)
+
+
+def test_standardise_by_hand() -> None:
+    tensors = shared_tensors()
+    features = shared_features(2).astype(np.float64)
+    found = model.standardise(features, tensors["mean"], tensors["deviation"], 1.5)
+    for b, c in np.ndindex(2, 4):
+        plane = features[b, c] - features[b, c].mean()
+        expected = (plane - tensors["mean"][c]) / tensors["deviation"][c]
+        np.testing.assert_allclose(found[b, c], expected.clip(-1.5, 1.5), rtol=1e-9)
+    assert found.max() == 1.5
+    assert found.min() == -1.5
+
+
+def test_standardise_does_not_see_the_level_of_a_channel() -> None:
+    # A brighter image or a louder sensor multiplies the power: it adds to the logarithm.
+    tensors = shared_tensors()
+    features = shared_features(3)
+    louder = features + np.array([0.0, 5.0, -2.0, 1.0], np.float32)[:, None, None]
+    arguments = (tensors["mean"], tensors["deviation"], 6.0)
+    np.testing.assert_allclose(
+        model.standardise(louder, *arguments),
+        model.standardise(features, *arguments),
+        atol=1e-5,
+    )
+    heads = SharedHeads.from_tensors(tensors, 6.0)
+    np.testing.assert_allclose(heads.similarities(louder), heads.similarities(features), atol=1e-5)
+
+
+def test_the_shared_similarity_is_the_cosine_and_the_sum_of_the_map() -> None:
+    tensors = shared_tensors()
+    heads = SharedHeads.from_tensors(tensors, 2.0)
+    features = shared_features(2, 3)
+    maps, similarity = heads.maps(features), heads.similarities(features)
+    assert maps.shape == (2, 3, 3, 4, 6, 5)
+    assert similarity.shape == (2, 3, 3)
+    assert maps.dtype == similarity.dtype == np.float32
+    np.testing.assert_array_equal(maps.sum(axis=(-3, -2, -1)), similarity)
+    z = model.standardise(features, tensors["mean"], tensors["deviation"], 2.0).astype(np.float64)
+    for g in range(3):
+        masked = (z * tensors["masks"][g]).reshape(2, 3, -1)
+        reference = tensors["references"][g].astype(np.float64).ravel()
+        cosine = masked @ reference / np.linalg.norm(masked, axis=-1) / np.linalg.norm(reference)
+        np.testing.assert_allclose(similarity[..., g], cosine, atol=1e-6)
+    assert np.abs(similarity).max() <= 1
+    one = heads.similarities(features[1, 2])
+    np.testing.assert_allclose(one, similarity[1, 2], atol=1e-6)
+
+
+def test_the_shared_similarity_does_not_depend_on_scales() -> None:
+    tensors = shared_tensors()
+    features = shared_features(4)
+    expected = SharedHeads.from_tensors(tensors, 1e9).similarities(features)
+    for name, factor in (("masks", 0.25), ("references", 7.0), ("references", 1e-3)):
+        changed = {**tensors, name: tensors[name] * np.float32(factor)}
+        found = SharedHeads.from_tensors(changed, 1e9)
+        np.testing.assert_allclose(found.similarities(features), expected, atol=1e-6)
+        norms = np.sqrt((found.references**2).sum(axis=(1, 2, 3)))
+        np.testing.assert_allclose(norms, 1, rtol=1e-5)
+    # A pattern twice as strong, in deviations from the mean photo, is as alike.
+    mean = tensors["mean"] - tensors["mean"].mean((1, 2), keepdims=True)
+    centred = SharedHeads.from_tensors({**tensors, "mean": mean}, 1e9)
+    pattern = features - features.mean((2, 3), keepdims=True)
+    np.testing.assert_allclose(
+        centred.similarities(mean + 2 * pattern), centred.similarities(mean + pattern), atol=1e-6
+    )
+
+
+def test_a_planted_reference_has_shared_similarity_one() -> None:
+    tensors = shared_tensors()
+    tensors["masks"][:] = 1
+    tensors["references"] -= tensors["references"].mean(axis=(2, 3), keepdims=True)
+    tensors["mean"] -= tensors["mean"].mean(axis=(1, 2), keepdims=True)
+    tensors["deviation"][:] = 1
+    heads = SharedHeads.from_tensors(tensors, 6.0)
+    planted = tensors["mean"] + 3 * tensors["references"]
+    similarity = heads.similarities(planted)
+    np.testing.assert_allclose(np.diag(similarity), 1, atol=1e-5)
+    opposite = heads.similarities(tensors["mean"] - 3 * tensors["references"])
+    np.testing.assert_allclose(np.diag(opposite), -1, atol=1e-5)
+
+
+def test_the_mean_photo_is_like_nothing() -> None:
+    tensors = shared_tensors()
+    tensors["mean"][:] = 0
+    heads = SharedHeads.from_tensors(tensors, 6.0)
+    assert not heads.similarities(tensors["mean"] + 3).any()
+    assert not heads.maps(tensors["mean"]).any()
+
+
+def test_the_shared_probability() -> None:
+    tensors = shared_tensors()
+    heads = SharedHeads.from_tensors(tensors, 6.0)
+    similarity = np.linspace(-1, 1, 21, dtype=np.float32)[:, None].repeat(3, axis=1)
+    found = heads.probability(similarity)
+    exact = 1 / (1 + np.exp(-(np.exp(tensors["a"].astype(float)) * similarity + tensors["b"])))
+    np.testing.assert_allclose(found, exact, rtol=1e-5)
+    assert (np.diff(found, axis=0) > 0).all()
+
+
+def test_half_precision_heads_are_computed_in_single() -> None:
+    half = {name: values.astype(np.float16) for name, values in shared_tensors().items()}
+    heads = SharedHeads.from_tensors(half, 6.0)
+    single = {name: values.astype(np.float32) for name, values in half.items()}
+    features = shared_features(2)
+    assert heads.similarities(features).dtype == np.float32
+    np.testing.assert_array_equal(
+        heads.similarities(features), SharedHeads.from_tensors(single, 6.0).similarities(features)
+    )
+
+
+def test_torch_runs_the_shared_heads() -> None:
+    torch = pytest.importorskip("torch")
+    tensors = shared_tensors()
+    weights = {name: torch.from_numpy(v.copy()).requires_grad_() for name, v in tensors.items()}
+    heads = SharedHeads.from_tensors(weights, 2.0)
+    features = shared_features(2, 3)
+    expected = SharedHeads.from_tensors(tensors, 2.0)
+    tensor = torch.from_numpy(features).requires_grad_()
+    similarity = heads.similarities(tensor)
+    np.testing.assert_allclose(heads.maps(tensor).detach(), expected.maps(features), atol=1e-6)
+    np.testing.assert_allclose(similarity.detach(), expected.similarities(features), atol=1e-6)
+    np.testing.assert_allclose(
+        heads.probability(similarity).detach(),
+        expected.probability(expected.similarities(features)),
+        atol=1e-6,
+    )
+    heads.probability(similarity).sum().backward()
+    for name, weight in [*weights.items(), ("features", tensor)]:
+        assert torch.isfinite(weight.grad).all(), name
+        assert (weight.grad != 0).any(), name
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mean": None}, "expected"),
+        ({"more": np.zeros(3)}, "more"),
+        ({"mean": np.zeros((4, 6, 6))}, "misshapen arrays: .'mean'"),
+        ({"a": np.zeros(4)}, "misshapen arrays: .'a'"),
+        ({"references": np.zeros((2, 4, 6, 5))}, "misshapen arrays: .'references'"),
+        ({"masks": np.zeros((4, 6, 5))}, "misshapen"),
+        ({"masks": np.float32(1)}, "misshapen"),
+    ],
+)
+def test_unfit_shared_tensors_are_refused(change: dict[str, Any], message: str) -> None:
+    arrays = {name: v for name, v in {**shared_tensors(), **change}.items() if v is not None}
+    with pytest.raises(ModelError, match=message) as caught:
+        SharedHeads.from_tensors(arrays, 6.0)
+    assert caught.value.code == "model_invalid"

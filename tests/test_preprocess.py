@@ -12,7 +12,14 @@ import pytest
 from PIL import Image
 
 from masksim.errors import ImageError, UsageError
-from masksim.preprocess import COLOUR_SPACES, centre_window, spread_windows, to_colour
+from masksim.preprocess import (
+    COLOUR_SPACES,
+    centre_window,
+    luma_chroma,
+    shared_windows,
+    spread_windows,
+    to_colour,
+)
 
 
 @pytest.mark.parametrize("size", [512, 256, 64])
@@ -194,3 +201,99 @@ def test_other_arrays_are_refused() -> None:
             to_colour(wrong, "RGB")
     with pytest.raises(UsageError, match="unknown colour space 'YCbCr'"):
         to_colour(np.zeros((4, 4, 3), np.uint8), "YCbCr")  # type: ignore[arg-type]
+
+
+# --- the shared recipe ---------------------------------------------------------------------------
+
+
+def test_luma_and_halved_chroma() -> None:
+    pixels = np.random.default_rng(4).integers(0, 256, (2, 32, 48, 3), dtype=np.uint8)
+    luma, chroma = luma_chroma(pixels)
+    assert luma.shape == (2, 1, 32, 48)
+    assert chroma.shape == (2, 2, 16, 24)
+    assert luma.dtype == chroma.dtype == np.float32
+    assert luma.flags.c_contiguous
+    weights = np.array(
+        [[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]]
+    )
+    exact = np.einsum("dc,bhwc->bdhw", weights, pixels / 255.0)
+    np.testing.assert_allclose(luma, exact[:, :1], atol=2e-6)
+    for b, c in np.ndindex(2, 2):
+        plane = exact[b, 1 + c] + 0.5
+        # Pillow's box filter is the mean over 2x2 pixels.
+        halved = np.asarray(Image.fromarray(plane.astype(np.float32)).reduce(2))
+        np.testing.assert_allclose(chroma[b, c], 2 * halved, atol=5e-6)
+
+
+def test_chroma_above_half_the_resolution_is_gone() -> None:
+    pixels = np.full((1, 16, 16, 3), 128, np.uint8)
+    pixels[0, :, ::2, 2] = 200  # blue stripes, one pixel wide
+    luma, chroma = luma_chroma(pixels)
+    assert luma.std() > 0
+    assert chroma.std(axis=(2, 3)).max() < 1e-6
+
+
+def test_grey_has_no_chroma() -> None:
+    pixels = np.repeat(np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1), 3, axis=-1)
+    luma, chroma = luma_chroma(pixels)
+    np.testing.assert_allclose(luma[0, 0] * 255, pixels[0, ..., 0], atol=1e-4)
+    np.testing.assert_allclose(chroma, 1, atol=1e-6)  # 2 * 0.5
+
+
+WINDOWS: dict[str, int] = {"smallest": 256, "region": 1536, "spacing": 256}
+
+
+def test_large_images_have_spread_windows() -> None:
+    for size in ((512, 512), (1536, 1536), (900, 513)):
+        expected = spread_windows(*size, 512, 4, min_shift=256)
+        assert shared_windows(*size, 512, 4, **WINDOWS) == (expected, 512, 512)
+
+
+@pytest.mark.parametrize("height", [256, 257, 263, 300, 400, 511, 512, 513, 700, 1023, 1600, 3000])
+@pytest.mark.parametrize("width", [256, 264, 399, 511, 512, 520, 769, 2000])
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_shared_windows_are_inside_aligned_and_apart(height: int, width: int, count: int) -> None:
+    corners, high, wide = shared_windows(height, width, 512, count, **WINDOWS)
+    assert 1 <= len(corners) <= count
+    assert (high, wide) == (min(512, height // 8 * 8), min(512, width // 8 * 8))
+    for y, x in corners:
+        assert y % 8 == x % 8 == 0
+        assert 0 <= y <= height - high
+        assert 0 <= x <= width - wide
+        # In the central region, of what cannot be cut in the middle a little left and above.
+        for at, side, window in ((y, height, high), (x, width, wide)):
+            border = max(0, side - 1536) // 2
+            assert border - 8 < at <= border + min(side, 1536) - window
+    for a, b in combinations(corners, 2):
+        assert max(abs(a[0] - b[0]), abs(a[1] - b[1])) >= 256
+    y, x = corners[0]  # the first in the middle, where there is room
+    assert abs(2 * y - (height - high)) <= 24
+    assert abs(2 * x - (width - wide)) <= 24
+    if min(height, width) < 512:  # one row of windows, the shorter side covered whole
+        assert min(height, width) - min(high, wide) < 8
+        assert len({y for y, _ in corners}) == 1 or len({x for _, x in corners}) == 1
+
+
+def test_known_shared_windows() -> None:
+    def windows(height: int, width: int, count: int = 4) -> object:
+        return shared_windows(height, width, 512, count, **WINDOWS)
+
+    assert windows(300, 400) == ([(0, 0)], 296, 400)
+    assert windows(300, 1400) == ([(0, 440), (0, 0), (0, 888)], 296, 512)
+    assert windows(1400, 300, 2) == ([(440, 0), (0, 0)], 512, 296)
+    assert windows(511, 600) == ([(0, 40)], 504, 512)
+    # 2000 wide: the region begins at 232.
+    assert windows(300, 2000) == ([(0, 744), (0, 232), (0, 1256)], 296, 512)
+    middle = (744, 1744)
+    assert windows(2000, 4000, 1) == ([middle], 512, 512)
+    corners = {(y, x) for y in (232, 1256) for x in (1232, 2256)}
+    found, _, _ = shared_windows(2000, 4000, 512, 5, **WINDOWS)
+    assert found[0] == middle
+    assert set(found[1:]) == corners
+
+
+@pytest.mark.parametrize("size", [(255, 900), (900, 255), (1, 1)])
+def test_an_image_under_the_smallest_is_refused(size: tuple[int, int]) -> None:
+    with pytest.raises(ImageError, match=f"{size[1]}x{size[0]} pixels.*at least 256") as caught:
+        shared_windows(*size, 512, 4, **WINDOWS)
+    assert caught.value.code == "too_small"

@@ -109,3 +109,169 @@ def test_torch_runs_the_same_lines(dtype: str) -> None:
         found.sum().backward()
         assert torch.isfinite(tensor.grad).all()
         assert (tensor.grad != 0).any()
+
+
+# --- the shared recipe ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [4, 32, 33])
+def test_hann_window_is_scipys(n: int) -> None:
+    signal = pytest.importorskip("scipy.signal")
+    line = signal.windows.hann(n, sym=False)
+    expected = np.outer(line, line)
+    expected /= np.sqrt((expected**2).mean())
+    found = spectrum.hann_window(n)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert float((found.astype(np.float64) ** 2).mean()) == pytest.approx(1, abs=1e-6)
+
+
+def test_one_segment_is_the_definition() -> None:
+    patch = noise(2, 3, 8, 8)
+    window = spectrum.hann_window(8).astype(np.float64)
+    full = np.fft.ifftshift(by_definition(patch * window, 0.0), axes=(-2, -1))
+    expected = np.log(np.exp(2 * full) + 0.05)[..., :5]
+    np.testing.assert_allclose(spectrum.welch_log_power(patch, 8, 3, 0.05), expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("hop", [1, 3, 8, 50])
+def test_all_segments_that_fit_are_averaged(hop: int) -> None:
+    residual = noise(2, 21, 30)
+    parts = [
+        spectrum.welch_log_power(residual[:, y : y + 8, x : x + 8], 8, 1, 0.01)
+        for y in range(0, 14, hop)
+        for x in range(0, 23, hop)
+    ]
+    found = spectrum.welch_log_power(residual, 8, hop, 0.01)
+    assert found.shape == (2, 8, 5)
+    np.testing.assert_allclose(found, np.mean(parts, axis=0), rtol=1e-10)
+
+
+@pytest.mark.parametrize("variance", [0.25, 9.0])
+def test_white_noise_has_its_expected_log_power(variance: float) -> None:
+    scale = np.sqrt(variance)
+    residual = scale * np.random.default_rng(8).standard_normal((40, 192, 192))
+    found = spectrum.welch_log_power(residual, 32, 32, 1e-12).mean(axis=0)
+    # 1440 independent segments. The power is exponentially distributed: its logarithm has the
+    # mean ln s - gamma and the deviation pi / sqrt(6). Where the transform is real it is one
+    # squared normal: ln s - gamma - ln 2 and pi / sqrt(2).
+    inner = found[2:15, 2:15]
+    error = np.pi / np.sqrt(6 * 1440)
+    assert inner.mean() == pytest.approx(np.log(variance) - np.euler_gamma, abs=0.02)
+    assert np.abs(inner - (np.log(variance) - np.euler_gamma)).max() < 5 * error
+    for at in ((0, 0), (0, 16), (16, 0), (16, 16)):
+        expected = np.log(variance) - np.euler_gamma - np.log(2)
+        assert found[at] == pytest.approx(expected, abs=5 * np.pi / np.sqrt(2 * 1440))
+
+
+def test_the_floor_hides_what_lies_under_it() -> None:
+    nothing = np.zeros((3, 40, 40), np.float32)
+    found = spectrum.welch_log_power(nothing, 16, 8, 0.05)
+    np.testing.assert_allclose(found, np.log(0.05), rtol=1e-6)
+    faint = spectrum.welch_log_power(1e-4 * noise(3, 40, 40), 16, 8, 0.05)
+    np.testing.assert_allclose(faint, np.log(0.05), atol=1e-5)
+
+
+def test_a_strong_patch_counts_as_one() -> None:
+    # The mean of logarithms: one patch of a hundred times the amplitude moves it a quarter.
+    residual = noise(64, 128)
+    residual[:, :32] *= 100
+    found = spectrum.welch_log_power(residual, 32, 32, 1e-9)
+    plain = spectrum.welch_log_power(noise(64, 128), 32, 32, 1e-9)
+    np.testing.assert_allclose(found - plain, np.log(1e4) / 4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("fy", "fx"), [(0.125, 0.25), (-0.25, 0.375), (0.0, 0.125), (-0.4375, 0.03125), (-0.5, 0.25)]
+)
+@pytest.mark.parametrize("side", [1, 2, 4])
+def test_a_planted_wave_is_in_its_cell(fy: float, fx: float, side: int) -> None:
+    n = 64
+    y, x = np.mgrid[:200, :170]
+    wave = np.cos(2 * np.pi * (fy * y + fx * x) + 0.3) + 1e-3 * noise(200, 170)
+    found = spectrum.pool_cells(spectrum.welch_log_power(wave, n, 32, 1e-6), side)
+    assert found.shape == (n // side, n // (2 * side))
+    row, column = np.unravel_index(found.argmax(), found.shape)
+    # The rows of a cell begin at -0.5 + row side / n, its columns at column side / n.
+    low_y, low_x = row * side / n - 0.5, column * side / n
+    if side == 1:
+        assert (low_y, low_x) == (fy, fx)
+    else:  # the window spreads a wave over three bins: at an edge the neighbour shares it
+        assert low_y - 1 / n <= fy <= low_y + side / n
+        assert low_x - 1 / n <= fx <= low_x + side / n
+    whole = spectrum.spread_cells(found.astype(np.float32), side)
+    assert whole.shape == (n, n)
+    axis = spectrum.frequencies(n)
+    at = (int(np.flatnonzero(axis == fy)[0]), int(np.flatnonzero(axis == fx)[0]))
+    value = found[(at[0] // side, (at[1] - n // 2) // side)]
+    assert value >= found.max() - 1.5
+
+
+def test_cells_are_block_means_of_the_shifted_half() -> None:
+    half = spectrum.log_half_spectrum(noise(2, 3, 16, 16))
+    full = spectrum.full_from_half(half, 16)[..., 8:]  # rows from -0.5, columns from 0
+    expected = np.empty((2, 3, 4, 2))
+    for i, j in np.ndindex(4, 2):
+        expected[..., i, j] = full[..., 4 * i : 4 * i + 4, 4 * j : 4 * j + 4].mean(axis=(-2, -1))
+    np.testing.assert_allclose(spectrum.pool_cells(half, 4), expected, rtol=1e-12)
+    np.testing.assert_array_equal(spectrum.pool_cells(half, 1), full)
+
+
+@pytest.mark.parametrize("side", [1, 2, 4, 8])
+def test_spread_cells_keep_their_sum_evenly_and_are_even(side: int) -> None:
+    rows, n = 32 // side, 32
+    cells = noise(2, 5, rows, rows // 2).astype(np.float32)
+    found = spectrum.spread_cells(cells, side)
+    assert found.shape == (2, 5, n, n)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found.sum(axis=(-2, -1)), cells.sum(axis=(-2, -1)), atol=1e-5)
+    turned = np.fft.ifftshift(found, axes=(-2, -1))
+    turned = np.roll(np.flip(turned, axis=(-2, -1)), 1, axis=(-2, -1))
+    np.testing.assert_allclose(np.fft.fftshift(turned, axes=(-2, -1)), found, atol=1e-7)
+    assert not found[..., 0].any()  # the Nyquist column, which no cell covers
+
+    # Half of a cell lies on the frequencies it covers and half on their opposites, at one density.
+    for i, j in np.ndindex(rows, rows // 2):
+        one = np.zeros((rows, rows // 2), np.float32)
+        one[i, j] = 1
+        expected = np.zeros((n, n))
+        for r in range(i * side, (i + 1) * side):
+            for c in range(n // 2 + j * side, n // 2 + (j + 1) * side):
+                # A point of the column of frequency 0 is in a cell and in the mirror of another.
+                share = 0.5 if c == n // 2 else 1.0
+                expected[r, c] += share
+                expected[(n - r) % n, n - c] += share
+        expected /= expected.sum()
+        np.testing.assert_allclose(spectrum.spread_cells(one, side), expected, atol=1e-7)
+    ones = np.ones((rows, rows // 2), np.float32)
+    ones[:, 0] = (side - 0.5) / side  # as many frequencies as a cell of the first column has
+    flat = spectrum.spread_cells(ones, side)[:, 1:]
+    np.testing.assert_allclose(flat, flat[0, 0], rtol=1e-5)
+
+
+@pytest.mark.parametrize(("segment", "hop"), [(41, 8), (8, 0), (31, 4)])
+def test_segments_that_do_not_fit_are_refused(segment: int, hop: int) -> None:
+    with pytest.raises(UsageError, match=f"no segment of {segment} with hop {hop} fits 40x30"):
+        spectrum.welch_log_power(noise(30, 40), segment, hop, 0.1)
+
+
+def test_cells_that_do_not_fit_are_refused() -> None:
+    for shape, side in (((16, 9), 3), ((16, 9), 0), ((16, 16), 2), ((15, 8), 2)):
+        with pytest.raises(UsageError, match="has no cells of side"):
+            spectrum.pool_cells(noise(*shape), side)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_torch_computes_the_same_cells(dtype: str) -> None:
+    torch = pytest.importorskip("torch")
+    residual = noise(2, 3, 50, 60).astype(dtype)
+    expected = spectrum.pool_cells(spectrum.welch_log_power(residual, 16, 10, 0.05), 2)
+    assert expected.dtype == residual.dtype
+    tensor = torch.from_numpy(residual).requires_grad_()
+    found = spectrum.pool_cells(spectrum.welch_log_power(tensor, 16, 10, 0.05), 2)
+    assert found.dtype == tensor.dtype
+    tolerance = 2e-5 if dtype == "float32" else 1e-12
+    np.testing.assert_allclose(found.detach(), expected, rtol=0, atol=tolerance)
+    found.sum().backward()
+    assert torch.isfinite(tensor.grad).all()
+    assert (tensor.grad != 0).any()

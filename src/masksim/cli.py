@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from enum import Enum
 from pathlib import Path
@@ -26,7 +26,7 @@ from masksim import __version__, cli_data
 from masksim.errors import ImageError, MasksimError, UsageError
 
 if TYPE_CHECKING:
-    from masksim.detector import Detection, Detector
+    from masksim.detector import Detection, Detector, SimilarityMap
     from masksim.image import LoadedImage
     from masksim.preprocess import ColourSpace
 
@@ -201,9 +201,12 @@ def _detect_one(detector: Detector, source: str, as_json: bool, pictures: _Pictu
         if pictures is None and source != "-":
             detection = detector.detect(source)
         else:
-            loaded = _read(source)  # once, for the pictures, too
-            detection = detector.detect(loaded)
-            drawn = {} if pictures is None else pictures.draw(detector, loaded, detection)
+            loaded = _read(source)
+            if pictures is None:
+                detection = detector.detect(loaded)
+            else:
+                detection, maps = detector.explain(loaded)
+                drawn = pictures.draw(maps, detection)
     except ImageError as error:
         if as_json:
             problem = {"code": error.code, "message": error.message}
@@ -260,13 +263,13 @@ class _Pictures:
         self._folder = folder
         self._taken: set[str] = set()
 
-    def draw(self, detector: Detector, loaded: LoadedImage, detection: Detection) -> dict[str, str]:
+    def draw(self, maps: Mapping[str, SimilarityMap], detection: Detection) -> dict[str, str]:
         """Return the path of each generator's picture, the most telling first."""
         from masksim.report import maps_png
 
-        maps, written = detector.similarity_maps(loaded), {}
+        written = {}
         for score in detection.scores:
-            path = self._folder / self._name(loaded.facts.name, score.generator)
+            path = self._folder / self._name(detection.image.name, score.generator)
             maps_png(maps[score.generator], path, detection=detection)
             written[score.generator] = str(path)
         return written
@@ -370,6 +373,122 @@ def import_original(
         for note in made.provenance.get("notes", []):
             _say(f"note: {note}")
         _write(f"{out}: {', '.join(made.generators)}, sha256 {made.sha256}")
+
+
+# ------------------------------------------------------------------------------ train, evaluate
+
+ManifestFile = Annotated[
+    Path, typer.Option("--manifest", metavar="FILE", help="From `masksim data prepare`, or alike.")
+]
+Cache = Annotated[
+    Path, typer.Option("--cache", metavar="DIR", help="Finished pieces: a killed run goes on.")
+]
+Workers = Annotated[int, typer.Option("--workers", min=1, help="Processes.")]
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A TOML file.")],
+    manifest: ManifestFile,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The detector to write.")],
+    cache: Cache = Path("runs/cache"),
+    workers: Workers = 1,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a detector that is there.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Train a detector of every generator in a manifest's train split."""
+    with _errors():
+        from masksim.manifest import read_manifest
+        from masksim.train import read_config, train_shared
+
+        chosen = read_config(config)
+        with _stages() as progress:
+            made, fit = train_shared(
+                read_manifest(manifest), out, chosen,
+                cache=cache, workers=workers, overwrite=overwrite, progress=progress,
+            )  # fmt: skip
+        auroc = {name: round(value, 4) for name, value in fit.cross_validated_auroc.items()}
+        if as_json:
+            _write(_json({"detector": str(out), "sha256": made.sha256, "auroc": auroc}))
+            return
+        _write(f"{out}: sha256 {made.sha256}")
+        for name, value in auroc.items():
+            _write(f"  {name}: cross-validated AUROC {value:.3f}")
+        skipped = made.provenance["skipped"]
+        if skipped:
+            _say(f"note: images left out, by reason: {_json(skipped)}")
+
+
+@app.command()
+def evaluate(
+    manifest: ManifestFile,
+    split: Annotated[str, typer.Option("--split", help="Which split is measured.")] = "val",
+    model: Model = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Write scores.csv, results.json, results.md."),
+    ] = None,
+    cache: Cache = Path("runs/cache"),
+    workers: Workers = 1,
+    samples: Annotated[int, typer.Option("--samples", min=10, help="Of the bootstrap.")] = 500,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Measure a calibrated detector on a manifest: AUROC, TPR, false alarms, histories."""
+    with _errors():
+        from masksim import evaluate as rooms
+        from masksim.detector import bundled_path, load_detector
+        from masksim.manifest import read_manifest
+
+        images = read_manifest(manifest)
+        path = bundled_path() if model is None else model
+        detector = load_detector(path)
+        with _stages() as progress:
+            table = rooms.score_manifest(
+                path, images.select(split), cache=cache, workers=workers,
+                progress=lambda done, count: progress("scores", done, count),
+            )  # fmt: skip
+        measured = rooms.measure(
+            table, detector, shares=rooms.views_of(detector).shares,
+            seen=rooms.seen_in_training(images), samples=samples,
+        )  # fmt: skip
+        pages = rooms.pages(measured)
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+            (out / "scores.csv").write_text(table.to_csv(), encoding="utf-8")
+            (out / "results.json").write_text(_json(measured, indent=1) + "\n", encoding="utf-8")
+            (out / "results.md").write_text("\n\n".join(pages.values()) + "\n", encoding="utf-8")
+        _write(_json(measured) if as_json else "\n\n".join(pages.values()))
+        if table.failures:
+            _say(f"note: {len(table.failures)} images could not be scored")
+
+
+@contextmanager
+def _stages() -> Iterator[Callable[[str, int, int], None]]:
+    """Progress of the stages of a run: a bar on a terminal, else a line a stage."""
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
+
+    if not sys.stderr.isatty():
+        said: set[str] = set()
+
+        def line(stage: str, done: int, count: int) -> None:
+            if stage not in said:
+                said.add(stage)
+                _say(f"{stage}: {count} parts, {done} done before")
+
+        yield line
+        return
+    with Progress(console=Console(stderr=True)) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def draw(stage: str, done: int, count: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(stage, total=count)
+            bar.update(tasks[stage], completed=done)
+
+        yield draw
 
 
 if __name__ == "__main__":

@@ -824,7 +824,10 @@ def _ijg_tables() -> NDArray[np.float64]:
     """Luminance tables of qualities 1..100, (100, 64), by the encoder's integer arithmetic."""
     quality = np.arange(1, 101)[:, np.newaxis]
     scale = np.where(quality < 50, 5000 // quality, 200 - 2 * quality)
-    return np.clip((_IJG_LUMINANCE * scale + 50) // 100, 1, 255).astype(np.float64)
+    table: NDArray[np.float64] = np.clip((_IJG_LUMINANCE * scale + 50) // 100, 1, 255).astype(
+        np.float64
+    )
+    return table
 
 
 _IJG_TABLES = _ijg_tables()

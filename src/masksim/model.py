@@ -6,7 +6,7 @@ run the same lines. The similarity is the sum of the similarity map that is show
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -14,7 +14,6 @@ from array_api_compat import array_namespace
 from array_api_compat import device as device_of
 
 from masksim.errors import ModelError
-from masksim.spectrum import pool_cells, welch_log_power
 
 # Any array of the array API (numpy.ndarray, torch.Tensor): there is no common static type yet.
 Array: TypeAlias = Any
@@ -351,34 +350,6 @@ def check_tensors(
 # --- the shared recipe ---------------------------------------------------------------------------
 
 
-def pattern_features(
-    residuals: Sequence[Array], *, segment: int, hops: Sequence[int], floor: float, cell: int
-) -> Array:
-    """Features of the shared recipe: cells of mean log-power spectra of all residual channels.
-
-    Parameters
-    ----------
-    residuals : sequence of arrays, shapes (..., C_i, H_i, W_i)
-        One a group of planes (luma, chroma).
-    segment, floor, cell
-        Of `masksim.spectrum.welch_log_power` and `masksim.spectrum.pool_cells`.
-    hops : sequence of int
-        One a group.
-
-    Returns
-    -------
-    array, shape (..., sum of C_i, R, R // 2) with R = segment // cell
-    """
-    xp = array_namespace(*residuals)
-    return xp.concat(
-        [
-            pool_cells(welch_log_power(residual, segment, hop, floor), cell)
-            for residual, hop in zip(residuals, hops, strict=True)
-        ],
-        axis=-3,
-    )
-
-
 def standardise(features: Array, mean: Array, deviation: Array, limit: float) -> Array:
     """Subtract each channel's level, then the real photos' mean, and divide by their deviation.
 
@@ -463,7 +434,7 @@ class SharedHeads:
         Parameters
         ----------
         features : array, shape (..., C, R, S)
-            From `pattern_features`.
+            From `masksim.features.pattern_features`.
 
         Returns
         -------

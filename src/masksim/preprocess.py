@@ -214,7 +214,14 @@ def luma_chroma(pixels: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
 
 
 def shared_windows(
-    height: int, width: int, size: int, count: int, smallest: int
+    height: int,
+    width: int,
+    size: int,
+    count: int,
+    *,
+    smallest: int,
+    region: int,
+    spacing: int,
 ) -> tuple[list[tuple[int, int]], int, int]:
     """Windows of the shared recipe, for images smaller than a window too.
 
@@ -228,11 +235,16 @@ def shared_windows(
     count : int
         At most this many windows, see `spread_windows`.
     smallest : int
-        Least side of an image that is analysed.
+        Least side of an image that is analysed, pixels.
+    region : int
+        The windows lie in the central region of at most this side, pixels.
+    spacing : int
+        Two windows are at least so far apart along one axis at least, pixels.
 
     Returns
     -------
     corners : list of (y, x)
+        Multiples of 8, the central window first.
     window_height, window_width : int
 
     Raises
@@ -245,22 +257,22 @@ def shared_windows(
             f"the image is {width}x{height} pixels; both sides must have at least {smallest}",
             code="too_small",
         )
+    top, left = ((side - min(side, region)) // 2 // GRID * GRID for side in (height, width))
+    height, width = min(height, region), min(width, region)
     if min(height, width) >= size:
-        return spread_windows(height, width, size, count), size, size
+        corners = spread_windows(height, width, size, count, min_shift=spacing)
+        return [(top + y, left + x) for y, x in corners], size, size
     window_height = min(size, height // GRID * GRID)
     window_width = min(size, width // GRID * GRID)
     # Along the longer side there may be room for more than one window; along the shorter, one.
-    long, length = max(height, width), max(window_height, window_width)
-    last = max(0, long - length)
-    centre = last // 2 // GRID * GRID
-    starts = [centre]
-    if length == size:
-        for start in (0, last // GRID * GRID):
-            if all(abs(start - other) >= size // 2 for other in starts):
-                starts.append(start)
-    starts = starts[:count]
+    last = max(height - window_height, width - window_width)
+    starts: list[int] = []
+    for start in (last // 2 // GRID * GRID, 0, last // GRID * GRID):
+        if len(starts) < count and all(abs(start - other) >= spacing for other in starts):
+            starts.append(start)
+    tall = height > width
     return (
-        [(start, 0) if height > width else (0, start) for start in starts],
+        [(top + start * tall, left + start * (not tall)) for start in starts],
         window_height,
         window_width,
     )

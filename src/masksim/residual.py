@@ -445,7 +445,9 @@ def _bank_nodes(nodes: list[Any], constant: Callable[[str, NDArray[Any]], str]) 
 
     end = np.iinfo(np.int32).max
     axes = constant("axes", np.array([2, 3], dtype=np.int64))
-    levels = node("Mul", ["pixels", constant("levels", np.float32([BANK_LEVELS]))], "x")
+    levels = node(
+        "Mul", ["pixels", constant("levels", np.array([BANK_LEVELS], dtype=np.float32))], "x"
+    )
     same = node(
         "Add", [crop(levels, 1, 1, end, end, "x11"), crop(levels, 0, 0, -1, -1, "x00")], "same"
     )
@@ -455,7 +457,10 @@ def _bank_nodes(nodes: list[Any], constant: Callable[[str, NDArray[Any]], str]) 
     inner = node("Sub", [same, other], "inner")
     pads = constant("pads", np.array([0, 0, 0, 0, 0, 0, 1, 1], dtype=np.int64))
     cross = node("Pad", [inner, pads], "cross")
-    low, high = (constant(n, np.float32(v)) for n, v in (("low", -BANK_CLIP), ("high", BANK_CLIP)))
+    low, high = (
+        constant(n, np.array(v, dtype=np.float32))
+        for n, v in (("low", -BANK_CLIP), ("high", BANK_CLIP))
+    )
     clipped = node("Clip", [cross, low, high], "clipped")
 
     reach = BANK_BOX // 2
@@ -467,7 +472,7 @@ def _bank_nodes(nodes: list[Any], constant: Callable[[str, NDArray[Any]], str]) 
         power = node(
             "AveragePool", [power], name, kernel_shape=shape, pads=sides * 2, count_include_pad=1
         )
-    floor = constant("floor", np.float32([BANK_FLOOR**2]))
+    floor = constant("floor", np.array([BANK_FLOOR**2], dtype=np.float32))
     deviation = node("Sqrt", [node("Add", [power, floor], "floored")], "deviation")
     normalised = node("Div", [cross, deviation], "normalised")
 

@@ -213,7 +213,12 @@ def spread_cells(cells: NDArray[np.float32], side: int) -> NDArray[np.float32]:
     ndarray, shape (..., N, N) with N = R side
         Zero frequency at ``[N // 2, N // 2]``, the same at (-u, -v) as at (u, v).
     """
-    fine = np.repeat(np.repeat(cells / side**2, side, axis=-2), side, axis=-1)
+    fine = np.repeat(np.repeat(cells, side, axis=-2), side, axis=-1)
+    # A point of the column of frequency 0 is covered by two cells, one from each half.
+    share = np.ones(fine.shape[-1], dtype=fine.dtype)
+    share[0] = 0.5
+    total = share.reshape(-1, side).sum(axis=1) * side
+    fine = fine * (share / np.repeat(total, side))
     full = np.concatenate([np.zeros_like(fine), fine], axis=-1)
     # The point (-u, -v) of a shifted spectrum of even side: flip, then one step on.
     mirrored = np.roll(np.flip(full, axis=(-2, -1)), 1, axis=(-2, -1))

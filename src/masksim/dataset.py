@@ -1,0 +1,684 @@
+"""From a manifest to what a detector is trained and measured on: views and their spectra.
+
+A *view* is an image after a drawn, seeded processing. Photos in the wild have mostly been JPEG
+before and many synthetic images never: a detector trained on files as found learns to count
+compressions. So every view has one of three *histories*, and both classes get the same shares:
+
+``jpeg``      compressed at its present size at least once; synthetic images that come lossless get
+              a first JPEG, with quality and subsampling drawn from those of the real photos;
+``reduced``   made two to four times smaller, which wipes earlier compression out;
+``lossless``  as it came from a lossless file.
+
+Then the same final compression for all. `views` makes every history that an image
+allows, and `history_weights` gives both classes the same shares of each.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+
+from masksim.augment import reencode, resize, rng_for
+from masksim.errors import DataError, MasksimError, UsageError
+from masksim.features import FeatureConfig, shared_features
+from masksim.image import Limits, estimate_jpeg_quality, load_image
+from masksim.manifest import REAL, Manifest, Row, manifest_hash
+from masksim.residual import OnnxResidual, ResidualConfig, residual_onnx
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Pixels = NDArray[np.uint8]
+
+History: TypeAlias = Literal["jpeg", "reduced", "lossless"]
+HISTORIES: tuple[History, ...] = ("jpeg", "reduced", "lossless")
+
+Purpose: TypeAlias = Literal["train", "evaluate", "calibrate"]
+
+_LOSSY = {"JPEG": "jpeg", "MPO": "jpeg", "WEBP": "webp", "HEIF": "other", "AVIF": "other"}
+_FILTERS = ("bilinear", "bicubic", "lanczos", "box")
+_CHUNK = 16
+_LIMITS = Limits()
+
+
+@dataclass(frozen=True)
+class ViewConfig:
+    """How views are drawn: the same for real and synthetic images.
+
+    Attributes
+    ----------
+    window
+        Side of the analysed windows, pixels.
+    region
+        Side of the central region that is processed for evaluation, pixels (all of a smaller
+        image): bounds the cost of a 12-megapixel photo.
+    shares
+        Of each history, in training and evaluation.
+    reduction
+        Range of the factor by which ``reduced`` views are made smaller, as far as a window is left.
+    final_quality
+        Range of the last compression, both ends included.
+    first_qualities
+        Qualities of the first JPEG of lossless synthetic images; each entry is equally likely.
+    first_subsampled
+        Share of those with 4:2:0 chroma; the others have 4:4:4.
+    aligned
+        Share of training views whose crops keep the 8x8 grid of the first compression.
+    extra_jpeg, extra_webp, resized, final_webp, uncompressed
+        Shares of training views with one more JPEG or WebP compression, a resize by
+        `resize_range`, a last compression by WebP, and none at all.
+    resize_range
+        Range of the factor.
+    views
+        Training views an image, by generator; ``"*"`` for the others.
+    """
+
+    window: int = 512
+    region: int = 1536
+    shares: Mapping[str, float] = field(
+        default_factory=lambda: {"jpeg": 0.75, "reduced": 0.20, "lossless": 0.05}
+    )
+    reduction: tuple[float, float] = (2.0, 4.0)
+    final_quality: tuple[int, int] = (65, 100)
+    first_qualities: tuple[int, ...] = (75, 80, 85, 90, 92, 93, 94, 95, 96, 97, 98, 99, 100)
+    first_subsampled: float = 0.7
+    aligned: float = 0.85
+    extra_jpeg: float = 0.15
+    extra_webp: float = 0.15
+    resized: float = 0.2
+    resize_range: tuple[float, float] = (0.7, 1.5)
+    final_webp: float = 0.12
+    uncompressed: float = 0.04
+    views: Mapping[str, int] = field(default_factory=lambda: {"*": 4})
+
+    def __post_init__(self) -> None:
+        """Refuse what no view can be drawn by.
+
+        Raises
+        ------
+        UsageError
+            The shares are not of the three histories, or JPEG's is 0 (all images allow it).
+        """
+        shares = dict(self.shares)
+        if set(shares) != set(HISTORIES) or min(shares.values()) < 0 or not shares["jpeg"] > 0:
+            raise UsageError(
+                f"shares must give {', '.join(HISTORIES)} each a number that is not negative, "
+                f"jpeg a positive one; got {shares}"
+            )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ViewConfig:
+        """Make a configuration of plain values; unknown keys fail.
+
+        Raises
+        ------
+        UsageError
+            On an unknown key, or impossible shares.
+        """
+        unknown = sorted(set(values) - set(cls.__dataclass_fields__))
+        if unknown:
+            raise UsageError(f"unknown keys in the configuration of views: {unknown}")
+        plain: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
+        }
+        return cls(**plain)
+
+
+@dataclass(frozen=True)
+class View:
+    """Processed pixels and how they came about.
+
+    Attributes
+    ----------
+    pixels
+        uint8 (H, W, 3).
+    history
+        One of `HISTORIES`.
+    processing
+        What was done, in order: ``"jpeg 92 4:2:0"``, ``"resize 0.5 lanczos"``.
+    """
+
+    pixels: Pixels
+    history: History
+    processing: tuple[str, ...]
+
+
+def history_of(format: str) -> str:
+    """Tell a file's compression by its format as found.
+
+    Returns
+    -------
+    str
+        ``"jpeg"``, ``"webp"``, ``"other"`` (HEIC, AVIF: lossy too) or ``"lossless"``.
+    """
+    return _LOSSY.get(format, "lossless")
+
+
+def histories(row: Row, config: ViewConfig) -> list[History]:
+    """Return the histories that a view of this image can have."""
+    found: list[History] = ["jpeg"]
+    if min(row.width, row.height) >= config.reduction[0] * config.window:
+        found.append("reduced")
+    if history_of(row.format) == "lossless":
+        found.append("lossless")
+    return found
+
+
+def measure_first_qualities(manifest: Manifest) -> tuple[tuple[int, ...], float]:
+    """Qualities and the share of 4:2:0 chroma of the real JPEG photos of a manifest.
+
+    Returns
+    -------
+    qualities
+        101 evenly spaced quantiles, 1..100.
+    subsampled
+        Share of 4:2:0, in [0, 1].
+
+    Raises
+    ------
+    DataError
+        There is no real JPEG.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    qualities, subsampled = [], []
+    for row in manifest.rows:
+        if not row.is_real or history_of(row.format) != "jpeg":
+            continue
+        try:
+            with Image.open(manifest.file(row)) as image:
+                tables = getattr(image, "quantization", None)
+                layers = getattr(image, "layer", None)
+        except (OSError, UnidentifiedImageError):
+            continue
+        if tables:
+            qualities.append(estimate_jpeg_quality(tables[min(tables)]))
+            subsampled.append(layers is not None and tuple(layers[0][1:3]) == (2, 2))
+    if not qualities:
+        raise DataError("no real JPEG photo to draw first qualities from", code="manifest_invalid")
+    grid = np.quantile(qualities, np.linspace(0, 1, 101), method="nearest")
+    return tuple(int(q) for q in grid), float(np.mean(subsampled))
+
+
+def _crop(
+    pixels: Pixels, side: int, rng: np.random.Generator | None, *, aligned: bool = True
+) -> Pixels:
+    """Crop a region of at most `side`, central or at a drawn place."""
+    height, width = pixels.shape[:2]
+    high, wide = min(height, side), min(width, side)
+    if rng is None:
+        y, x = (height - high) // 2, (width - wide) // 2
+    else:
+        y, x = int(rng.integers(0, height - high + 1)), int(rng.integers(0, width - wide + 1))
+    if aligned:
+        y, x = y // 8 * 8, x // 8 * 8
+    return pixels[y : y + high, x : x + wide]
+
+
+def _jpeg(pixels: Pixels, quality: int, subsampling: str, log: list[str]) -> Pixels:
+    log.append(f"jpeg {quality} {subsampling}")
+    return reencode(pixels, "JPEG", quality, subsampling)
+
+
+def _webp(pixels: Pixels, quality: int, log: list[str]) -> Pixels:
+    log.append(f"webp {quality}")
+    return reencode(pixels, "WEBP", quality)
+
+
+def _between(rng: np.random.Generator, ends: tuple[int, int]) -> int:
+    return int(rng.integers(ends[0], ends[1] + 1))
+
+
+def _subsampling(rng: np.random.Generator, share: float) -> str:
+    return "4:2:0" if rng.random() < share else "4:4:4"
+
+
+def _reduce(
+    pixels: Pixels, rng: np.random.Generator, config: ViewConfig, region: int, log: list[str],
+    *, central: bool,
+) -> Pixels:  # fmt: skip
+    low, high = config.reduction
+    factor = float(rng.uniform(low, max(low, min(high, min(pixels.shape[:2]) / config.window))))
+    crop = _crop(pixels, int(region * factor), None if central else rng)
+    method = str(rng.choice(_FILTERS))
+    log.append(f"resize {1 / factor:.4f} {method}")
+    return resize(crop, 1 / factor, method)
+
+
+def training_view(
+    pixels: Pixels, row: Row, history: History, rng: np.random.Generator, config: ViewConfig
+) -> View:
+    """Draw one window of an image, processed for training.
+
+    Parameters
+    ----------
+    pixels
+        The image, uint8 (H, W, 3).
+    row
+        Its row of the manifest.
+    history
+        One that `histories` allows.
+    rng
+        From `masksim.augment.rng_for`.
+    config
+        The shares.
+
+    Returns
+    -------
+    View
+        uint8 (window, window, 3), or the whole of a smaller image.
+    """
+    log: list[str] = []
+    aligned = bool(rng.random() < config.aligned)
+    if history == "reduced":
+        pixels = _reduce(pixels, rng, config, config.window * 3 // 2, log, central=False)
+    else:
+        if history == "jpeg" and history_of(row.format) == "lossless":
+            quality = int(rng.choice(config.first_qualities))
+            pixels = _jpeg(pixels, quality, _subsampling(rng, config.first_subsampled), log)
+        pixels = _crop(pixels, 2 * config.window, rng, aligned=aligned)
+        chance = float(rng.random())
+        if chance < config.extra_webp:
+            pixels = _webp(pixels, _between(rng, config.final_quality), log)
+        elif chance < config.extra_webp + config.extra_jpeg:
+            subsampling = _subsampling(rng, config.first_subsampled)
+            pixels = _jpeg(pixels, _between(rng, config.final_quality), subsampling, log)
+        if rng.random() < config.resized:
+            factor = float(rng.uniform(*config.resize_range))
+            if min(pixels.shape[:2]) * factor >= config.window:
+                method = str(rng.choice(_FILTERS))
+                log.append(f"resize {factor:.4f} {method}")
+                pixels = resize(pixels, factor, method)
+    pixels = _crop(pixels, config.window, rng, aligned=aligned)
+    if rng.random() >= config.uncompressed:
+        if rng.random() < config.final_webp:
+            pixels = _webp(pixels, _between(rng, config.final_quality), log)
+        else:
+            subsampling = _subsampling(rng, config.first_subsampled)
+            pixels = _jpeg(pixels, _between(rng, config.final_quality), subsampling, log)
+    return View(pixels, history, tuple(log))
+
+
+def evaluation_view(
+    pixels: Pixels, row: Row, history: History, rng: np.random.Generator, config: ViewConfig
+) -> View:
+    """Process the central region of an image for evaluation: its history, then one JPEG."""
+    log: list[str] = []
+    if history == "reduced":
+        pixels = _reduce(pixels, rng, config, config.region, log, central=True)
+    else:
+        if history == "jpeg" and history_of(row.format) == "lossless":
+            quality = int(rng.choice(config.first_qualities))
+            pixels = _jpeg(pixels, quality, _subsampling(rng, config.first_subsampled), log)
+        pixels = _crop(pixels, config.region, None)
+    subsampling = _subsampling(rng, config.first_subsampled)
+    pixels = _jpeg(pixels, _between(rng, config.final_quality), subsampling, log)
+    return View(pixels, history, tuple(log))
+
+
+def calibration_view(
+    pixels: Pixels, row: Row, rng: np.random.Generator, config: ViewConfig
+) -> View:
+    """Process a photo as photos come: a third as it is, the others as for evaluation."""
+    if rng.random() < 1 / 3:
+        history: History = "lossless" if history_of(row.format) == "lossless" else "jpeg"
+        return View(_crop(pixels, config.region, None), history, ())
+    allowed = histories(row, config)
+    shares = np.array([config.shares[h] for h in allowed])
+    return evaluation_view(
+        pixels, row, allowed[int(rng.choice(len(allowed), p=shares / shares.sum()))], rng, config
+    )
+
+
+def views(
+    pixels: Pixels, row: Row, purpose: Purpose, config: ViewConfig, seed: int
+) -> Iterator[View]:
+    """Make the views of one image for a purpose, seeded by its content.
+
+    Parameters
+    ----------
+    pixels
+        uint8 (H, W, 3).
+    row
+        Its row; `Row.sha256` or, failing that, its path seeds the draw.
+    purpose
+        ``"train"``: as many as `ViewConfig.views` says; ``"evaluate"``: one each history;
+        ``"calibrate"``: one.
+    config
+        The shares.
+    seed
+        Of the whole run.
+
+    Yields
+    ------
+    View
+    """
+    key = row.extra.get("blob") or row.sha256 or row.path
+    allowed = histories(row, config)
+    if purpose == "evaluate":
+        for history in allowed:
+            rng = rng_for(seed, key, "evaluate", history)
+            yield evaluation_view(pixels, row, history, rng, config)
+    elif purpose == "calibrate":
+        yield calibration_view(pixels, row, rng_for(seed, key, "calibrate"), config)
+    else:
+        count = config.views.get(row.generator, config.views.get("*", 1))
+        for number in range(count):
+            rng = rng_for(seed, key, "train", number)
+            # Rare histories are drawn more often than their share; the weights put that right.
+            drawn = allowed[0]
+            if len(allowed) > 1 and rng.random() < 0.4:
+                drawn = allowed[1 + int(rng.integers(len(allowed) - 1))]
+            yield training_view(pixels, row, drawn, rng, config)
+
+
+# --- the cache ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FeatureTable:
+    """Features of the views of a manifest.
+
+    Attributes
+    ----------
+    features
+        float16 (n, C, R, R // 2).
+    generators, sources, histories, processing
+        str (n,).
+    images
+        int (n,): number of the image in `rows`.
+    rows
+        The manifest's rows.
+    failures
+        Path to error code of images that could not be used.
+    """
+
+    features: NDArray[np.float16]
+    generators: NDArray[np.str_]
+    sources: NDArray[np.str_]
+    histories: NDArray[np.str_]
+    processing: NDArray[np.str_]
+    images: NDArray[np.int64]
+    rows: tuple[Row, ...]
+    failures: Mapping[str, str]
+
+
+_worker: dict[str, Any] = {}
+
+
+def _start_worker(graph: bytes) -> None:
+    _worker["residual"] = OnnxResidual(graph, threads=1)
+
+
+def _work(
+    target: str,
+    files: Sequence[str],
+    rows: Sequence[Row],
+    purpose: Purpose,
+    config: ViewConfig,
+    features: FeatureConfig,
+    seed: int,
+) -> str:
+    """Compute one chunk and write it whole or not at all."""
+    out: list[NDArray[np.float16]] = []
+    facts: list[list[Any]] = []
+    failures: dict[str, str] = {}
+    residual = _worker["residual"]
+    for number, (file, row) in enumerate(zip(files, rows, strict=True)):
+        try:
+            loaded = load_image(file, limits=_LIMITS)
+            pixels = loaded.pixels
+            sized = replace(
+                row,
+                width=pixels.shape[1],
+                height=pixels.shape[0],
+                format=row.format or loaded.facts.format,
+            )
+            for view in views(pixels, sized, purpose, config, seed):
+                found, _ = shared_features(view.pixels, features, residual)
+                out.append(found.astype(np.float16))
+                facts.append([number, view.history, ", ".join(view.processing)])
+        except MasksimError as error:
+            failures[row.path] = error.code
+    array = np.stack(out) if out else np.zeros((0, 0, 0, 0), np.float16)
+    folder = Path(target).parent
+    with tempfile.NamedTemporaryFile(dir=folder, suffix=".part", delete=False) as part:
+        np.savez(part, features=array, facts=json.dumps([facts, failures]))
+    os.replace(part.name, target)
+    return target
+
+
+def compute_features(
+    manifest: Manifest,
+    purpose: Purpose,
+    cache: str | os.PathLike[str],
+    *,
+    views_config: ViewConfig,
+    feature_config: FeatureConfig,
+    seed: int = 0,
+    workers: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> FeatureTable:
+    """Compute, or read from the cache, the features of all views of a manifest.
+
+    The cache is a folder of small files, each written whole: a run that is killed goes on where it
+    was. It is named by everything the features depend on.
+
+    Parameters
+    ----------
+    manifest
+        Which images.
+    purpose
+        See `views`.
+    cache
+        Folder, made if need be.
+    views_config, feature_config, seed
+        What the features depend on.
+    workers
+        Processes.
+    progress
+        Called with (chunks done, chunks in all).
+
+    Returns
+    -------
+    FeatureTable
+        The same whatever the number of workers.
+
+    Raises
+    ------
+    DataError
+        No image could be used.
+    UsageError
+        There are no first qualities: see `measure_first_qualities`.
+    """
+    if not views_config.first_qualities:
+        raise UsageError("the configuration of views has no first qualities to draw from")
+    rows = tuple(sorted(manifest.rows, key=lambda row: row.path))
+    key = json.dumps(
+        [manifest_hash(rows), purpose, asdict(views_config), asdict(feature_config), seed],
+        sort_keys=True,
+    )
+    folder = Path(cache) / hashlib.sha256(key.encode()).hexdigest()[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "key.json").write_text(key, encoding="utf-8")
+    chunks = [rows[i : i + _CHUNK] for i in range(0, len(rows), _CHUNK)]
+    targets = [folder / f"{i:06d}.npz" for i in range(len(chunks))]
+    # Images that failed are tried again: the file may be there, or whole, by now.
+    todo = [i for i, target in enumerate(targets) if not target.exists() or _failures(target)]
+    done = len(chunks) - len(todo)
+    if progress:
+        progress(done, len(chunks))
+    graph = residual_onnx(ResidualConfig("bank"), {})
+    jobs = (
+        (
+            str(targets[i]),
+            [str(manifest.file(row)) for row in chunks[i]],
+            chunks[i],
+            purpose,
+            views_config,
+            feature_config,
+            seed,
+        )
+        for i in todo
+    )
+    if todo and workers > 1:
+        # Not forked: ONNX Runtime may already have threads here, which a fork can leave deadlocked.
+        with ProcessPoolExecutor(
+            workers,
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=_start_worker,
+            initargs=(graph,),
+        ) as pool:
+            for _ in pool.map(_work_all, jobs):
+                done += 1
+                if progress:
+                    progress(done, len(chunks))
+    elif todo:
+        _start_worker(graph)
+        for job in jobs:
+            _work(*job)
+            done += 1
+            if progress:
+                progress(done, len(chunks))
+    return _read_table(rows, targets)
+
+
+def _failures(target: Path) -> dict[str, str]:
+    with np.load(target, allow_pickle=False) as data:
+        failures: dict[str, str] = json.loads(str(data["facts"]))[1]
+    return failures
+
+
+def _work_all(job: tuple[Any, ...]) -> str:
+    return _work(*job)
+
+
+def _read_table(rows: tuple[Row, ...], targets: Sequence[Path]) -> FeatureTable:
+    parts: list[NDArray[np.float16]] = []
+    images: list[int] = []
+    kinds: list[str] = []
+    processing: list[str] = []
+    failures: dict[str, str] = {}
+    for i, target in enumerate(targets):
+        with np.load(target, allow_pickle=False) as data:
+            facts, failed = json.loads(str(data["facts"]))
+            if len(facts):
+                parts.append(data["features"])
+        failures.update(failed)
+        for number, history, done in facts:
+            images.append(i * _CHUNK + number)
+            kinds.append(history)
+            processing.append(done)
+    if not parts:
+        raise DataError("none of the images could be used", code="manifest_invalid")
+    return FeatureTable(
+        np.concatenate(parts),
+        np.array([rows[i].generator for i in images]),
+        np.array([rows[i].source for i in images]),
+        np.array(kinds),
+        np.array(processing),
+        np.array(images, dtype=np.int64),
+        rows,
+        failures,
+    )
+
+
+# --- weights -----------------------------------------------------------------------------------
+
+
+def history_weights(
+    histories: NDArray[np.str_], classes: Sequence[NDArray[np.bool_]], shares: Mapping[str, float]
+) -> NDArray[np.float64]:
+    """Weights that give several classes the same shares of histories.
+
+    Parameters
+    ----------
+    histories
+        (n,).
+    classes
+        Masks (n,), disjoint.
+    shares
+        Wanted share of each history. A history that one of the classes lacks is left out for all.
+
+    Returns
+    -------
+    ndarray
+        (n,), summing to 1 within each class; 0 outside of them.
+    """
+    common = [
+        h for h in shares if shares[h] > 0 and all((c & (histories == h)).any() for c in classes)
+    ]
+    if not common:
+        raise DataError("the classes have no history in common", code="manifest_invalid")
+    total = sum(shares[h] for h in common)
+    weights = np.zeros(len(histories))
+    for mask in classes:
+        for history in common:
+            chosen = mask & (histories == history)
+            weights[chosen] = shares[history] / total / chosen.sum()
+    return weights
+
+
+def training_weights(table: FeatureTable, shares: Mapping[str, float]) -> NDArray[np.float64]:
+    """Weights of training views: histories by `shares`, sources by the root of their size.
+
+    Returns
+    -------
+    ndarray
+        (n,), summing to 1 within each generator and within the reals.
+    """
+    size = Counter(zip(table.generators.tolist(), table.sources.tolist(), strict=True))
+    weights = np.array(
+        [
+            size[pair] ** -0.5
+            for pair in zip(table.generators.tolist(), table.sources.tolist(), strict=True)
+        ]
+    )
+    for generator in np.unique(table.generators):
+        own = table.generators == generator
+        present = [h for h in shares if shares[h] > 0 and (own & (table.histories == h)).any()]
+        total = sum(shares[h] for h in present)
+        weights[own & ~np.isin(table.histories, present)] = 0
+        for history in present:
+            chosen = own & (table.histories == history)
+            weights[chosen] *= shares[history] / total / weights[chosen].sum()
+    return weights
+
+
+def source_folds(table: FeatureTable, count: int) -> NDArray[np.int64]:
+    """Folds for cross-validation, by source; a generator with few sources by image.
+
+    Reals are always parted by source: what is measured is false alarms on sources never seen.
+
+    Returns
+    -------
+    ndarray
+        (n,), 0..count - 1.
+    """
+    folds = np.zeros(len(table.images), dtype=np.int64)
+    for generator in np.unique(table.generators):
+        own = table.generators == generator
+        sizes = Counter(table.sources[own].tolist())
+        if generator == REAL or len(sizes) >= count:
+            load = [0] * count
+            for source, n in sorted(sizes.items(), key=lambda item: (-item[1], item[0])):
+                least = int(np.argmin(load))
+                load[least] += n
+                folds[own & (table.sources == source)] = least
+        else:
+            for i in np.flatnonzero(own):
+                row = table.rows[table.images[i]]
+                key = row.extra.get("blob") or row.sha256 or row.path
+                folds[i] = int(rng_for("fold", key).integers(count))
+    return folds

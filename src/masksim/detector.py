@@ -1,0 +1,540 @@
+"""Load a detector once, ask it about any number of images.
+
+>>> import masksim
+>>> detection = masksim.load_detector().detect("photo.jpg")  # doctest: +SKIP
+>>> print(detection.verdict.text)  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from masksim import calibration, preprocess, spectrum, verdict
+from masksim.checkpoint import Branch, DetectorFile
+from masksim.errors import ImageError, MasksimError, ModelError, UsageError
+from masksim.features import FeatureConfig, shared_features
+from masksim.image import ImageFacts, ImageSource, LoadedImage, load_image
+from masksim.model import OriginalHead, SharedHeads, standardise
+from masksim.residual import BANK, OnnxResidual
+from masksim.verdict import Verdict
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Pixels = NDArray[np.uint8]
+    Windows = list[tuple[int, int, int, int]]
+
+BUNDLED = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratorScore:
+    """What one generator's mask and reference say of an image.
+
+    Attributes
+    ----------
+    generator
+        Name.
+    similarity
+        Cosine with the reference, in [-1, 1].
+    probability
+        The head's own logistic output in (0, 1), for equally many real and synthetic images; for
+        comparison with other tools, not part of the verdict.
+    false_positive_rate
+        Share of real photos that score at least as high for this generator, in (0, 1]; None if
+        the detector is not calibrated.
+    """
+
+    generator: str
+    similarity: float
+    probability: float
+    false_positive_rate: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Detection:
+    """The answer about one image.
+
+    Attributes
+    ----------
+    image
+        Facts of the file.
+    verdict
+        What the evidence amounts to.
+    scores
+        One a generator, the most telling first.
+    windows
+        (x, y, width, height) of the analysed windows, pixels of the image as stored.
+    detector, detector_sha256
+        Name and digest of the detector file.
+    seconds
+        Time taken, with decoding where the image was not decoded before.
+    """
+
+    image: ImageFacts
+    verdict: Verdict
+    scores: tuple[GeneratorScore, ...]
+    windows: tuple[tuple[int, int, int, int], ...]
+    detector: str
+    detector_sha256: str
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the answer as plain values for JSON."""
+        return {
+            "image": asdict(self.image),
+            "verdict": asdict(self.verdict),
+            "scores": [asdict(score) for score in self.scores],
+            "windows": [list(window) for window in self.windows],
+            "detector": {"name": self.detector, "sha256": self.detector_sha256},
+            "seconds": round(self.seconds, 4),
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class PlaneMap:
+    """Where in the spectrum of one residual channel the similarity comes from.
+
+    Attributes
+    ----------
+    name
+        Which channel: ``"luma, median"``.
+    values
+        float32 (N, N), zero frequency in the middle: contribution of each frequency.
+    reference
+        float32 (N, N): the reference pattern, weighted by the mask.
+    spectrum
+        float32 (N, N): the image's own spectrum, for shared heads in deviations from real photos.
+    fy, fx
+        float64 (N,): axes in cycles per pixel of the image.
+    """
+
+    name: str
+    values: NDArray[np.float32]
+    reference: NDArray[np.float32]
+    spectrum: NDArray[np.float32]
+    fy: NDArray[np.float64]
+    fx: NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class SimilarityMap:
+    """The explanation of one generator's similarity: it is the sum of all `planes`' values."""
+
+    generator: str
+    similarity: float
+    planes: tuple[PlaneMap, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class _Evidence:
+    """What a branch found: computed once, for the scores and the maps alike."""
+
+    similarity: NDArray[np.float32]  # (G,)
+    probability: NDArray[np.float32]  # (G,)
+    windows: Windows
+    spectrum: NDArray[np.float32]  # as the branch's heads take it
+
+
+class _Runner(Protocol):
+    """One branch of a detector, ready to run."""
+
+    generators: tuple[str, ...]
+    window: int
+
+    def analyse(self, pixels: Pixels) -> _Evidence: ...
+
+    def maps(self, evidence: _Evidence) -> list[SimilarityMap]: ...
+
+
+class _SharedBranch:
+    """All generators on one residual bank."""
+
+    def __init__(self, branch: Branch, residual: OnnxResidual) -> None:
+        self.generators = branch.generators
+        config = dict(branch.preprocess) | dict(branch.spectrum)
+        if config.pop("colour", None) != "luma-chroma" or branch.residual.kind != "bank":
+            raise ModelError("a shared branch takes luma and chroma to the residual bank")
+        if missing := sorted(set(FeatureConfig.__dataclass_fields__) - set(config)):
+            raise ModelError(f"the configuration of a shared branch lacks {missing}")
+        try:
+            self.config = FeatureConfig.from_dict(config)
+            limit = float(dict(branch.head_config)["limit"])
+        except (UsageError, KeyError, TypeError, ValueError) as error:
+            raise ModelError(f"invalid configuration of a shared branch: {error}") from error
+        if set(branch.head_config) != {"limit"} or not 0 < limit < np.inf:
+            raise ModelError(f"invalid configuration of shared heads: {dict(branch.head_config)}")
+        self.heads = SharedHeads.from_tensors(branch.tensors, limit)
+        rows = self.config.segment // self.config.cell
+        expected = (len(self.generators), 3 * len(BANK), rows, rows // 2)
+        if tuple(self.heads.masks.shape) != expected:
+            raise ModelError(
+                f"the masks have shape {tuple(self.heads.masks.shape)}, expected {expected}"
+            )
+        self.window = self.config.window
+        self.residual = residual
+
+    def analyse(self, pixels: Pixels) -> _Evidence:
+        features, windows = shared_features(pixels, self.config, self.residual)
+        similarity = self.heads.similarities(features)
+        return _Evidence(similarity, self.heads.probability(similarity), windows, features)
+
+    def maps(self, evidence: _Evidence) -> list[SimilarityMap]:
+        features = evidence.spectrum
+        cell, n = self.config.cell, self.config.segment
+        maps = spectrum.spread_cells(self.heads.maps(features), cell)
+        weighted = spectrum.spread_cells(self.heads.masks * self.heads.references, cell)
+        own = standardise(features, self.heads.mean, self.heads.deviation, self.heads.limit)
+        # Spreading keeps the sum of a cell; here its value is wanted. Nothing covers Nyquist.
+        cover = spectrum.spread_cells(np.ones(own.shape[-2:], dtype=own.dtype), cell)
+        cover[..., 0] = np.inf
+        shown = spectrum.spread_cells(own, cell) / cover
+        axis = spectrum.frequencies(n)
+        groups = (("luma", 1.0, ("",)), ("chroma", 0.5, (" Cb", " Cr")))
+        names = [
+            (f"{group}{channel}, {kind}", scale)
+            for group, scale, channels in groups
+            for kind in BANK
+            for channel in channels
+        ]
+        return [
+            SimilarityMap(
+                generator,
+                float(maps[g].sum()),
+                tuple(
+                    PlaneMap(name, maps[g, c], weighted[g, c], shown[c], axis * scale, axis * scale)
+                    for c, (name, scale) in enumerate(names)
+                ),
+            )
+            for g, generator in enumerate(self.generators)
+        ]
+
+
+class _OriginalBranch:
+    """One generator of the original, with a residual of its own."""
+
+    def __init__(self, branch: Branch, residual: OnnxResidual) -> None:
+        self.generators = branch.generators
+        config = dict(branch.preprocess)
+        try:
+            self.window = int(config.pop("window"))
+            self.colour = config.pop("colour")
+            self.aligned = bool(config.pop("aligned"))
+            windows = config.pop("windows")
+            self.epsilon = float(dict(branch.spectrum)["epsilon"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelError(f"invalid configuration of an original branch: {error}") from error
+        if config or windows != 1 or self.colour not in preprocess.COLOUR_SPACES:
+            raise ModelError(f"unknown configuration of an original branch: {branch.preprocess}")
+        self.head = OriginalHead.from_tensors(branch.tensors)
+        self.residual = residual
+
+    def analyse(self, pixels: Pixels) -> _Evidence:
+        n = self.window
+        y, x = preprocess.centre_window(pixels.shape[0], pixels.shape[1], n, aligned=self.aligned)
+        planes = preprocess.to_colour(pixels[None, y : y + n, x : x + n], self.colour)
+        found: NDArray[np.float32] = spectrum.log_spectrum(self.residual(planes), self.epsilon)
+        score = self.head.similarity(found).score
+        return _Evidence(score, self.head.probability(score), [(x, y, n, n)], found)
+
+    def maps(self, evidence: _Evidence) -> list[SimilarityMap]:
+        found = evidence.spectrum
+        similarity = self.head.similarity(found)
+        mask = int(similarity.mask[0])
+        channels = ("R", "G", "B") if self.colour == "RGB" else ("Y", "Cb", "Cr")
+        fy, fx = (spectrum.frequencies(n) for n in found.shape[-2:])
+        weighted = self.head.masks[mask] * self.head.references[mask]
+        return [
+            SimilarityMap(
+                self.generators[0],
+                float(similarity.score[0]),
+                tuple(
+                    PlaneMap(
+                        name,
+                        # The similarity is the mean over the channels.
+                        similarity.map[0, c] / np.float32(len(channels)),
+                        weighted[c],
+                        found[0, c],
+                        fy,
+                        fx,
+                    )
+                    for c, name in enumerate(channels)
+                ),
+            )
+        ]
+
+
+class Detector:
+    """All generators of a detector file, ready for images.
+
+    Parameters
+    ----------
+    file
+        From `masksim.checkpoint.DetectorFile.load`.
+    threads
+        Threads for the residual; by default one a core.
+    providers
+        Execution providers of ONNX Runtime; by default the processor's.
+
+    Raises
+    ------
+    ModelError
+        The file's parts do not fit each other.
+    UsageError
+        A provider is not available.
+    """
+
+    def __init__(
+        self,
+        file: DetectorFile,
+        *,
+        threads: int | None = None,
+        providers: Sequence[str] | None = None,
+    ) -> None:
+        self.file = file
+        self.name = str(file.config.get("name", file.config.get("recipe", "detector")))
+        self.sha256 = file.sha256
+        self.generators = tuple(file.generators)
+        if len(self.generators) != sum(len(branch.generators) for branch in file.branches):
+            raise ModelError("a generator stands in two branches")
+        self._branches: list[_Runner] = [
+            (_SharedBranch if branch.head == "shared" else _OriginalBranch)(
+                branch, OnnxResidual(branch.onnx, threads=threads, providers=providers)
+            )
+            for branch in file.branches
+        ]
+        self._real: NDArray[np.float64] | None = None
+        if file.calibration is not None:
+            if set(file.calibration) != {"real_similarities"}:
+                raise ModelError(f"unknown calibration: {sorted(file.calibration)}")
+            self._real = np.asarray(file.calibration["real_similarities"], dtype=np.float64)
+            shape = self._real.shape
+            if len(shape) != 2 or shape[0] < 1 or shape[1] != len(self.generators):
+                raise ModelError(f"a calibration of shape {shape} for {len(self.generators)} heads")
+            if not np.isfinite(self._real).all():
+                raise ModelError("the calibration has scores that are not finite")
+
+    @property
+    def sample_size(self) -> int:
+        """Number of calibration photos; 0 if the detector is not calibrated."""
+        return 0 if self._real is None else len(self._real)
+
+    def similarities(self, pixels: Pixels) -> NDArray[np.float64]:
+        """Score pixels, for programs.
+
+        Parameters
+        ----------
+        pixels
+            uint8 (H, W, 3), sRGB.
+
+        Returns
+        -------
+        ndarray
+            float64 (G,), in the order of `generators`.
+
+        Raises
+        ------
+        ImageError
+            Code ``too_small``.
+        """
+        return _together(self._analyse(pixels))[0]
+
+    def _analyse(self, pixels: Pixels) -> list[_Evidence]:
+        return [branch.analyse(pixels) for branch in self._branches]
+
+    def detect(self, image: ImageSource | LoadedImage, *, name: str | None = None) -> Detection:
+        """Analyse one image.
+
+        Parameters
+        ----------
+        image
+            All that `masksim.load_image` takes, or what it returned.
+        name
+            Stands for the image in the answer; by default its path.
+
+        Returns
+        -------
+        Detection
+
+        Raises
+        ------
+        ImageError
+            The image cannot be read or analysed; its ``code`` says why.
+        """
+        start = time.perf_counter()
+        loaded = image if isinstance(image, LoadedImage) else load_image(image, name=name)
+        return self._decide(loaded, self._analyse(loaded.pixels), start)
+
+    def explain(
+        self, image: ImageSource | LoadedImage, *, name: str | None = None
+    ) -> tuple[Detection, dict[str, SimilarityMap]]:
+        """Analyse one image and show where its similarities come from, for the cost of one.
+
+        Returns
+        -------
+        Detection
+            As `detect`.
+        dict
+            As `similarity_maps`.
+
+        Raises
+        ------
+        ImageError
+            As `detect`.
+        """
+        start = time.perf_counter()
+        loaded = image if isinstance(image, LoadedImage) else load_image(image, name=name)
+        found = self._analyse(loaded.pixels)
+        return self._decide(loaded, found, start), self._maps(found)
+
+    def _maps(self, found: list[_Evidence]) -> dict[str, SimilarityMap]:
+        return {
+            shown.generator: shown
+            for branch, evidence in zip(self._branches, found, strict=True)
+            for shown in branch.maps(evidence)
+        }
+
+    def _decide(self, loaded: LoadedImage, found: list[_Evidence], start: float) -> Detection:
+        similarity, probability, windows = _together(found)
+        rates: list[float] | None = None
+        joint: float | None = None
+        if self._real is not None:
+            rates = calibration.false_positive_rate(similarity, self._real).tolist()
+            joint = float(calibration.joint_false_positive_rate(similarity, self._real))
+        scores = [
+            GeneratorScore(
+                generator,
+                float(similarity[g]),
+                float(probability[g]),
+                None if rates is None else rates[g],
+            )
+            for g, generator in enumerate(self.generators)
+        ]
+        scores.sort(
+            key=lambda s: (
+                1.0 if s.false_positive_rate is None else s.false_positive_rate,
+                -s.similarity,
+            )
+        )
+        return Detection(
+            loaded.facts,
+            verdict.decide(
+                self.generators,
+                rates,
+                joint,
+                self.sample_size,
+                similarities=similarity.tolist(),
+                cautions=self._cautions(loaded),
+            ),
+            tuple(scores),
+            windows,
+            self.name,
+            self.sha256,
+            time.perf_counter() - start,
+        )
+
+    def _cautions(self, loaded: LoadedImage) -> list[str]:
+        cautions = []
+        wanted = max(branch.window for branch in self._branches)
+        if min(loaded.pixels.shape[:2]) < wanted:
+            cautions.append(
+                f"A side of the image is under {wanted} pixels: there is less to measure than in "
+                "the photos the rates were measured on."
+            )
+        pixels = loaded.pixels
+        sample = pixels[:: max(1, pixels.shape[0] // 256), :: max(1, pixels.shape[1] // 256)]
+        if float(sample.std(axis=(0, 1)).max()) < 2:
+            cautions.append("The image is almost flat: it has next to no residual to measure.")
+        if loaded.facts.jpeg_quality is not None and loaded.facts.jpeg_quality < 60:
+            cautions.append(
+                f"JPEG quality {loaded.facts.jpeg_quality} is below what the detector was trained "
+                "on (65 and more): most of a generator's pattern may be gone."
+            )
+        return cautions
+
+    def detect_many(
+        self, images: Iterable[ImageSource | LoadedImage]
+    ) -> Iterator[Detection | MasksimError]:
+        """Analyse images one after another.
+
+        Yields
+        ------
+        Detection or MasksimError
+            In the order of `images`; the error of an image that could not be analysed.
+        """
+        for image in images:
+            try:
+                yield self.detect(image)
+            except MasksimError as error:
+                yield error
+
+    def similarity_maps(self, image: ImageSource | LoadedImage) -> dict[str, SimilarityMap]:
+        """Explain the similarities of an image.
+
+        Returns
+        -------
+        dict
+            By generator, in the order of `generators`. The sum of a map's values is the similarity
+            that `detect` gives.
+
+        Raises
+        ------
+        ImageError
+            As `detect`.
+        """
+        loaded = image if isinstance(image, LoadedImage) else load_image(image)
+        return self._maps(self._analyse(loaded.pixels))
+
+
+def _together(
+    found: Sequence[_Evidence],
+) -> tuple[NDArray[np.float64], NDArray[np.float64], tuple[tuple[int, int, int, int], ...]]:
+    """Similarities and probabilities of all generators, and the windows of all branches."""
+    similarity = np.concatenate([part.similarity for part in found]).astype(np.float64)
+    probability = np.concatenate([part.probability for part in found]).astype(np.float64)
+    if not np.isfinite(similarity).all():
+        raise ImageError("the image has no finite similarity", code="unsupported")
+    windows = tuple(dict.fromkeys(window for part in found for window in part.windows))
+    return similarity, probability, windows
+
+
+def bundled_path() -> Path:
+    """Return the folder of the detector inside the package."""
+    return Path(str(resources.files("masksim"))) / "weights" / BUNDLED
+
+
+def load_detector(
+    path: str | os.PathLike[str] | None = None,
+    *,
+    threads: int | None = None,
+    providers: Sequence[str] | None = None,
+) -> Detector:
+    """Load a detector file, verified part by part.
+
+    Parameters
+    ----------
+    path
+        Folder of a detector; by default the one inside the package.
+    threads, providers
+        See `Detector`.
+
+    Returns
+    -------
+    Detector
+
+    Raises
+    ------
+    ModelError
+        It is missing, damaged or unsafe.
+    """
+    if path is None:
+        path = bundled_path()
+    return Detector(DetectorFile.load(path), threads=threads, providers=providers)
