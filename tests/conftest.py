@@ -7,6 +7,8 @@
 ``odd_files``
     ``name -> (path, treatments)``: every file must be read, with exactly these treatments. All but
     ``one_pixel`` are at least 256 pixels on either side.
+``planted``, ``trained``
+    Photos and images of two generators whose fingerprint is known, and a detector trained on them.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import io
 import struct
 import zlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+
+from masksim.checkpoint import DetectorFile
+from masksim.manifest import REAL, Manifest, Row
 
 HEIGHT, WIDTH = 272, 304  # of the odd files: a multiple of 16 and more than the least window
 GREY = "grey repeated in three channels"
@@ -355,3 +361,117 @@ def odd_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path,
         path.write_bytes(content)
         result[name] = (path, treatments)
     return result
+
+
+# --- a data set whose truth is known, and a detector trained on it ------------------------------
+
+PATTERNS = ("grid", "ring")
+
+
+def plant(pixels: NDArray[np.uint8], pattern: str, seed: int = 0) -> NDArray[np.uint8]:
+    """Add a generator's faint fingerprint: what up-sampling leaves, or coloured noise.
+
+    ``grid`` is a pattern of period 8 / 3 along both axes, ``ring`` noise at 0.17 to 0.23 cycles
+    per pixel; both have a deviation of five levels, the same in all three channels.
+    """
+    height, width = pixels.shape[:2]
+    if pattern == "grid":
+        y, x = np.mgrid[:height, :width]
+        added = np.cos(2 * np.pi * 3 / 8 * y) + np.cos(2 * np.pi * 3 / 8 * x)
+    else:
+        noise = np.random.default_rng([seed, 1]).normal(size=(height, width))
+        radius = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
+        band = (radius > 0.17) & (radius < 0.23)
+        added = np.fft.irfft2(np.fft.rfft2(noise) * band, (height, width))
+    added *= 5 / added.std()
+    return np.clip(np.rint(pixels + added[..., None]), 0, 255).astype(np.uint8)
+
+
+def make_planted(
+    folder: Path, counts: dict[str, int], split: str, *, size: tuple[int, int], seed: int
+) -> list[Row]:
+    """Write images of each generator, in JPEG and PNG sources of their own; return their rows."""
+    # Quality and chroma of each source; None is lossless. All classes have the same, so that
+    # nothing but the fingerprint tells them apart; both histories have several sources in each.
+    sources = [(96, "4:2:0"), None, (90, "4:2:0"), None, (93, "4:4:4"), (98, "4:2:0")]
+    rows = []
+    for number, (generator, count) in enumerate(counts.items()):
+        for i in range(count):
+            at = 10_000 * seed + 1000 * number + i
+            pixels = make_natural(*size, seed=at)
+            if generator in PATTERNS:
+                pixels = plant(pixels, generator, at)
+            k = i % len(sources)
+            source, options = f"{split}-{generator}-{k}", sources[k]
+            path = folder / split / f"{source}-{i:03d}{'.jpg' if options else '.png'}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            image = Image.fromarray(pixels)
+            if options:
+                image.save(path, quality=options[0], subsampling=options[1])
+            else:
+                image.save(path, compress_level=1)
+            rows.append(
+                Row(
+                    path.relative_to(folder).as_posix(), generator, source, split,
+                    width=size[1], height=size[0], format="JPEG" if options else "PNG",
+                )
+            )  # fmt: skip
+    return rows
+
+
+@pytest.fixture(scope="session")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    """Photos and images of two planted generators; ``val`` has scenes and sources of its own."""
+    folder = tmp_path_factory.mktemp("planted")
+    train = {REAL: 60, "grid": 32, "ring": 32}
+    rows = make_planted(folder, train, "train", size=(528, 560), seed=1)
+    rows += make_planted(folder, {REAL: 24, "grid": 8, "ring": 8}, "val", size=(576, 540), seed=2)
+    # A generator with too few images, which has to be left out.
+    rows += make_planted(folder, {"few": 2}, "train", size=(528, 528), seed=3)
+    return Manifest(tuple(rows), folder)
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A training run: ``folder`` holds the detector, ``cache`` its features."""
+
+    manifest: Manifest
+    config: Any
+    folder: Path
+    cache: Path
+    file: DetectorFile
+    fit: Any
+    progress: list[tuple[str, int, int]]
+
+
+@pytest.fixture(scope="session")
+def trained(planted: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """A detector trained on ``planted``; skipped without what training needs."""
+    pytest.importorskip("onnx")
+    pytest.importorskip("sklearn")
+    from masksim.train import TrainConfig, train_shared
+
+    folder = tmp_path_factory.mktemp("trained")
+    config = TrainConfig.from_dict(
+        {
+            "name": "planted",
+            "folds": 3,
+            "views": {
+                "views": {"*": 1},
+                "region": 576,
+                "final_quality": [88, 100],
+                "resized": 0.0,
+                "uncompressed": 0.35,
+            },
+            "features": {"segment": 64, "cell": 4},
+        }
+    )
+    seen: list[tuple[str, int, int]] = []
+    file, fit = train_shared(
+        planted,
+        folder / "detector",
+        config,
+        cache=folder / "cache",
+        progress=lambda *step: seen.append(step),
+    )
+    return Trained(planted, config, folder / "detector", folder / "cache", file, fit, seen)

@@ -168,6 +168,10 @@ def test_classes_keep_their_size() -> None:
 
     bootstrap(sizes, np.arange(12), np.arange(12) < 5, samples=30)
     assert seen == {(5, 7)}
+    # A group with images of both classes is drawn in each by itself.
+    seen.clear()
+    bootstrap(sizes, np.arange(18), np.arange(18) < 6, groups=np.arange(18) % 3, samples=30)
+    assert seen == {(6, 12)}
 
 
 @pytest.mark.parametrize(

@@ -85,15 +85,15 @@ def test_words_speak_of_evidence_alone() -> None:
 
 
 def test_rates_are_written_with_the_digits_of_their_sample() -> None:
-    assert format_rate(1 / 1000, 999) == "less than 0.1 %"
+    assert format_rate(1 / 1000, 999) == "at most 0.1 %"
     assert format_rate(2 / 1000, 999) == "0.2 %"
     assert format_rate(4 / 1000, 999) == "0.4 %"
     assert format_rate(0.0437, 10_000) == "4.4 %"
-    assert format_rate(0.5, 1) == "less than 50 %"
+    assert format_rate(0.5, 1) == "at most 50 %"
     assert format_rate(0.123, 99) == "12 %"
     assert format_rate(0.99, 999) == "99 %"
     assert format_rate(1.0, 999) == "nearly all (100 %)"
-    assert format_rate(0.0, 999) == "less than 0.1 %"  # never 0, whatever is asked
+    assert format_rate(0.0, 999) == "at most 0.1 %"  # never 0, whatever is asked
     for n in (1, 10, 347, 20_000):
         for rate in (np.arange(1, n + 2) / (n + 1))[:: max(1, n // 300)]:
             text = format_rate(float(rate), n)
@@ -137,7 +137,7 @@ def test_cautions_are_passed_on(joint: float | None) -> None:
 def test_one_generator() -> None:
     found = decide(["only"], [0.01], 0.01, 99, similarities=[0.5])
     assert (found.level, found.generator) == ("strong evidence", "only")
-    assert "less than 1 % of 99 real photos" in found.text
+    assert "at most 1 % of 99 real photos" in found.text
 
 
 def test_lengths_must_agree() -> None:

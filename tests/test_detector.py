@@ -1,0 +1,560 @@
+"""`masksim.detector`: answers of a trained detector, of imported checkpoints, and refusals."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+import make_original_fixture as fixture  # type: ignore[import-not-found]
+import masksim
+from masksim.checkpoint import Branch, DetectorFile, import_original
+from masksim.detector import Detection, Detector, load_detector
+from masksim.errors import ImageError, ModelError, UsageError
+from masksim.features import shared_features
+from masksim.image import load_image
+from masksim.model import SharedHeads
+from masksim.residual import BANK, OnnxResidual, ResidualConfig, residual_onnx
+from masksim.spectrum import frequencies
+
+Natural = Callable[..., NDArray[np.uint8]]
+
+
+@pytest.fixture(scope="module")
+def detector(trained: Any) -> Detector:
+    return load_detector(trained.folder, threads=1)
+
+
+@pytest.fixture(scope="module")
+def photo(natural_image: Natural) -> NDArray[np.uint8]:
+    return natural_image(600, 800, seed=31)
+
+
+def png(pixels: NDArray[np.uint8], **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", compress_level=1, **options)
+    return buffer.getvalue()
+
+
+def answers(detection: Detection) -> Any:
+    return detection.scores, detection.verdict, detection.windows
+
+
+# --- what a detection says -----------------------------------------------------------------------
+
+
+def test_a_detection(detector: Detector, photo: NDArray[np.uint8], tmp_path: Path) -> None:
+    path = tmp_path / "photo.png"
+    path.write_bytes(png(photo))
+    found = detector.detect(path)
+    assert found.image == load_image(path).facts
+    assert found.detector == "planted" == detector.name
+    assert found.detector_sha256 == detector.sha256 == detector.file.sha256
+    assert found.seconds > 0
+    assert {score.generator for score in found.scores} == {"grid", "ring"}
+    for score in found.scores:
+        assert score.false_positive_rate is not None
+        assert -1 <= score.similarity <= 1
+        assert 0 < score.probability < 1
+        assert 1 / 61 <= score.false_positive_rate <= 1
+    assert found.verdict.sample_size == detector.sample_size == 60
+    assert found.verdict.cautions == ()
+    assert detector.detect(path, name="holiday").image.name == "holiday"
+
+
+def test_scores_are_those_of_the_parts(
+    detector: Detector, trained: Any, natural_image: Natural
+) -> None:
+    """The same numbers from features, heads and counts."""
+    photo = natural_image(540, 1080, seed=32)
+    found = detector.detect(photo)
+    residual = OnnxResidual(residual_onnx(ResidualConfig("bank"), {}), threads=1)
+    features, windows = shared_features(photo, trained.config.features, residual)
+    heads = SharedHeads.from_tensors(trained.fit.tensors, trained.config.heads.limit)
+    similarity = heads.similarities(features)
+    assert found.windows == tuple(windows)
+    assert len(windows) == 3
+    np.testing.assert_allclose(detector.similarities(photo), similarity, atol=1e-6)
+    real = trained.fit.real_similarities
+    for score in found.scores:
+        g = detector.generators.index(score.generator)
+        assert score.similarity == pytest.approx(float(similarity[g]), abs=1e-6)
+        rate = (1 + int((real[:, g] >= np.float64(score.similarity)).sum())) / 61
+        assert score.false_positive_rate == pytest.approx(rate)
+        assert score.probability == pytest.approx(float(heads.probability(similarity)[g]), abs=1e-5)
+
+
+def test_scores_are_sorted_the_most_telling_first(trained: Any, detector: Detector) -> None:
+    val = trained.manifest.select("val")
+    for row in val.rows[::4]:
+        found = detector.detect(val.file(row))
+        keys = [(score.false_positive_rate, -score.similarity) for score in found.scores]
+        assert keys == sorted(keys)  # type: ignore[type-var]
+        if not row.is_real:
+            assert found.scores[0].generator == row.generator
+        if found.verdict.generator is not None:
+            assert found.verdict.generator == found.scores[0].generator
+
+
+def test_planted_images_and_photos_get_their_verdicts(trained: Any, detector: Detector) -> None:
+    val = trained.manifest.select("val")
+    named = {"grid": 0, "ring": 0, "real": 0}
+    for row in val.rows:
+        named[row.generator] += detector.detect(val.file(row)).verdict.generator == row.generator
+    assert named["grid"] >= 7
+    assert named["ring"] >= 7
+
+
+def test_a_detection_is_plain_values(detector: Detector, photo: NDArray[np.uint8]) -> None:
+    found = detector.detect(photo)
+    plain = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    assert set(plain) == {"image", "verdict", "scores", "windows", "detector", "seconds"}
+    assert plain["detector"] == {"name": "planted", "sha256": detector.sha256}
+    assert [s["generator"] for s in plain["scores"]] == [s.generator for s in found.scores]
+    assert plain["windows"] == [list(window) for window in found.windows]
+
+
+def test_all_sources_of_an_image_agree(
+    detector: Detector, photo: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    data = png(photo)
+    path = tmp_path / "photo.png"
+    path.write_bytes(data)
+    expected = answers(detector.detect(path))
+    sources: list[Any] = [
+        str(path), data, io.BytesIO(data), photo, Image.fromarray(photo), load_image(path),
+    ]  # fmt: skip
+    for source in sources:
+        assert answers(detector.detect(source)) == expected
+    again = load_detector(detector_folder(detector, tmp_path), threads=2)
+    np.testing.assert_allclose(again.similarities(photo), detector.similarities(photo), atol=1e-6)
+
+
+def detector_folder(detector: Detector, tmp_path: Path) -> Path:
+    detector.file.save(tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def test_a_turned_photo_is_analysed_as_stored(detector: Detector, photo: NDArray[np.uint8]) -> None:
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    found = detector.detect(png(photo, exif=turned))
+    assert found.image.orientation == 6
+    assert (found.image.width, found.image.height) == (800, 600)
+    assert answers(found) == answers(detector.detect(photo))
+    # Turned for good it is another image: the windows lie elsewhere.
+    assert answers(detector.detect(np.rot90(photo))) != answers(found)
+
+
+# --- maps ----------------------------------------------------------------------------------------
+
+
+def test_the_similarity_is_the_sum_of_its_map(detector: Detector, photo: NDArray[np.uint8]) -> None:
+    found = {score.generator: score for score in detector.detect(photo).scores}
+    maps = detector.similarity_maps(photo)
+    assert tuple(maps) == detector.generators
+    for generator, shown in maps.items():
+        assert shown.generator == generator
+        assert shown.similarity == pytest.approx(found[generator].similarity, abs=1e-5)
+        total = sum(float(plane.values.sum(dtype=np.float64)) for plane in shown.planes)
+        assert total == pytest.approx(found[generator].similarity, abs=1e-5)
+
+
+def test_explaining_is_detecting_and_mapping(
+    detector: Detector, photo: NDArray[np.uint8], hostile_files: Any
+) -> None:
+    found, maps = detector.explain(photo, name="it")
+    assert found.image.name == "it"
+    assert answers(found) == answers(detector.detect(photo))
+    expected = detector.similarity_maps(photo)
+    assert list(maps) == list(expected)
+    for generator, shown in maps.items():
+        assert shown.similarity == expected[generator].similarity
+        for plane, other in zip(shown.planes, expected[generator].planes, strict=True):
+            np.testing.assert_array_equal(plane.values, other.values)
+    with pytest.raises(ImageError) as caught:
+        detector.explain(hostile_files["text"][0])
+    assert caught.value.code == "not_an_image"
+
+
+def test_planes_of_a_map(detector: Detector, photo: NDArray[np.uint8]) -> None:
+    shown = detector.similarity_maps(photo)["grid"]
+    names = [plane.name for plane in shown.planes]
+    assert len(set(names)) == len(names) == 3 * len(BANK)
+    assert sum(name.startswith("luma, ") for name in names) == len(BANK)
+    assert sum(name.startswith("chroma Cb, ") for name in names) == len(BANK)
+    for plane in shown.planes:
+        scale = 1.0 if plane.name.startswith("luma") else 0.5  # chroma is at half the resolution
+        for axis in (plane.fy, plane.fx):
+            np.testing.assert_allclose(axis, scale * frequencies(64))
+        for picture in (plane.values, plane.reference, plane.spectrum):
+            assert picture.shape == (64, 64)
+            assert picture.dtype == np.float32
+            assert np.isfinite(picture).all()
+            # Even: as at (u, v), so at (-u, -v); nothing in the column of the Nyquist frequency.
+            mirrored = np.roll(np.flip(picture), 1, axis=(0, 1))
+            np.testing.assert_allclose(mirrored, picture, atol=1e-6)
+            assert not picture[:, 0].any()
+
+
+def test_the_shown_spectrum_is_in_deviations(detector: Detector, trained: Any) -> None:
+    """Of a photo of training's kind: deviations of about one, inside the limit."""
+    val = trained.manifest.select("val")
+    row = next(r for r in val.rows if r.is_real and r.format == "JPEG")
+    planes = detector.similarity_maps(val.file(row))["grid"].planes
+    values = np.stack([plane.spectrum[:, 1:] for plane in planes])
+    assert 0.3 < values.std() < 3
+    assert np.abs(values).max() <= trained.config.heads.limit + 1e-5
+
+
+def test_planes_are_named_for_what_they_show(detector: Detector, photo: NDArray[np.uint8]) -> None:
+    """A wave in blue-yellow alone moves the planes of Cb more than those of Cr and luma."""
+    y, x = np.mgrid[:600, :800]
+    wave = 12 * np.cos(2 * np.pi * (0.125 * x + 0.0625 * y))
+    # In the direction of Cb: luma and Cr stay (ITU-R BT.601).
+    added = photo + wave[..., None] * np.array([0.0, -0.344136, 1.772])
+    planted = np.clip(np.rint(added), 0, 255).astype(np.uint8)
+    plain, shown = (detector.similarity_maps(p)["grid"].planes for p in (photo, planted))
+    change = {
+        after.name: float(np.abs(after.spectrum - before.spectrum).max())
+        for before, after in zip(plain, shown, strict=True)
+    }
+    for kind in BANK:
+        assert change[f"chroma Cb, {kind}"] > 2 * change[f"chroma Cr, {kind}"], change
+        assert change[f"chroma Cb, {kind}"] > 2 * change[f"luma, {kind}"], change
+    after = next(plane for plane in shown if plane.name == f"chroma Cb, {BANK[0]}")
+    before = next(plane for plane in plain if plane.name == after.name)
+    at = np.unravel_index(np.abs(after.spectrum - before.spectrum).argmax(), (64, 64))
+    place = (after.fy[at[0]], after.fx[at[1]])
+    cell = 0.5 * 4 / 64
+    near = [
+        abs(place[0] - sign * 0.0625) <= 1.5 * cell and abs(place[1] - sign * 0.125) <= 1.5 * cell
+        for sign in (1, -1)
+    ]
+    assert any(near), place
+
+
+# --- refusals and cautions -----------------------------------------------------------------------
+
+
+def test_every_hostile_file_gives_its_code(detector: Detector, hostile_files: Any) -> None:
+    for name, (path, code) in hostile_files.items():
+        for ask in (detector.detect, detector.similarity_maps):
+            with pytest.raises(ImageError) as caught:
+                ask(path)
+            assert caught.value.code == code, name
+
+
+def test_every_odd_file_gets_an_answer(detector: Detector, odd_files: Any) -> None:
+    for name, (path, treatments) in odd_files.items():
+        if name == "one_pixel":
+            continue
+        found = detector.detect(path)
+        assert found.image.treatments == treatments, name
+        assert len(found.scores) == 2
+
+
+def test_many_images_keep_their_order_with_errors_inside(
+    detector: Detector, photo: NDArray[np.uint8], hostile_files: Any
+) -> None:
+    truncated, missing = hostile_files["truncated_png"][0], hostile_files["missing"][0]
+    sources: list[Any] = [truncated, photo, missing, photo[:300, :300], photo[:9, :9], png(photo)]
+    results = detector.detect_many(iter(sources))
+    found = list(results)
+    codes = [getattr(result, "code", None) for result in found]
+    assert codes == ["truncated", None, "not_found", None, "too_small", None]
+    assert isinstance(found[1], Detection)
+    assert answers(found[1]) == answers(detector.detect(photo))
+    assert isinstance(found[3], Detection)
+    assert (found[3].image.width, found[3].image.height) == (300, 300)
+    assert list(detector.detect_many([])) == []
+
+
+def test_images_are_analysed_as_they_are_asked_for(
+    detector: Detector, photo: NDArray[np.uint8]
+) -> None:
+    taken = []
+
+    def source() -> Any:
+        for k in range(3):
+            taken.append(k)
+            yield photo[:300, :300]
+
+    results = detector.detect_many(source())
+    assert taken == []
+    next(results)
+    assert taken == [0]
+
+
+SMALL = "under 512 pixels"
+
+
+@pytest.mark.parametrize(("height", "width"), [(256, 256), (256, 700), (511, 511), (600, 511)])
+def test_small_images_get_a_caution(
+    detector: Detector, photo: NDArray[np.uint8], height: int, width: int
+) -> None:
+    found = detector.detect(photo[:height, :width])
+    assert len(found.verdict.cautions) == 1
+    assert SMALL in found.verdict.cautions[0]
+    for x, y, wide, high in found.windows:
+        assert (min(512, width) - 8, min(512, height) - 8) < (wide, high)
+        assert x + wide <= width
+        assert y + high <= height
+
+
+@pytest.mark.parametrize(("height", "width"), [(512, 512), (513, 800)])
+def test_other_images_get_none(
+    detector: Detector, photo: NDArray[np.uint8], height: int, width: int
+) -> None:
+    assert detector.detect(photo[:height, :width]).verdict.cautions == ()
+
+
+@pytest.mark.parametrize(("height", "width"), [(255, 255), (255, 800), (600, 255), (1, 1)])
+def test_smaller_images_are_refused(
+    detector: Detector, photo: NDArray[np.uint8], height: int, width: int
+) -> None:
+    small = photo[:height, :width]
+    for ask in (detector.detect, detector.similarity_maps, detector.similarities):
+        with pytest.raises(ImageError, match=f"{width}x{height}") as caught:
+            ask(small)  # type: ignore[operator]
+        assert caught.value.code == "too_small"
+
+
+@pytest.mark.parametrize("level", [0, 77, 255])
+def test_a_flat_image_gets_an_answer_and_a_caution(detector: Detector, level: int) -> None:
+    found = detector.detect(np.full((520, 520, 3), level, np.uint8))
+    assert any("almost flat" in caution for caution in found.verdict.cautions)
+    assert all(np.isfinite(score.similarity) for score in found.scores)
+
+
+def test_strong_compression_gets_a_caution(detector: Detector, photo: NDArray[np.uint8]) -> None:
+    for quality, expected in ((50, True), (59, True), (60, False), (90, False)):
+        buffer = io.BytesIO()
+        Image.fromarray(photo).save(buffer, "JPEG", quality=quality)
+        cautions = detector.detect(buffer.getvalue()).verdict.cautions
+        assert any(f"JPEG quality {quality}" in caution for caution in cautions) is expected
+
+
+# --- the file of a detector ----------------------------------------------------------------------
+
+
+def changed(trained: Any, calibration: Any = "same", **changes: Any) -> DetectorFile:
+    """The trained file with another branch; what is a dict is merged, None takes a key away."""
+    file = DetectorFile.load(trained.folder)
+    branch = file.branches[0]
+    values: dict[str, Any] = {}
+    for name, change in changes.items():
+        old = getattr(branch, name)
+        if isinstance(change, dict):
+            merged = {**old, **change}
+            change = {key: value for key, value in merged.items() if value is not None}
+        values[name] = change
+    return replace(
+        file,
+        branches=(replace(branch, **values),),
+        calibration=file.calibration if calibration == "same" else calibration,
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"preprocess": {"windwo": 4}}, "unknown keys.*windwo"),
+        ({"preprocess": {"window": None}}, "lacks .'window'"),
+        ({"spectrum": {"floor": None}}, "lacks .'floor'"),
+        ({"preprocess": {"window": 516}}, "multiple of 8"),
+        ({"preprocess": {"window": "512"}}, "positive integers"),
+        ({"preprocess": {"smallest": 100}}, "at least two segments"),
+        ({"preprocess": {"windows": 0}}, "positive integers"),
+        ({"preprocess": {"colour": "RGB"}}, "luma and chroma"),
+        ({"preprocess": {"colour": None}}, "luma and chroma"),
+        ({"spectrum": {"hops": 5}}, "two hops"),
+        ({"spectrum": {"segment": 128}}, r"masks have shape .*expected \(2, 12, 32, 16\)"),
+        ({"spectrum": {"cell": 2}}, r"expected \(2, 12, 32, 16\)"),
+        ({"spectrum": {"floor": -1.0}}, "floor"),
+        ({"head_config": {"limit": None}}, "limit"),
+        ({"head_config": {"limit": "many"}}, "invalid"),
+        ({"head_config": {"limit": 0.0}}, "limit"),
+        ({"head_config": {"limit": float("nan")}}, "limit"),
+        ({"head_config": {"more": 1}}, "more"),
+        ({"tensors": {"mean": None}}, "expected"),
+        ({"tensors": {"a": np.zeros(3, np.float32)}}, "misshapen"),
+        ({"generators": ("one",)}, "misshapen|shape"),
+        ({"calibration": {"scores": np.zeros((5, 2))}}, "unknown calibration"),
+        ({"calibration": {"real_similarities": np.zeros((5, 3))}}, r"shape \(5, 3\) for 2 heads"),
+        ({"calibration": {"real_similarities": np.zeros((0, 2))}}, r"shape \(0, 2\)"),
+        ({"calibration": {"real_similarities": np.zeros(10)}}, r"shape \(10,\)"),
+        ({"calibration": {"real_similarities": np.full((5, 2), np.nan)}}, "not finite"),
+    ],
+)
+def test_tampered_detectors_are_refused_when_loaded(
+    trained: Any, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ModelError, match=message) as caught:
+        Detector(changed(trained, **changes))
+    assert caught.value.code == "model_invalid"
+
+
+def test_a_shared_branch_needs_the_bank(trained: Any) -> None:
+    residual = ResidualConfig("cross_diff")
+    with pytest.raises(ModelError, match="residual bank"):
+        Detector(changed(trained, residual=residual, onnx=residual_onnx(residual, {})))
+    with pytest.raises(ModelError):
+        Detector(changed(trained, onnx=b"no graph"))
+
+
+def test_a_generator_stands_in_one_branch(trained: Any) -> None:
+    file = DetectorFile.load(trained.folder)
+    with pytest.raises(ModelError, match="two branches"):
+        Detector(replace(file, branches=file.branches * 2))
+
+
+def test_a_changed_part_is_found_out(trained: Any, tmp_path: Path) -> None:
+    DetectorFile.load(trained.folder).save(tmp_path / "d")
+    path = tmp_path / "d" / "calibration.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(bytes(data))
+    with pytest.raises(ModelError) as caught:
+        load_detector(tmp_path / "d")
+    assert caught.value.code == "model_hash"
+    with pytest.raises(ModelError) as caught:
+        load_detector(tmp_path / "none")
+    assert caught.value.code == "model_not_found"
+
+
+def test_without_calibration_there_are_no_rates(
+    trained: Any, detector: Detector, photo: NDArray[np.uint8]
+) -> None:
+    bare = Detector(changed(trained, calibration=None))
+    assert bare.sample_size == 0
+    found = bare.detect(photo)
+    assert found.verdict.level == "uncalibrated"
+    assert [score.false_positive_rate for score in found.scores] == [None, None]
+    similarities = [score.similarity for score in found.scores]
+    assert similarities == sorted(similarities, reverse=True)
+    assert found.verdict.generator == found.scores[0].generator
+    np.testing.assert_array_equal(bare.similarities(photo), detector.similarities(photo))
+
+
+@pytest.mark.parametrize("options", [{"threads": 0}, {"providers": ["NoSuchProvider"]}])
+def test_senseless_options_are_refused(trained: Any, options: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        load_detector(trained.folder, **options)
+
+
+# --- checkpoints of the original -----------------------------------------------------------------
+
+
+def crop(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """Step 2, as in the description of the original: the centre, on the grid of 8."""
+    y, x = (max(0, side // 2 - size // 2) // 8 * 8 for side in pixels.shape[:2])
+    return pixels[y : y + size, x : x + size]
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory: pytest.TempPathFactory) -> tuple[Detector, dict[str, Any]]:
+    """Three imported checkpoints of unlike windows and residuals; name -> (kind, window, masks)."""
+    pytest.importorskip("torch")
+    pytest.importorskip("onnx")
+    folder = tmp_path_factory.mktemp("originals")
+    made = {"dalle3": ("linear3x3", 64, 2), "sd1": ("cross_diff", 48, 1), "none": ("none", 40, 3)}
+    for name, (kind, window, masks) in made.items():
+        path = folder / "ckpt" / f"{name}-epoch=03-valid_loss=0.1234.ckpt"
+        path.parent.mkdir(exist_ok=True)
+        fixture.save_checkpoint(path, kind, window, masks)
+    import_original(folder / "ckpt", folder / "detector")
+    return load_detector(folder / "detector", threads=1), made
+
+
+def test_imported_checkpoints_give_the_originals_numbers(originals: Any) -> None:
+    detector, made = originals
+    assert set(detector.generators) == set(made)
+    image = fixture.image(107, 150)
+    found = detector.detect(image)
+    assert found.verdict.level == "uncalibrated"
+    assert found.verdict.cautions == ()  # the image is larger than every window
+    maps = detector.similarity_maps(image)
+    for score in found.scores:
+        kind, window, masks = made[score.generator]
+        planes = fixture.colour(crop(image, window), True)
+        expected = fixture.original(planes, fixture.state(kind, window, masks), kind)
+        assert score.similarity == pytest.approx(float(expected["similarity"][0]), rel=1e-4)
+        assert score.probability == pytest.approx(float(expected["prob"][0]), rel=1e-4)
+        shown = maps[score.generator]
+        assert [plane.name for plane in shown.planes] == ["Y", "Cb", "Cr"]
+        for c, plane in enumerate(shown.planes):
+            np.testing.assert_allclose(3 * plane.values, expected["map"][0, c], atol=1e-5)
+            np.testing.assert_allclose(plane.fy, frequencies(window))
+        total = sum(float(plane.values.sum(dtype=np.float64)) for plane in shown.planes)
+        assert total == pytest.approx(score.similarity, abs=1e-5)
+    # The windows of all, each once: (x, y, width, height).
+    assert set(found.windows) == {(40, 16, 64, 64), (48, 24, 48, 48), (48, 32, 40, 40)}
+
+
+def test_an_image_under_a_window_of_the_original_is_refused(originals: Any) -> None:
+    detector, _ = originals
+    with pytest.raises(ImageError, match="smaller than the window of 64x64") as caught:
+        detector.detect(fixture.image(63, 150))
+    assert caught.value.code == "too_small"
+    assert detector.detect(fixture.image(64, 64)).verdict.cautions == ()
+
+
+def test_originals_and_shared_heads_together(
+    originals: Any, trained: Any, photo: NDArray[np.uint8]
+) -> None:
+    imported, _ = originals
+    shared = DetectorFile.load(trained.folder)
+    both = Detector(
+        DetectorFile({"name": "both"}, (*imported.file.branches, *shared.branches), None, {})
+    )
+    assert both.generators == (*imported.generators, "grid", "ring")
+    found = both.similarities(photo)
+    np.testing.assert_allclose(found[:3], imported.similarities(photo), rtol=1e-6)
+    np.testing.assert_allclose(found[3:], Detector(shared).similarities(photo), rtol=1e-6)
+    assert tuple(both.similarity_maps(photo)) == both.generators
+    # Small windows of one branch are no reason for a caution.
+    assert both.detect(photo).verdict.cautions == ()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"windows": 2}, {"more": 1}, {"colour": "HSV"}, {"colour": None}, {"aligned": None},
+        {"windows": None},
+    ],
+)  # fmt: skip
+def test_tampered_originals_are_refused(originals: Any, change: dict[str, Any]) -> None:
+    branch: Branch = originals[0].file.branches[0]
+    merged = {**branch.preprocess, **change}
+    preprocess = {key: value for key, value in merged.items() if value is not None}
+    with pytest.raises(ModelError, match="configuration of an original branch"):
+        Detector(DetectorFile({}, (replace(branch, preprocess=preprocess),)))
+    for spectrum in ({}, {"epsilon": "small"}):
+        with pytest.raises(ModelError, match="configuration of an original branch"):
+            Detector(DetectorFile({}, (replace(branch, spectrum=spectrum),)))
+
+
+# --- the one inside the package ------------------------------------------------------------------
+
+BUNDLED = Path(masksim.__file__).parent / "weights" / "default" / "detector.json"
+
+
+@pytest.mark.skipif(not BUNDLED.is_file(), reason="the package has no trained detector yet")
+def test_the_packages_own_detector(photo: NDArray[np.uint8]) -> None:
+    detector = masksim.load_detector()
+    found = detector.detect(photo)
+    assert detector.sample_size >= 100
+    assert len(found.scores) == len(detector.generators) >= 1
+    maps = detector.similarity_maps(photo)
+    for score in found.scores:
+        total = sum(float(p.values.sum(dtype=np.float64)) for p in maps[score.generator].planes)
+        assert total == pytest.approx(score.similarity, abs=1e-4)
