@@ -64,7 +64,7 @@ def test_the_bar_is_logarithmic_and_ends_where_the_sample_does() -> None:
     lengths = {line.split()[0]: line.count("#") for line in text.splitlines() if line.split()}
     assert lengths["all"] == 0
     assert lengths["none"] == 2 * lengths["some"] > 0
-    assert "less than 0.1 %" in text
+    assert "at most 0.1 %" in text
 
 
 def test_without_calibration_there_is_no_rate_and_no_bar() -> None:

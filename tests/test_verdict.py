@@ -147,3 +147,15 @@ def test_lengths_must_agree() -> None:
         verdict(0.5, similarities=[0.1])
     with pytest.raises(UsageError, match="one rate for each"):
         verdict(0.5, false_positive_rates=[0.5, 0.5])
+
+
+def test_generators_that_match_nearly_as_well_are_named() -> None:
+    names = ("a", "b", "c")
+    near = decide(names, [0.004, 0.012, 0.013], 0.01, 999, similarities=[0.3, 0.2, 0.1])
+    assert near.generator == "a"
+    assert near.cautions == ("Which generator is uncertain: b matches nearly as well.",)
+    alone = decide(names, [0.004, 0.2, 0.3], 0.01, 999, similarities=[0.3, 0.2, 0.1])
+    assert alone.cautions == ()
+    # Rates near each other, but not rare in themselves, are no rivals.
+    common = decide(names, [0.08, 0.11, 0.12], 0.10, 999, similarities=[0.3, 0.2, 0.1])
+    assert common.cautions == ()

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 History: TypeAlias = Literal["jpeg", "reduced", "lossless"]
 HISTORIES: tuple[History, ...] = ("jpeg", "reduced", "lossless")
 
-Purpose: TypeAlias = Literal["train", "evaluate", "calibrate"]
+Purpose: TypeAlias = Literal["train", "evaluate", "calibrate", "as found"]
 
 _LOSSY = {"JPEG": "jpeg", "MPO": "jpeg", "WEBP": "webp", "HEIF": "other", "AVIF": "other"}
 _FILTERS = ("bilinear", "bicubic", "lanczos", "box")
@@ -354,7 +354,7 @@ def views(
         Its row; `Row.sha256` or, failing that, its path seeds the draw.
     purpose
         ``"train"``: as many as `ViewConfig.views` says; ``"evaluate"``: one each history;
-        ``"calibrate"``: one.
+        ``"calibrate"``: one; ``"as found"``: one, without any processing.
     config
         The shares.
     seed
@@ -370,6 +370,9 @@ def views(
         for history in allowed:
             rng = rng_for(seed, key, "evaluate", history)
             yield evaluation_view(pixels, row, history, rng, config)
+    elif purpose == "as found":
+        history = "lossless" if history_of(row.format) == "lossless" else "jpeg"
+        yield View(_crop(pixels, config.region, None), history, ())
     elif purpose == "calibrate":
         yield calibration_view(pixels, row, rng_for(seed, key, "calibrate"), config)
     else:

@@ -24,7 +24,7 @@ import numpy as np
 
 from masksim import metrics
 from masksim.calibration import joint_false_positive_rate
-from masksim.dataset import ViewConfig, history_weights, views
+from masksim.dataset import Purpose, ViewConfig, history_weights, views
 from masksim.detector import Detector, load_detector
 from masksim.errors import DataError, MasksimError
 from masksim.image import load_image
@@ -101,7 +101,12 @@ def _start_worker(model: str) -> None:
 
 
 def _work(
-    target: str, files: Sequence[str], rows: Sequence[Row], config: ViewConfig, seed: int
+    target: str,
+    files: Sequence[str],
+    rows: Sequence[Row],
+    purpose: Purpose,
+    config: ViewConfig,
+    seed: int,
 ) -> str:
     """Score one chunk of images and write it whole or not at all."""
     detector = _worker["detector"]
@@ -114,7 +119,7 @@ def _work(
             sized = replace(
                 row, width=width, height=height, format=row.format or loaded.facts.format
             )
-            for view in views(loaded.pixels, sized, "evaluate", config, seed):
+            for view in views(loaded.pixels, sized, purpose, config, seed):
                 scores = detector.similarities(view.pixels)
                 facts = [
                     row.path, row.generator, row.source, view.history, sized.format,
@@ -140,6 +145,7 @@ def score_manifest(
     manifest: Manifest,
     *,
     cache: str | os.PathLike[str],
+    purpose: Purpose = "evaluate",
     config: ViewConfig | None = None,
     seed: int = 0,
     workers: int = 1,
@@ -155,6 +161,8 @@ def score_manifest(
         Which images: usually one split.
     cache
         Folder of finished chunks; a run that is killed goes on where it was.
+    purpose
+        ``"evaluate"``, or ``"as found"``: one view an image, without processing.
     config
         How views are drawn; by default as the detector was trained, else the defaults.
     seed
@@ -180,14 +188,24 @@ def score_manifest(
     if config is None:
         config = views_of(detector)
     rows = sorted(manifest.rows, key=lambda row: row.path)
-    key = json.dumps([detector.sha256, manifest_hash(rows), asdict(config), seed], sort_keys=True)
+    facts = [detector.sha256, manifest_hash(rows), asdict(config), seed]
+    if purpose != "evaluate":
+        facts.append(purpose)
+    key = json.dumps(facts, sort_keys=True)
     folder = Path(cache) / ("scores-" + hashlib.sha256(key.encode()).hexdigest()[:16])
     folder.mkdir(parents=True, exist_ok=True)
     chunks = [rows[i : i + _CHUNK] for i in range(0, len(rows), _CHUNK)]
     targets = [folder / f"{i:06d}.json" for i in range(len(chunks))]
     todo = [i for i, t in enumerate(targets) if not t.exists() or json.loads(t.read_text())[1]]
     jobs = (
-        (str(targets[i]), [str(manifest.file(row)) for row in chunks[i]], chunks[i], config, seed)
+        (
+            str(targets[i]),
+            [str(manifest.file(row)) for row in chunks[i]],
+            chunks[i],
+            purpose,
+            config,
+            seed,
+        )
         for i in todo
     )
     done = len(chunks) - len(todo)
@@ -363,7 +381,60 @@ def _histories(table: ScoreTable, joint: NDArray[np.float64]) -> dict[str, Any]:
             "images": int((table.histories[rows] == history).sum()),
             "sources": len(np.unique(table.sources[rows & (table.histories == history)])),
         }  # fmt: skip
+    # The same lossless photos with and without a first JPEG: no difference of sources.
+    both = np.isin(table.filenames, table.filenames[real & (table.histories == "lossless")])
+    rows = real & both & np.isin(table.histories, ("jpeg", "lossless"))
+    if rows.any():
+        among["lossless against a first JPEG, the same photos"] = {
+            **asdict(
+                metrics.bootstrap(
+                    metrics.auroc, evidence[rows], table.histories[rows] == "lossless",
+                    groups=table.sources[rows], samples=500,
+                )
+            ),
+            "images": len(np.unique(table.filenames[rows])),
+            "sources": len(np.unique(table.sources[rows])),
+        }  # fmt: skip
     return {"pairs": pairs, "reals": among}
+
+
+def measure_as_found(table: ScoreTable, detector: Detector) -> dict[str, Any]:
+    """Share of the images whose joint rate is at most 1 %, 5 % and 10 %, files as they were found.
+
+    Parameters
+    ----------
+    table
+        From `score_manifest` with the purpose ``"as found"``.
+    detector
+        Calibrated.
+
+    Returns
+    -------
+    dict
+        By generator, and ``"real"``: number of images, and counts by rate.
+    """
+    if detector.file.calibration is None:
+        raise DataError("only a calibrated detector can be measured in full")
+    real_scores = np.asarray(detector.file.calibration["real_similarities"], dtype=np.float64)
+    joint = joint_false_positive_rate(table.similarities, real_scores)
+    return {
+        typ: {
+            "images": int((table.typ == typ).sum()),
+            "found": {
+                f"{q:g}": int((joint[table.typ == typ] <= q).sum()) for q in (0.01, 0.05, 0.1)
+            },
+        }
+        for typ in np.unique(table.typ).tolist()
+    }
+
+
+def as_found_markdown(measured: Mapping[str, Any]) -> str:
+    """Write the counts of `measure_as_found` as a Markdown table."""
+    lines = ["| images | n | joint FPR <= 1 % | <= 5 % | <= 10 % |", "|---|---|---|---|---|"]
+    for typ, row in measured.items():
+        shares = (f"{100 * row['found'][q] / row['images']:.0f} %" for q in ("0.01", "0.05", "0.1"))
+        lines.append(f"| {typ} | {row['images']} | " + " | ".join(shares) + " |")
+    return "\n".join(lines)
 
 
 def _false_alarms(table: ScoreTable, joint: NDArray[np.float64]) -> dict[str, Any]:

@@ -25,6 +25,9 @@ LEVELS: tuple[tuple[float, Level], ...] = (
 )
 """Largest joint false-positive rate of each level, the strongest first."""
 
+NEAR = 3.0
+"""A generator whose rate is up to so many times that of the best one may be meant as well."""
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
@@ -36,7 +39,8 @@ class Verdict:
         One of `LEVELS`, ``"no evidence"``, or ``"uncalibrated"`` where the detector has no scores
         of real photos to compare with.
     generator
-        The generator whose pattern is matched best; None where there is no evidence.
+        The generator whose pattern is matched best, that is with the lowest rate of its own; None
+        where there is no evidence. `cautions` names others that match nearly as well (`NEAR`).
     false_positive_rate
         Joint over all generators: the share of real photos, the image itself counted as one,
         that resemble some generator at least as much. In (0, 1]; None if uncalibrated.
@@ -120,6 +124,16 @@ def decide(
             "photos score at least this high. That does not show that the image is a photo.",
             tuple(cautions),
         )
+    limit = NEAR * false_positive_rates[best]
+    near = [
+        generators[g]
+        for g in sorted(range(len(generators)), key=lambda g: false_positive_rates[g])
+        if g != best and false_positive_rates[g] <= min(limit, LEVELS[-1][0])
+    ]
+    match = "matches" if len(near) == 1 else "match"
+    doubt = (
+        [f"Which generator is uncertain: {', '.join(near)} {match} nearly as well."] if near else []
+    )
     return Verdict(
         level,
         name,
@@ -127,7 +141,7 @@ def decide(
         sample_size,
         f"{level.capitalize()} of {name}'s spectral pattern; {rate} of {sample_size} real photos "
         "score at least this high for some generator.",
-        tuple(cautions),
+        (*cautions, *doubt),
     )
 
 
