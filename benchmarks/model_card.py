@@ -60,7 +60,11 @@ def main() -> None:
     measured["as_found"] = found
     results = ROOT / "benchmarks" / "results" / "model_card.json"
     results.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
-    tables = {**evaluate.pages(measured), "as found": evaluate.as_found_markdown(found)}
+    tables = {
+        **evaluate.pages(measured),
+        "as found": evaluate.as_found_markdown(found),
+        "summary": evaluate.summary_markdown(measured, found),
+    }
     for name, text in tables.items():
         for page in ("MODEL_CARD.md", "README.md"):
             fill(ROOT / page, name, text)

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -33,6 +33,12 @@ if TYPE_CHECKING:
     Windows = list[tuple[int, int, int, int]]
 
 BUNDLED = "default"
+
+FLAT = 0.5
+"""Above this share of flat pixels an image is taken for a graphic (`preprocess.flat_share`)."""
+
+FEW_SOURCES = 3
+"""A head learned from fewer sources than this carries a caution."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,6 +317,12 @@ class Detector:
             )
             for branch in file.branches
         ]
+        sources = file.provenance.get("sources", {})
+        self._narrow = {
+            name
+            for name in self.generators
+            if isinstance(sources, Mapping) and sources.get(name, FEW_SOURCES) < FEW_SOURCES
+        }
         self._real: NDArray[np.float64] | None = None
         if file.calibration is not None:
             if set(file.calibration) != {"real_similarities"}:
@@ -424,16 +436,29 @@ class Detector:
                 -s.similarity,
             )
         )
+        flat = preprocess.flat_share(loaded.pixels, windows)
+        decided = verdict.decide(
+            self.generators,
+            rates,
+            joint,
+            self.sample_size,
+            similarities=similarity.tolist(),
+            cautions=self._cautions(loaded, flat),
+            unlike_photos=(
+                "large parts of the image are perfectly flat, as in drawings, screenshots and text"
+                if flat > FLAT
+                else None
+            ),
+        )
+        if decided.generator in self._narrow:
+            note = (
+                f"{decided.generator}'s pattern was learned from too few collections of images: it "
+                "may be theirs as much as the generator's."
+            )
+            decided = replace(decided, cautions=(*decided.cautions, note))
         return Detection(
             loaded.facts,
-            verdict.decide(
-                self.generators,
-                rates,
-                joint,
-                self.sample_size,
-                similarities=similarity.tolist(),
-                cautions=self._cautions(loaded),
-            ),
+            decided,
             tuple(scores),
             windows,
             self.name,
@@ -441,7 +466,7 @@ class Detector:
             time.perf_counter() - start,
         )
 
-    def _cautions(self, loaded: LoadedImage) -> list[str]:
+    def _cautions(self, loaded: LoadedImage, flat: float) -> list[str]:
         cautions = []
         wanted = max(branch.window for branch in self._branches)
         if min(loaded.pixels.shape[:2]) < wanted:
@@ -449,10 +474,11 @@ class Detector:
                 f"A side of the image is under {wanted} pixels: there is less to measure than in "
                 "the photos the rates were measured on."
             )
-        pixels = loaded.pixels
-        sample = pixels[:: max(1, pixels.shape[0] // 256), :: max(1, pixels.shape[1] // 256)]
-        if float(sample.std(axis=(0, 1)).max()) < 2:
-            cautions.append("The image is almost flat: it has next to no residual to measure.")
+        if flat > FLAT:
+            cautions.append(
+                f"{100 * flat:.0f} % of the analysed pixels equal their neighbours: there is "
+                "little residual to measure."
+            )
         if loaded.facts.jpeg_quality is not None and loaded.facts.jpeg_quality < 60:
             cautions.append(
                 f"JPEG quality {loaded.facts.jpeg_quality} is below what the detector was trained "

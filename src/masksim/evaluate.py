@@ -2,8 +2,8 @@
 
 The images of a split are processed in every history they allow (`masksim.dataset.views`), scored
 by the detector that a user has, and the scores saved with what was done to each. All measures
-weigh both classes to the same shares of histories, and all intervals are bootstrap intervals that
-draw whole images.
+weigh both classes to the same shares of histories, and bootstrap intervals
+draw whole sources where there are enough of them.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -211,7 +212,11 @@ def score_manifest(
     done = len(chunks) - len(todo)
     if todo and workers > 1:
         with ProcessPoolExecutor(
-            workers, initializer=_start_worker, initargs=(os.fspath(model),)
+            # Not forked: ONNX Runtime may have threads by now, and a forked lock stays locked.
+            workers,
+            mp_context=get_context("spawn"),
+            initializer=_start_worker,
+            initargs=(os.fspath(model),),
         ) as pool:
             for _ in pool.map(_work_all, jobs):
                 done += 1
@@ -256,23 +261,34 @@ def _measures(
     synthetic: NDArray[np.bool_],
     histories: NDArray[np.str_],
     images: NDArray[np.str_],
+    sources: NDArray[np.str_],
     shares: Mapping[str, float],
     samples: int,
 ) -> dict[str, Any]:
-    """AUROC, and TPR at 1 % and 5 % FPR, histories matched, with intervals over images."""
+    """AUROC, and TPR at 1 % and 5 % FPR, histories matched.
+
+    Intervals draw whole sources; of a generator with fewer than three, images.
+    """
     weights = history_weights(histories, [synthetic, ~synthetic], shares)
     used = weights > 0
     s, y, w, g = scores[used], synthetic[used], weights[used], images[used]
+    collections = sources[used]
+    few = len(np.unique(collections[y])) < 3
+    groups = np.where(y & few, np.char.add("image ", g), np.char.add("source ", collections))
     measured: dict[str, Any] = {
         "synthetic_images": len(np.unique(g[y])),
+        "synthetic_sources": len(np.unique(collections[y])),
         "real_images": len(np.unique(g[~y])),
+        "interval": "over images" if few else "over sources",
     }
     for name, statistic in (
         ("auroc", metrics.auroc),
         ("tpr_at_fpr_1", lambda a, b, c: metrics.tpr_at_fpr(a, b, c, fpr=0.01)),
         ("tpr_at_fpr_5", lambda a, b, c: metrics.tpr_at_fpr(a, b, c, fpr=0.05)),
     ):
-        measured[name] = asdict(metrics.bootstrap(statistic, s, y, w, groups=g, samples=samples))
+        measured[name] = asdict(
+            metrics.bootstrap(statistic, s, y, w, groups=groups, samples=samples)
+        )
     return measured
 
 
@@ -310,6 +326,12 @@ def measure(
     real_scores = np.asarray(detector.file.calibration["real_similarities"], dtype=np.float64)
     joint = joint_false_positive_rate(table.similarities, real_scores)
     real = table.typ == REAL
+    if not real.any() or not np.isin(table.typ, table.generators).any():
+        raise DataError(
+            f"the images are of {sorted(set(table.typ.tolist()))}; needed are {REAL!r} and at "
+            f"least one of the detector's generators: {', '.join(table.generators)}",
+            code="manifest_invalid",
+        )
     known = np.array([(t, s) in seen for t, s in zip(table.typ, table.sources, strict=True)])
     out: dict[str, Any] = {
         "images": {
@@ -329,13 +351,13 @@ def measure(
             rows = chosen | real
             out[kind][generator] = _measures(
                 table.similarities[rows, g], chosen[rows], table.histories[rows],
-                table.filenames[rows], shares, samples,
+                table.filenames[rows], table.sources[rows], shares, samples,
             )  # fmt: skip
         if own.any():
             rows = own | real
             out["generic"][generator] = _measures(
                 -np.log(joint[rows]), own[rows], table.histories[rows], table.filenames[rows],
-                shares, samples,
+                table.sources[rows], shares, samples,
             )  # fmt: skip
     out["mean"] = {
         kind: {
@@ -345,6 +367,8 @@ def measure(
         for kind in ("specific", "unseen", "generic")
         if out[kind]
     }
+    validated = detector.file.provenance.get("cross_validated_auroc", {})
+    out["cross_validated_auroc"] = dict(validated) if isinstance(validated, Mapping) else {}
     out["histories"] = _histories(table, joint)
     out["false_alarms"] = _false_alarms(table, joint)
     out["attribution"] = _attribution(table, real_scores)
@@ -485,25 +509,66 @@ def _interval(estimate: Mapping[str, float], digits: int = 2) -> str:
 
 def to_markdown(measured: Mapping[str, Any]) -> str:
     """Write the figures of `measure` as Markdown tables."""
+    validated = measured["cross_validated_auroc"]
     lines = [
-        "| generator | images | AUROC | TPR at 1 % FPR | TPR at 5 % FPR | AUROC, unseen sources |"
-        " generic AUROC |",
-        "|---|---|---|---|---|---|---|",
+        "| generator | images (sources) | AUROC | AUROC, unseen sources (images) | cross-validated "
+        "AUROC | TPR at 1 % FPR | TPR at 5 % FPR | joint AUROC |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for generator, row in measured["specific"].items():
         unseen = measured["unseen"].get(generator)
+        mark = "" if row["interval"] == "over sources" else "\\*"
         lines.append(
-            f"| {generator} | {row['synthetic_images']} | {_interval(row['auroc'])} | "
-            f"{_interval(row['tpr_at_fpr_1'])} | {_interval(row['tpr_at_fpr_5'])} | "
+            f"| {generator} | {row['synthetic_images']} ({row['synthetic_sources']}) | "
+            f"{_interval(row['auroc'])}{mark} | "
             + (f"{_interval(unseen['auroc'])} ({unseen['synthetic_images']})" if unseen else "none")
-            + f" | {_interval(measured['generic'][generator]['auroc'])} |"
+            + (f" | {validated[generator]:.2f}" if generator in validated else " | ")
+            + f" | {_interval(row['tpr_at_fpr_1'])} | {_interval(row['tpr_at_fpr_5'])} | "
+            f"{_interval(measured['generic'][generator]['auroc'])} |"
         )
     mean = measured["mean"]
+
+    def value(kind: str, name: str) -> str:
+        return f"{mean[kind][name]:.3f}" if kind in mean else "none"
+
+    own = [validated[g] for g in measured["specific"] if g in validated]
     lines.append(
-        f"| **mean** | | **{mean['specific']['auroc']:.3f}** | "
-        f"{mean['specific']['tpr_at_fpr_1']:.2f} | {mean['specific']['tpr_at_fpr_5']:.2f} | "
-        f"{mean['unseen']['auroc']:.3f} | {mean['generic']['auroc']:.3f} |"
+        f"| **mean** | | **{value('specific', 'auroc')}** | **{value('unseen', 'auroc')}** of "
+        f"{len(measured['unseen'])} | {np.mean(own) if own else float('nan'):.3f} | "
+        f"{value('specific', 'tpr_at_fpr_1')} | {value('specific', 'tpr_at_fpr_5')} | "
+        f"{value('generic', 'auroc')} |"
     )
+    return "\n".join(lines)
+
+
+def summary_markdown(measured: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    """Write the short table: AUROC, and what the verdicts say of files as found."""
+    lines = [
+        "| made by | images | AUROC | AUROC, unseen sources (images) | strong evidence | "
+        "evidence or stronger |",
+        "|---|---|---|---|---|---|",
+    ]
+
+    def shares(row: Mapping[str, Any]) -> str:
+        return " | ".join(
+            f"{100 * row['found'][q] / row['images']:.0f} %" for q in ("0.01", "0.05")
+        )
+
+    for generator, row in measured["specific"].items():
+        unseen = measured["unseen"].get(generator)
+        lines.append(
+            f"| {generator} | {row['synthetic_images']} | {row['auroc']['value']:.2f} | "
+            + (
+                f"{unseen['auroc']['value']:.2f} ({unseen['synthetic_images']})"
+                if unseen
+                else "none"
+            )
+            + f" | {shares(found[generator])} |"
+        )
+    mean = measured["mean"]
+    unseen_mean = f"{mean['unseen']['auroc']:.2f}" if "unseen" in mean else "none"
+    lines.append(f"| mean | | {mean['specific']['auroc']:.2f} | {unseen_mean} | | |")
+    lines.append(f"| **real photos** | {found[REAL]['images']} | | | {shares(found[REAL])} |")
     return "\n".join(lines)
 
 
@@ -523,7 +588,7 @@ def histories_markdown(measured: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def false_alarms_markdown(measured: Mapping[str, Any], smallest: int = 20) -> str:
+def false_alarms_markdown(measured: Mapping[str, Any], smallest: int = 10) -> str:
     """Write the false alarms by source; sources of few images are put together."""
     alarms = measured["false_alarms"]
     lines = [
@@ -536,6 +601,15 @@ def false_alarms_markdown(measured: Mapping[str, Any], smallest: int = 20) -> st
         return f"| {name} | {row['images']} | {row['views']} | " + " | ".join(shares) + " |"
 
     lines.append(line("**all**", alarms["all"]))
+    means = (
+        np.mean([row["alarms"][q] / row["views"] for row in alarms["by_source"].values()])
+        for q in ("0.01", "0.05", "0.1")
+    )
+    lines.append(
+        f"| **mean of {len(alarms['by_source'])} sources** | | | "
+        + " | ".join(f"{100 * mean:.1f} %" for mean in means)
+        + " |"
+    )
     lines += [line(f"history {h}", row) for h, row in alarms["by_history"].items()]
     rest: dict[str, Any] = {
         "images": 0,

@@ -47,7 +47,7 @@ class FeatureConfig:
     windows: int = 4
     smallest: int = 256
     region: int = 1536
-    spacing: int = 256
+    spacing: int = 128
     segment: int = 128
     hops: tuple[int, int] = (96, 64)
     floor: float = 0.05

@@ -41,8 +41,9 @@ __all__ = [
 ]
 
 MEANING = (
-    "This compares the image's fine noise pattern with those of known generators. It is not the "
-    "probability that the image is fake, and finding no evidence does not prove that it is a photo."
+    "Each rate is for that generator alone; the verdict's is for all of them together. Neither is "
+    "the probability that the image is fake, and finding no evidence does not prove that it is a "
+    "photo."
 )
 """What a result does and does not mean, in a line."""
 

@@ -450,6 +450,14 @@ def fit_heads(
     folds = source_folds(table, config.folds)
     fold_of = dict(zip(table.sources[classes == 0].tolist(), folds[classes == 0], strict=True))
 
+    sources = len(np.unique(table.sources[classes == 0]))
+    if sources < 2:
+        raise DataError(
+            "all real photos come from one source; cross-validation parts sources, so that at "
+            "least two are needed: give them in folders of their own",
+            code="manifest_invalid",
+        )
+
     features = level_free(table.features)
     mean, deviation = real_statistics(features, classes == 0, weights)
     limit = config.heads.limit
@@ -594,6 +602,10 @@ def train_shared(
             "manifest_sha256": manifest_hash(chosen.rows),
             "images": {
                 name: len(np.unique(table.images[table.generators == name]))
+                for name in (REAL, *fit.generators)
+            },
+            "sources": {
+                name: len(np.unique(table.sources[table.generators == name]))
                 for name in (REAL, *fit.generators)
             },
             "views": int(np.isin(table.generators, (REAL, *fit.generators)).sum()),

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 Level: TypeAlias = Literal[
-    "strong evidence", "evidence", "weak evidence", "no evidence", "uncalibrated"
+    "inconclusive", "strong evidence", "evidence", "weak evidence", "no evidence", "uncalibrated"
 ]
 
 LEVELS: tuple[tuple[float, Level], ...] = (
@@ -36,8 +36,9 @@ class Verdict:
     Attributes
     ----------
     level
-        One of `LEVELS`, ``"no evidence"``, or ``"uncalibrated"`` where the detector has no scores
-        of real photos to compare with.
+        One of `LEVELS`; ``"no evidence"``; ``"inconclusive"`` where there would be evidence but
+        the image is unlike the photos that the rates were measured on; ``"uncalibrated"`` where
+        the detector has no scores of real photos to compare with.
     generator
         The generator whose pattern is matched best, that is with the lowest rate of its own; None
         where there is no evidence. `cautions` names others that match nearly as well (`NEAR`).
@@ -68,6 +69,7 @@ def decide(
     *,
     similarities: Sequence[float],
     cautions: Sequence[str] = (),
+    unlike_photos: str | None = None,
 ) -> Verdict:
     """Turn the rates of one image into a verdict.
 
@@ -85,6 +87,9 @@ def decide(
         One a generator: breaks ties between equal rates, and serves where there are no rates.
     cautions
         Sentences that are passed on.
+    unlike_photos
+        Why the image is unlike the photos that the rates were measured on, as the middle of a
+        sentence; None if it is like them. What would be evidence is then inconclusive.
 
     Returns
     -------
@@ -122,6 +127,16 @@ def decide(
             sample_size,
             f"No evidence of a known generator's spectral pattern; {rate} of {sample_size} real "
             "photos score at least this high. That does not show that the image is a photo.",
+            tuple(cautions),
+        )
+    if unlike_photos is not None:
+        return Verdict(
+            "inconclusive",
+            None,
+            joint,
+            sample_size,
+            f"Inconclusive: {unlike_photos}. The rates were measured on photos, and such images "
+            f"can match a pattern by accident ({rate} of {sample_size} photos score as high).",
             tuple(cautions),
         )
     limit = NEAR * false_positive_rates[best]
