@@ -35,7 +35,7 @@ def test_the_verdict_comes_first_and_every_generator_follows() -> None:
     assert lines[0] == "photo.jpg"
     flat = " ".join(text.split())
     assert flat.startswith(f"photo.jpg {detection.verdict.text} Caution: The image is small.")
-    assert "not the probability that the image is fake" in flat
+    assert "Neither is the probability that the image is fake" in flat
     assert detection.image.sha256 in text
     rows = [line for line in lines if line.split()[:1] in (["dalle3"], ["gpt-image"], ["sd1"])]
     assert [row.split()[0] for row in rows] == ["dalle3", "gpt-image", "sd1"]

@@ -551,7 +551,7 @@ def test_more_folds_than_sources_of_photos() -> None:
     photos = table({(REAL, "a"): 10, (REAL, "b"): 10}, seed=1, views=1)
     fit = fit_heads(table(counts), photos, TrainConfig(folds=5))
     assert np.abs(fit.real_similarities).min(axis=1).all()  # every photo has been scored
-    with pytest.raises(DataError, match="class 0"):
+    with pytest.raises(DataError, match="one source"):
         fit_heads(
             table({(REAL, "a"): 30, ("x", "p"): 40}),
             table({(REAL, "a"): 10}, views=1),
