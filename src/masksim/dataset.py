@@ -32,7 +32,7 @@ import numpy as np
 from masksim.augment import reencode, resize, rng_for
 from masksim.errors import DataError, MasksimError, UsageError
 from masksim.features import FeatureConfig, shared_features
-from masksim.image import Limits, estimate_jpeg_quality, load_image
+from masksim.image import estimate_jpeg_quality, load_image
 from masksim.manifest import REAL, Manifest, Row, manifest_hash
 from masksim.residual import OnnxResidual, ResidualConfig, residual_onnx
 
@@ -49,7 +49,6 @@ Purpose: TypeAlias = Literal["train", "evaluate", "calibrate", "as found"]
 _LOSSY = {"JPEG": "jpeg", "MPO": "jpeg", "WEBP": "webp", "HEIF": "other", "AVIF": "other"}
 _FILTERS = ("bilinear", "bicubic", "lanczos", "box")
 _CHUNK = 16
-_LIMITS = Limits()
 
 
 @dataclass(frozen=True)
@@ -386,6 +385,93 @@ def views(
             yield training_view(pixels, row, drawn, rng, config)
 
 
+def views_of_file(
+    file: str | os.PathLike[str], row: Row, purpose: Purpose, config: ViewConfig, seed: int
+) -> Iterator[tuple[Row, View]]:
+    """Decode an image and make its views.
+
+    Yields
+    ------
+    Row, View
+        The row with the size, and where it lacks it the format, of the file.
+
+    Raises
+    ------
+    ImageError
+        See `masksim.image.load_image`.
+    """
+    loaded = load_image(file)
+    height, width = loaded.pixels.shape[:2]
+    sized = replace(row, width=width, height=height, format=row.format or loaded.facts.format)
+    for view in views(loaded.pixels, sized, purpose, config, seed):
+        yield sized, view
+
+
+def chunked(rows: Sequence[Row]) -> list[Sequence[Row]]:
+    """Cut rows into the chunks that are computed, and cached, together."""
+    return [rows[i : i + _CHUNK] for i in range(0, len(rows), _CHUNK)]
+
+
+def run_chunks(
+    work: Callable[..., object],
+    jobs: Sequence[tuple[Any, ...]],
+    total: int,
+    *,
+    workers: int,
+    initializer: Callable[..., None],
+    initargs: tuple[Any, ...],
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    """Run the chunks that are not done yet, in this process or in several.
+
+    Parameters
+    ----------
+    work
+        A function of a module, called with each job's values; it writes its own result.
+    jobs
+        One a chunk to do.
+    total
+        Number of chunks, those done before included.
+    workers
+        Processes.
+    initializer, initargs
+        Called once in each process that works.
+    progress
+        Called with (chunks done, total), first before any work.
+    """
+    done = total - len(jobs)
+    if progress:
+        progress(done, total)
+    if not jobs:
+        return
+
+    def finished() -> None:
+        nonlocal done
+        done += 1
+        if progress:
+            progress(done, total)
+
+    if workers > 1:
+        # Not forked: ONNX Runtime may already have threads here, which a fork can leave deadlocked.
+        with ProcessPoolExecutor(
+            workers,
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=initializer,
+            initargs=initargs,
+        ) as pool:
+            for _ in pool.map(_call, [work] * len(jobs), jobs):
+                finished()
+    else:
+        initializer(*initargs)
+        for job in jobs:
+            work(*job)
+            finished()
+
+
+def _call(work: Callable[..., object], job: tuple[Any, ...]) -> None:
+    work(*job)
+
+
 # --- the cache ---------------------------------------------------------------------------------
 
 
@@ -440,15 +526,7 @@ def _work(
     residual = _worker["residual"]
     for number, (file, row) in enumerate(zip(files, rows, strict=True)):
         try:
-            loaded = load_image(file, limits=_LIMITS)
-            pixels = loaded.pixels
-            sized = replace(
-                row,
-                width=pixels.shape[1],
-                height=pixels.shape[0],
-                format=row.format or loaded.facts.format,
-            )
-            for view in views(pixels, sized, purpose, config, seed):
+            for _, view in views_of_file(file, row, purpose, config, seed):
                 found, _ = shared_features(view.pixels, features, residual)
                 out.append(found.astype(np.float16))
                 facts.append([number, view.history, ", ".join(view.processing)])
@@ -515,15 +593,11 @@ def compute_features(
     folder = Path(cache) / hashlib.sha256(key.encode()).hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "key.json").write_text(key, encoding="utf-8")
-    chunks = [rows[i : i + _CHUNK] for i in range(0, len(rows), _CHUNK)]
+    chunks = chunked(rows)
     targets = [folder / f"{i:06d}.npz" for i in range(len(chunks))]
     # Images that failed are tried again: the file may be there, or whole, by now.
     todo = [i for i, target in enumerate(targets) if not target.exists() or _failures(target)]
-    done = len(chunks) - len(todo)
-    if progress:
-        progress(done, len(chunks))
-    graph = residual_onnx(ResidualConfig("bank"), {})
-    jobs = (
+    jobs = [
         (
             str(targets[i]),
             [str(manifest.file(row)) for row in chunks[i]],
@@ -534,26 +608,12 @@ def compute_features(
             seed,
         )
         for i in todo
-    )
-    if todo and workers > 1:
-        # Not forked: ONNX Runtime may already have threads here, which a fork can leave deadlocked.
-        with ProcessPoolExecutor(
-            workers,
-            mp_context=multiprocessing.get_context("spawn"),
-            initializer=_start_worker,
-            initargs=(graph,),
-        ) as pool:
-            for _ in pool.map(_work_all, jobs):
-                done += 1
-                if progress:
-                    progress(done, len(chunks))
-    elif todo:
-        _start_worker(graph)
-        for job in jobs:
-            _work(*job)
-            done += 1
-            if progress:
-                progress(done, len(chunks))
+    ]
+    graph = residual_onnx(ResidualConfig("bank"), {})
+    run_chunks(
+        _work, jobs, len(chunks),
+        workers=workers, initializer=_start_worker, initargs=(graph,), progress=progress,
+    )  # fmt: skip
     return _read_table(rows, targets)
 
 
@@ -561,10 +621,6 @@ def _failures(target: Path) -> dict[str, str]:
     with np.load(target, allow_pickle=False) as data:
         failures: dict[str, str] = json.loads(str(data["facts"]))[1]
     return failures
-
-
-def _work_all(job: tuple[Any, ...]) -> str:
-    return _work(*job)
 
 
 def _read_table(rows: tuple[Row, ...], targets: Sequence[Path]) -> FeatureTable:

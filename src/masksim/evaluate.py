@@ -15,9 +15,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,16 +23,21 @@ import numpy as np
 
 from masksim import metrics
 from masksim.calibration import joint_false_positive_rate
-from masksim.dataset import Purpose, ViewConfig, history_weights, views
+from masksim.dataset import (
+    Purpose,
+    ViewConfig,
+    chunked,
+    history_weights,
+    run_chunks,
+    views_of_file,
+)
 from masksim.detector import Detector, load_detector
 from masksim.errors import DataError, MasksimError
-from masksim.image import load_image
 from masksim.manifest import REAL, Manifest, Row, manifest_hash
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_CHUNK = 16
 _FACTS = ("filename", "typ", "source", "history", "format", "processing")
 
 
@@ -115,12 +118,7 @@ def _work(
     failures: dict[str, str] = {}
     for file, row in zip(files, rows, strict=True):
         try:
-            loaded = load_image(file)
-            height, width = loaded.pixels.shape[:2]
-            sized = replace(
-                row, width=width, height=height, format=row.format or loaded.facts.format
-            )
-            for view in views(loaded.pixels, sized, purpose, config, seed):
+            for sized, view in views_of_file(file, row, purpose, config, seed):
                 scores = detector.similarities(view.pixels)
                 facts = [
                     row.path, row.generator, row.source, view.history, sized.format,
@@ -135,10 +133,6 @@ def _work(
         json.dump([lines, failures], part)
     os.replace(part.name, target)
     return target
-
-
-def _work_all(job: tuple[Any, ...]) -> str:
-    return _work(*job)
 
 
 def score_manifest(
@@ -195,10 +189,10 @@ def score_manifest(
     key = json.dumps(facts, sort_keys=True)
     folder = Path(cache) / ("scores-" + hashlib.sha256(key.encode()).hexdigest()[:16])
     folder.mkdir(parents=True, exist_ok=True)
-    chunks = [rows[i : i + _CHUNK] for i in range(0, len(rows), _CHUNK)]
+    chunks = chunked(rows)
     targets = [folder / f"{i:06d}.json" for i in range(len(chunks))]
     todo = [i for i, t in enumerate(targets) if not t.exists() or json.loads(t.read_text())[1]]
-    jobs = (
+    jobs = [
         (
             str(targets[i]),
             [str(manifest.file(row)) for row in chunks[i]],
@@ -208,27 +202,12 @@ def score_manifest(
             seed,
         )
         for i in todo
-    )
-    done = len(chunks) - len(todo)
-    if todo and workers > 1:
-        with ProcessPoolExecutor(
-            # Not forked: ONNX Runtime may have threads by now, and a forked lock stays locked.
-            workers,
-            mp_context=get_context("spawn"),
-            initializer=_start_worker,
-            initargs=(os.fspath(model),),
-        ) as pool:
-            for _ in pool.map(_work_all, jobs):
-                done += 1
-                if progress:
-                    progress(done, len(chunks))
-    else:
-        _worker["detector"] = detector
-        for job in jobs:
-            _work(*job)
-            done += 1
-            if progress:
-                progress(done, len(chunks))
+    ]
+    run_chunks(
+        _work, jobs, len(chunks),
+        workers=workers, initializer=_start_worker, initargs=(os.fspath(model),),
+        progress=progress,
+    )  # fmt: skip
     lines: list[list[Any]] = []
     failures: dict[str, str] = {}
     for target in targets:
