@@ -17,7 +17,7 @@ from conftest import make_natural, plant
 from masksim.checkpoint import DetectorFile
 from masksim.cli import app
 from masksim.detector import Detector
-from masksim.enroll import EnrollConfig, Enrollment, enroll
+from masksim.enroll import EnrollConfig, Enrollment, enroll, forget
 from masksim.errors import DataError, ModelError, UsageError
 from masksim.image import load_image
 from masksim.manifest import REAL
@@ -105,6 +105,23 @@ def test_earlier_scores_are_bit_equal(
     for name in known:
         for mine, theirs in zip(shown[name].planes, known[name].planes, strict=True):
             np.testing.assert_array_equal(mine.values, theirs.values)
+
+
+def test_forgetting_undoes_enrolling(before: DetectorFile, enrolled: Any, tmp_path: Path) -> None:
+    made, _ = enrolled
+    without = forget(made, "stripes")
+    assert without.generators == before.generators
+    for key, values in before.branches[0].tensors.items():
+        np.testing.assert_array_equal(without.branches[0].tensors[key], values)
+    for key, values in before.calibration.items():  # type: ignore[union-attr]
+        np.testing.assert_array_equal(without.calibration[key], values)  # type: ignore[index]
+    other = Detector(forget(made, "grid").save(tmp_path / "two"), threads=1)
+    assert other.generators == ("ring", "stripes")
+    found = other.detect(stripes(970_000))
+    assert found.verdict.generator == "stripes"
+    assert found.scores[0].typicality is not None
+    with pytest.raises(UsageError, match="cannot take 'none'"):
+        forget(made, "none")
 
 
 def test_the_outcome_says_what_it_rests_on(enrolled: Any, before: DetectorFile) -> None:

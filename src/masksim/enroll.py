@@ -88,10 +88,7 @@ class EnrollConfig:
     samples: int = 500
 
     def __post_init__(self) -> None:
-        if (
-            min(self.views, self.smallest, self.smallest_photos, self.samples) < 1
-            or self.folds < 2
-        ):
+        if min(self.views, self.smallest, self.smallest_photos, self.samples) < 1 or self.folds < 2:
             raise UsageError(f"counts must be positive and folds 2 or more: {self}")
 
 
@@ -255,6 +252,61 @@ def enroll(
         sha256="",
     )
     return made, outcome
+
+
+def forget(file: DetectorFile, name: str) -> DetectorFile:
+    """Take a generator out of a detector of the shared recipe: the inverse of `enroll`.
+
+    Parameters
+    ----------
+    file
+        The detector; it is not changed.
+    name
+        Of the generator.
+
+    Returns
+    -------
+    DetectorFile
+        To be saved; all other heads are bit-equal. Photos that were scored for nothing else stay
+        in the calibration, as rows without a score.
+
+    Raises
+    ------
+    UsageError
+        There is no such generator, no other one, or the detector is not of the shared recipe.
+    """
+    at, branch = _shared_branch(file)
+    if name not in branch.generators or len(branch.generators) < 2:
+        raise UsageError(
+            f"cannot take {name!r} out of a detector of {', '.join(branch.generators)}"
+        )
+    keep = [g for g, other in enumerate(branch.generators) if other != name]
+    names = tuple(branch.generators[g] for g in keep)
+    heads = {
+        key: values if key in ("mean", "deviation") else values[keep]
+        for key, values in branch.tensors.items()
+    }
+    calibration = None
+    if file.calibration is not None:
+        column = file.generators.index(name)
+        calibration = dict(file.calibration)
+        calibration["real_similarities"] = np.delete(
+            calibration["real_similarities"], column, axis=1
+        )
+        if "own_generators" in calibration:
+            of = calibration["own_generators"]
+            calibration["own_similarities"] = calibration["own_similarities"][of != column]
+            calibration["own_generators"] = (of - (of > column))[of != column]
+    return replace(
+        file,
+        branches=(
+            *file.branches[:at],
+            replace(branch, generators=names, tensors=heads),
+            *file.branches[at + 1 :],
+        ),
+        calibration=calibration,
+        sha256="",
+    )
 
 
 def _shared_branch(file: DetectorFile) -> tuple[int, Branch]:
