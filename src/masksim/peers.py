@@ -198,6 +198,10 @@ class CommandPeer(Peer):
         self._answers: queue.Queue[bytes | None] = queue.Queue()
         self._said: deque[str] = deque(maxlen=_LAST_WORDS)
         try:
+            self._folder = tempfile.TemporaryDirectory(prefix="masksim-peer-")
+        except OSError as error:
+            raise PeerError(f"peer {name}: no folder for its images: {error}") from error
+        try:
             self._process = subprocess.Popen(
                 self.command,
                 stdin=subprocess.PIPE,
@@ -207,10 +211,10 @@ class CommandPeer(Peer):
                 start_new_session=True,  # so that what it starts itself can be ended with it
             )
         except (OSError, ValueError) as error:
+            self._folder.cleanup()
             raise PeerError(
                 f"peer {name} cannot be started: {shlex.join(self.command)}: {error}"
             ) from error
-        self._folder = tempfile.TemporaryDirectory(prefix="masksim-peer-")
         self._threads = [
             threading.Thread(target=work, args=(stream,), daemon=True)
             for work, stream in (
