@@ -278,7 +278,7 @@ def min_cllr(scores: Any, synthetic: Any, weights: Any | None = None) -> float:
     cost = -(ours[ours > 0] @ np.log2(p[ours > 0]))
     certain = theirs > 1e-15
     cost -= theirs[certain] @ np.log2(np.maximum(1.0 - p[certain], 1e-300))
-    return float(cost / 2)
+    return max(0.0, float(cost / 2))
 
 
 def bootstrap(

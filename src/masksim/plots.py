@@ -33,16 +33,16 @@ _NAMES = {
     "generic": "all heads together",
     "leave-one-out": "the other generators' heads",
 }
-_BINS = 10
+_BINS = 15  # as `metrics.ece`
 
 
 def draw_all(
     folder: Path,
-    table: ScoreTable,
-    scale: Scale,
+    table: ScoreTable | None = None,
+    scale: Scale | None = None,
     *,
     chosen: Sequence[Protocol] = protocols.PROTOCOLS,
-    weigh: Weigh = protocols.equal_views,
+    weigh: Weigh | None = None,
     degradations: Mapping[str, Mapping[str, Any]] | None = None,
     patterns: Mapping[str, Sequence[PatternLike]] | None = None,
 ) -> list[Path]:
@@ -53,7 +53,7 @@ def draw_all(
     folder
         Made if need be; pictures of the same names are replaced.
     table, scale, weigh
-        As in `masksim.protocols.run_protocol`.
+        As in `masksim.protocols.run_protocol`; without a table there are no curves.
     chosen
         A picture of ROC curves, one of scores and one of calibration for each of these protocols.
     degradations
@@ -83,11 +83,14 @@ def draw_all(
         written.append(path)
 
     for protocol in chosen:
-        found = _curves(table, scale, protocol, weigh)
+        if table is None or scale is None:
+            break
+        found = _curves(table, scale, protocol, weigh or protocols.equal_views)
         if not found:
             continue
         save(_roc(found, protocol), f"roc-{protocol}")
-        save(_scores(found, protocol), f"scores-{protocol}")
+        single = "probability" if scale.probabilities else "score, of masksim's heads a similarity"
+        save(_scores(found, protocol, single), f"scores-{protocol}")
         if all(one.log_odds is not None for _, one, _, _ in found):
             save(_reliability(found, protocol), f"reliability-{protocol}")
     if degradations:
@@ -167,19 +170,25 @@ def _roc(found: Sequence[_Curve], protocol: Protocol) -> Any:
     left.set_ylabel("true-positive rate")
     left.legend(title="AUROC", fontsize=8, title_fontsize=8, loc="lower right", frameon=False)
     left.set_title("whole curve", fontsize=10, loc="left")
-    right.set_title("the same, small rates spread", fontsize=10, loc="left")
+    right.set_title("the same, rates on a logarithmic axis", fontsize=10, loc="left")
     figure.suptitle(f"{protocol.capitalize()}: {_NAMES[protocol]}", fontsize=12)
     return figure
 
 
-def _scores(found: Sequence[_Curve], protocol: Protocol) -> Any:
-    columns = min(3, len(found))
-    rows = -(-len(found) // columns)
-    figure = _figure(3.4 * columns + 0.4, 2.3 * rows + 0.7)
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for axes in grid.flat[len(found) :]:
+def _grid(count: int, height: float) -> tuple[Any, list[Any]]:
+    """Panels in rows of three, and wide enough for a title where there are fewer."""
+    columns = min(3, count)
+    rows = -(-count // columns)
+    figure = _figure(max(3.4 * columns + 0.4, 6.0), height * rows + 0.8)
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes in panels[count:]:
         axes.set_visible(False)
-    for k, (axes, (generator, one, y, w)) in enumerate(zip(grid.flat, found, strict=False)):
+    return figure, panels[:count]
+
+
+def _scores(found: Sequence[_Curve], protocol: Protocol, single: str) -> Any:
+    figure, grid = _grid(len(found), 2.3)
+    for k, (axes, (generator, one, y, w)) in enumerate(zip(grid, found, strict=True)):
         bins = np.histogram_bin_edges(one.score, 30)
         for mask, colour, label in (
             (~y, _REAL_COLOUR, "real"),
@@ -193,7 +202,7 @@ def _scores(found: Sequence[_Curve], protocol: Protocol) -> Any:
         axes.tick_params(labelsize=8)
         axes.legend(fontsize=8, frameon=False)
     figure.supxlabel(
-        "similarity, probability or other score of the head"
+        single
         if protocol == "specific"
         else "−ln of the joint rate"
         if found[0][1].rate is not None
@@ -206,33 +215,35 @@ def _scores(found: Sequence[_Curve], protocol: Protocol) -> Any:
 
 
 def _reliability(found: Sequence[_Curve], protocol: Protocol) -> Any:
-    figure = _figure(5.4, 5.0)
-    axes = figure.subplots()
-    axes.plot([0, 1], [0, 1], color="0.7", linewidth=1)
-    for k, (generator, one, y, w) in enumerate(found):
+    figure, grid = _grid(len(found), 2.6)
+    for k, (axes, (generator, one, y, w)) in enumerate(zip(grid, found, strict=True)):
         if one.log_odds is None:
             continue
         p = np.exp(-np.logaddexp(0.0, -one.log_odds))
-        w = metrics.balanced_weights(y, w)
+        w = metrics.balanced_weights(y, w) / 2
         number = np.minimum((p * _BINS).astype(int), _BINS - 1)
         weight = np.bincount(number, weights=w, minlength=_BINS)
         full = weight > 0
         mean = np.bincount(number, weights=w * p, minlength=_BINS)[full] / weight[full]
         share = np.bincount(number, weights=w * y, minlength=_BINS)[full] / weight[full]
-        label = f"{generator}  {metrics.ece(p, y, w, bins=_BINS):.2f}"
-        axes.plot(mean, share, linewidth=1.2, label=label, **_style(k))
-        sizes = 4 + 120 * weight[full] / weight.sum()
-        axes.scatter(mean, share, s=sizes, color=_COLOURS[k % len(_COLOURS)], alpha=0.7)
-    _clean(axes)
-    axes.set_xlim(-0.02, 1.02)
-    axes.set_ylim(-0.02, 1.02)
-    axes.set_xlabel("mean probability of the bin")
-    axes.set_ylabel("share of synthetic views in the bin")
-    axes.legend(title=f"ECE, {_BINS} bins", fontsize=8, title_fontsize=8, frameon=False)
-    axes.set_title(
-        f"Reliability, {protocol}: {_NAMES[protocol]}\nboth classes weigh the same; area: weight",
-        fontsize=10, loc="left",
-    )  # fmt: skip
+        colour = _COLOURS[k % len(_COLOURS)]
+        axes.plot([0, 1], [0, 1], color="0.7", linewidth=1)
+        axes.plot(mean, share, color=colour, linewidth=0.8, alpha=0.6)
+        axes.scatter(mean, share, s=6 + 240 * weight[full], color=colour, alpha=0.75)
+        _clean(axes)
+        axes.tick_params(labelsize=8)
+        axes.set_xlim(-0.05, 1.05)
+        axes.set_ylim(-0.08, 1.08)
+        axes.set_title(
+            f"{generator}   ECE {metrics.ece(p, y, w, bins=_BINS):.2f}", fontsize=9, loc="left"
+        )
+    figure.supxlabel("mean probability of a bin", fontsize=9)
+    figure.supylabel("share of synthetic views in it", fontsize=9)
+    figure.suptitle(
+        f"Reliability, {protocol}: {_NAMES[protocol]} "
+        f"({_BINS} bins, areas: their weight, classes weigh the same)",
+        fontsize=11,
+    )
     return figure
 
 

@@ -621,6 +621,11 @@ def last_step(processing: str) -> str:
     return words[0]
 
 
+def _natural(text: str) -> list[tuple[int, str]]:
+    """Sort numbers in names by their value."""
+    return [(int(w), "") if w.isdigit() else (-1, w) for w in text.split()]
+
+
 def break_down(
     table: ScoreTable,
     scale: Scale,
@@ -658,9 +663,9 @@ def break_down(
     }[by]
     real = table.typ == REAL
     rows = []
-    for key in np.unique(keys):
+    for key in sorted(np.unique(keys).tolist(), key=_natural):
         of_key = keys == key
-        row: dict[str, Any] = {"group": str(key) or "not known"}
+        row: dict[str, Any] = {"group": key or "not known"}
         for name, mask in (("synthetic", of_key & ~real), ("real", of_key & real)):
             row[f"{name}_images"] = len(np.unique(table.filenames[mask]))
         row["generic_auroc"] = _auroc(table, found, of_key & ~real, of_key & real, weigh, samples)
@@ -909,6 +914,9 @@ _TITLES = {
 }
 
 
+_FLAGS = "≤ 5 %: share of the views whose joint rate is at most that, which is called evidence."
+
+
 def protocol_table(name: str, result: Mapping[str, Any]) -> Table:
     """Write the result of `run_protocol`: a row a generator, and their mean."""
     columns = (
@@ -954,31 +962,35 @@ def confusion_table(result: Mapping[str, Mapping[str, Any]]) -> Table:
 def breakdown_table(by: Breakdown, rows: Sequence[Mapping[str, Any]]) -> Table:
     """Write the result of `break_down`."""
     if by == "source":
+        title = "By source: its images against all real ones"
         columns = (
             Column("group", "source"),
             Column("typ", "made by"),
             Column("images", "images"),
             Column("own_auroc", "AUROC, own head"),
             Column("generic_auroc", "AUROC, all heads"),
-            Column("flagged_1", "joint rate ≤ 1 %", 0, percent=True),
-            Column("flagged_5", "joint rate ≤ 5 %", 0, percent=True),
+            Column("flagged_1", "≤ 1 %", 0, percent=True),
+            Column("flagged_5", "≤ 5 %", 0, percent=True),
         )
     else:
+        title = f"By {by}: synthetic and real images with the same one"
         columns = (
             Column("group", by),
             Column("synthetic_images", "synthetic"),
             Column("real_images", "real"),
             Column("generic_auroc", "AUROC, all heads"),
-            Column("tpr_5", "synthetic, joint rate ≤ 5 %", 0, percent=True),
-            Column("fpr_1", "real, joint rate ≤ 1 %", 1, percent=True),
-            Column("fpr_5", "real, joint rate ≤ 5 %", 1, percent=True),
+            Column("tpr_5", "synthetic ≤ 5 %", 0, percent=True),
+            Column("fpr_1", "real ≤ 1 %", 1, percent=True),
+            Column("fpr_5", "real ≤ 5 %", 1, percent=True),
         )
-    return Table(
+    table = Table(
         f"by-{by.replace(' ', '-')}",
-        f"By {by}",
+        title,
         columns,
         tuple(tuple(row[c.key] for c in columns) for row in rows),
     ).without_empty_columns()
+    flags = any("≤" in column.title for column in table.columns)
+    return replace(table, note=_FLAGS) if flags else table
 
 
 def second_opinions_table(result: Mapping[str, Mapping[str, Any]]) -> Table:
@@ -1009,8 +1021,8 @@ def degradations_table(results: Mapping[str, Mapping[str, Any]]) -> Table:
         Column("real_images", "real"),
         Column("specific_auroc", "AUROC, own heads, mean"),
         Column("generic_auroc", "AUROC, all heads"),
-        Column("evidence", "synthetic, joint rate ≤ 5 %", 0, percent=True),
-        Column("flagged", "real, joint rate ≤ 5 %", 1, percent=True),
+        Column("evidence", "synthetic ≤ 5 %", 0, percent=True),
+        Column("flagged", "real ≤ 5 %", 1, percent=True),
     )
     rows: Iterable[tuple[Cell, ...]] = (
         (name, *(row[c.key] for c in columns[1:])) for name, row in results.items()
@@ -1020,5 +1032,5 @@ def degradations_table(results: Mapping[str, Mapping[str, Any]]) -> Table:
         "Files as found, after one degradation",
         columns,
         tuple(rows),
-        "Images that a degradation made too small to be analysed are left out of its row.",
+        f"{_FLAGS} Images that became too small to be analysed are left out.",
     ).without_empty_columns()
