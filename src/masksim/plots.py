@@ -95,6 +95,8 @@ def draw_all(
             save(_reliability(found, protocol), f"reliability-{protocol}")
     if degradations:
         save(_degradations(degradations), "degradations")
+        if families := _families(degradations):
+            save(_strengths(families, degradations), "degradation-curves")
     for generator, planes in (patterns or {}).items():
         path = folder / f"pattern-{re.sub(r'[^A-Za-z0-9._-]', '_', generator)}.png"
         patterns_png(generator, planes, path)
@@ -249,7 +251,8 @@ def _reliability(found: Sequence[_Curve], protocol: Protocol) -> Any:
 
 def _degradations(results: Mapping[str, Mapping[str, Any]]) -> Any:
     names = list(results)
-    figure = _figure(10.5, 1.6 + 0.26 * len(names))
+    height = 0.26 * len(names)  # inches
+    figure = _figure(10.5, 1.9 + height)
     left, right = figure.subplots(1, 2, sharey=True)
     for axes, series, title in (
         (
@@ -279,10 +282,16 @@ def _degradations(results: Mapping[str, Mapping[str, Any]]) -> Any:
                 color=_COLOURS[k], label=label,
             )  # fmt: skip
         _clean(axes)
-        axes.set_xlim(0, 1.01)
+        axes.set_xlim(-0.02, 1.02)
         axes.set_title(title, fontsize=10, loc="left")
         if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize=8, frameon=True, framealpha=0.9, loc="lower left")
+            axes.legend(
+                fontsize=8,
+                frameon=False,
+                ncols=2,
+                loc="upper center",
+                bbox_to_anchor=(0.5, -0.3 / height),
+            )
     left.axvline(0.5, color="0.7", linewidth=1)
     right.axvline(protocols.EVIDENCE, color="0.7", linewidth=1)
     left.set_yticks(range(len(names)), names, fontsize=8)
@@ -294,4 +303,55 @@ def _degradations(results: Mapping[str, Mapping[str, Any]]) -> Any:
             for axes in (left, right):
                 axes.axhline(i - 0.5, color="0.8", linewidth=0.8)
     figure.suptitle("Files as found, after one degradation (bars: 95 % intervals)", fontsize=12)
+    return figure
+
+
+_SERIES = (
+    ("specific_auroc", "AUROC, own heads, mean"),
+    ("generic_auroc", "AUROC, all heads"),
+    ("evidence", "synthetic, joint rate ≤ 5 %"),
+    ("flagged", "real, joint rate ≤ 5 %"),
+)
+
+
+def _families(results: Mapping[str, Mapping[str, Any]]) -> dict[str, list[tuple[float, str]]]:
+    """Strengths and names of the kinds of degradation that have at least three strengths."""
+    out: dict[str, list[tuple[float, str]]] = {}
+    for name, row in results.items():
+        family = row.get("family", "")
+        if found := re.fullmatch(rf"{re.escape(family)}-(\d+(?:\.\d+)?)", name):
+            out.setdefault(family, []).append((float(found[1]), name))
+    return {family: sorted(points) for family, points in out.items() if len(points) >= 3}
+
+
+def _strengths(
+    families: Mapping[str, Sequence[tuple[float, str]]], results: Mapping[str, Mapping[str, Any]]
+) -> Any:
+    figure, grid = _grid(len(families), 2.7)
+    untouched = results.get("none")
+    for axes, (family, points) in zip(grid, families.items(), strict=True):
+        for k, (key, label) in enumerate(_SERIES):
+            known = [
+                (x, results[name][key]) for x, name in points if results[name][key] is not None
+            ]
+            if not known:
+                continue
+            x = [at for at, _ in known]
+            axes.plot(
+                x, [v.value for _, v in known], marker="o", markersize=3.5, linewidth=1.4,
+                color=_COLOURS[k], label=label,
+            )  # fmt: skip
+            axes.fill_between(
+                x, [v.low for _, v in known], [v.high for _, v in known],
+                color=_COLOURS[k], alpha=0.12, linewidth=0,
+            )  # fmt: skip
+            if untouched is not None and untouched[key] is not None:
+                axes.axhline(untouched[key].value, color=_COLOURS[k], linewidth=0.8, linestyle=":")
+        _clean(axes)
+        axes.tick_params(labelsize=8)
+        axes.set_ylim(-0.02, 1.02)
+        axes.set_title(family, fontsize=10, loc="left")
+    figure.legend(*grid[0].get_legend_handles_labels(), fontsize=8, frameon=False, ncols=2,
+                  loc="outside lower center")  # fmt: skip
+    figure.suptitle("Files as found, by strength of the degradation (dotted: none)", fontsize=11)
     return figure
