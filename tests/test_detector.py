@@ -242,6 +242,36 @@ def test_planes_are_named_for_what_they_show(detector: Detector, photo: NDArray[
     assert any(near), place
 
 
+def test_patterns_are_what_the_maps_weigh_with(
+    detector: Detector, photo: NDArray[np.uint8]
+) -> None:
+    patterns = detector.patterns()
+    assert tuple(patterns) == detector.generators
+    for generator, shown in detector.similarity_maps(photo).items():
+        for plane, pattern in zip(shown.planes, patterns[generator], strict=True):
+            assert pattern.name == plane.name
+            np.testing.assert_array_equal(pattern.fy, plane.fy)
+            assert pattern.mask.min() >= 0
+            assert pattern.mask.max() <= 1
+            # A map holds sums over cells, a pattern their values: the same up to a constant, but
+            # in the middle column, where a frequency lies in two cells.
+            weight = (pattern.mask * pattern.reference)[:, 33:]
+            sums = plane.reference[:, 33:]
+            share = float((sums * weight).sum() / (weight * weight).sum())
+            np.testing.assert_allclose(sums, share * weight, atol=1e-6)
+
+
+def test_a_planted_wave_stands_in_the_pattern(detector: Detector) -> None:
+    """``grid`` was planted at 3/8 cycles/pixel along both axes."""
+    luma = next(p for p in detector.patterns()["grid"] if p.name == "luma, median")
+    weight = luma.mask * luma.reference
+    at = np.unravel_index(weight.argmax(), weight.shape)
+    place = sorted(abs(axis[k]) for axis, k in zip((luma.fy, luma.fx), at, strict=True))
+    assert place[0] <= 4 / 64
+    assert abs(place[1] - 3 / 8) <= 4 / 64
+    assert weight.max() > 5 * np.quantile(weight, 0.95)
+
+
 # --- refusals and cautions -----------------------------------------------------------------------
 
 
