@@ -218,7 +218,7 @@ def test_confusion_names_as_a_verdict_does() -> None:
     joint = calibration.joint_false_positive_rate(own, real)
     rates = calibration.false_positive_rate(own, real)
     named = [
-        min(range(3), key=lambda g, r=r, s=s: (r[g], -s[g]))
+        min((rate, -score, g) for g, (rate, score) in enumerate(zip(r, s, strict=True)))[2]
         for r, s in zip(rates, own, strict=True)
     ]
     for g, head in enumerate(HEADS):
