@@ -101,7 +101,7 @@ def main() -> None:
     parser.add_argument("--ladeda", type=Path, required=True, metavar="CLONE")
     parser.add_argument("--split", default="val")
     parser.add_argument("--per-class", type=int, default=20, help="images of each generator")
-    parser.add_argument("--real", type=int, default=200, help="real photos")
+    parser.add_argument("--real", type=int, default=100, help="real photos")
     parser.add_argument("--samples", type=int, default=500)
     args = parser.parse_args()
     manifest = read_manifest(args.manifest)
@@ -120,13 +120,12 @@ def main() -> None:
         )
     ]
     python = quote(sys.executable)
-    forensynth = args.ladeda / "weights" / "Tiny_LaDeDa" / "ForenSynth_Tiny_LaDeDa.pth"
     ladeda = f"{python} {quote(str(EXAMPLES / 'ladeda.py'))} {quote(str(args.ladeda))}"
     commands = {
         "FerretNet-S": f"{python} {quote(str(EXAMPLES / 'ferretnet.py'))} "
         f"{quote(str(args.ferretnet))}",
-        "Tiny-LaDeDa-WildRF": ladeda,
-        "Tiny-LaDeDa-ForenSynth": f"{ladeda} --weights {quote(str(forensynth))}",
+        "Tiny-LaDeDa": ladeda,
+        "Tiny-LaDeDa.left_diag": f"{ladeda} --preprocess left_diag",
     }
     names = ["masksim", *commands]
     facts, failures = [], []
