@@ -277,6 +277,8 @@ class CommandPeer(Peer):
 
     def _understood(self, line: bytes, path: Path) -> float:
         """Read one answer."""
+        if len(line) >= _LONGEST_LINE:
+            raise self._fail(f"answered {_shown(line)}, a line without end")
         try:
             text = line.decode().strip()
             answer: dict[str, Any] = (
