@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -287,3 +288,9 @@ def test_choosing_by_name_family_and_all() -> None:
 def test_unknown_names_are_refused_with_the_known_ones() -> None:
     with pytest.raises(UsageError, match=r"no degradation 'jpg-70'.*families: all.*jpeg-70"):
         select(["jpeg", "jpg-70"])
+
+
+def test_the_page_lists_them_all() -> None:
+    page = Path(__file__).parent.parent / "docs" / "degradations.md"
+    rows = [line for line in page.read_text(encoding="utf-8").splitlines() if "| `" in line]
+    assert rows == [f"| `{one.name}` | {one.does} |" for one in GRID.values()]
