@@ -3,9 +3,11 @@
 usage: python benchmarks/peers.py --manifest M --ferretnet CLONE --ladeda CLONE [--per-class 20]
 
 The clones are yours, with the weights in them; examples/peers has the adapters. Images are of one
-split, drawn so that every source has its turn. Each is scored as found (the whole file) and in the
-views that detectors are measured on here: every history that it allows, then one more JPEG of
-quality 65 to 100. All see the same pixels. Needs torch, which the peers need. Writes
+split, drawn so that every source has its turn. Each is scored as found (the whole file); in the
+views that detectors are measured on here (every history that it allows, then one more JPEG of
+quality 65 to 100); and as the central window of those views, of one size for all. All see the same
+pixels. The size of the image alone is scored beside them: what is seen through it is no trace of a
+generator. Needs torch, which the peers need. Writes
 benchmarks/results/peers.json and the tables of docs/peers.md.
 """
 
@@ -33,7 +35,13 @@ from masksim.errors import MasksimError
 from masksim.image import load_image
 from masksim.manifest import REAL, Row, read_manifest
 from masksim.peers import open_peer
+from masksim.preprocess import centre_window
 
+MARKERS = {
+    "as found": "peers as found",
+    "evaluate": "peers as measured",
+    "window": "peers in windows",
+}
 EXAMPLES = ROOT / "examples" / "peers"
 
 
@@ -63,7 +71,7 @@ def measured(facts: list[dict], name: str, purpose: str, shares: dict, samples: 
         used = real | synthetic
         y = synthetic[used]
         weights = np.ones(len(y))
-        if purpose == "evaluate":
+        if purpose != "as found":
             weights = history_weights(history[used], [y, ~y], shares)
         keep = weights > 0
         few = len(np.unique(source[synthetic])) < 3  # then images are drawn, not sources
@@ -101,7 +109,7 @@ def main() -> None:
     parser.add_argument("--ladeda", type=Path, required=True, metavar="CLONE")
     parser.add_argument("--split", default="val")
     parser.add_argument("--per-class", type=int, default=20, help="images of each generator")
-    parser.add_argument("--real", type=int, default=200, help="real photos")
+    parser.add_argument("--real", type=int, default=100, help="real photos")
     parser.add_argument("--samples", type=int, default=500)
     args = parser.parse_args()
     manifest = read_manifest(args.manifest)
@@ -120,15 +128,14 @@ def main() -> None:
         )
     ]
     python = quote(sys.executable)
-    forensynth = args.ladeda / "weights" / "Tiny_LaDeDa" / "ForenSynth_Tiny_LaDeDa.pth"
     ladeda = f"{python} {quote(str(EXAMPLES / 'ladeda.py'))} {quote(str(args.ladeda))}"
     commands = {
         "FerretNet-S": f"{python} {quote(str(EXAMPLES / 'ferretnet.py'))} "
         f"{quote(str(args.ferretnet))}",
-        "Tiny-LaDeDa-WildRF": ladeda,
-        "Tiny-LaDeDa-ForenSynth": f"{ladeda} --weights {quote(str(forensynth))}",
+        "Tiny-LaDeDa": ladeda,
+        "Tiny-LaDeDa.left_diag": f"{ladeda} --preprocess left_diag",
     }
-    names = ["masksim", *commands]
+    names = ["masksim", *commands, "size alone"]
     facts, failures = [], []
     seconds, asked = dict.fromkeys(names, 0.0), 0
     with ExitStack() as stack:
@@ -143,16 +150,22 @@ def main() -> None:
             try:
                 pixels = load_image(manifest.file(row)).pixels
                 sized = replace(row, height=pixels.shape[0], width=pixels.shape[1])
-                seen_to = [("as found", "as found", pixels)] + [
-                    ("evaluate", view.history, view.pixels)
-                    for view in views(pixels, sized, "evaluate", config, 0)
-                ]
+                seen_to = [("as found", "as found", pixels)]
+                for view in views(pixels, sized, "evaluate", config, 0):
+                    seen_to.append(("evaluate", view.history, view.pixels))
+                    height, width = view.pixels.shape[:2]
+                    if min(height, width) >= config.window:
+                        y, x = centre_window(height, width, config.window)
+                        window = view.pixels[y : y + config.window, x : x + config.window]
+                        seen_to.append(("window", view.history, window))
                 for purpose, history, shown in seen_to:
                     scores = {}
                     for name in names:
                         start = time.perf_counter()
                         if name in peers:
                             scores[name] = peers[name].score([shown])[0]
+                        elif name == "size alone":  # generated images are the smaller ones
+                            scores[name] = -float(shown.shape[0] * shown.shape[1])
                         else:
                             similarities = detector.similarities(shown)
                             # One number for all generators, as the peers give.
@@ -182,21 +195,21 @@ def main() -> None:
         "detector_sha256": detector.sha256,
         "real_images": len({f["path"] for f in facts if f["typ"] == REAL}),
         "failures": failures,
-        "seconds_an_image": {name: seconds[name] / asked for name in names},
+        "seconds_a_view": {name: seconds[name] / asked for name in names[:-1]},
         **{
             purpose: {
                 name: measured(facts, name, purpose, config.shares, args.samples) for name in names
             }
-            for purpose in ("as found", "evaluate")
+            for purpose in MARKERS
         },
     }
     path = ROOT / "benchmarks" / "results" / "peers.json"
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    for purpose, marker in (("as found", "peers as found"), ("evaluate", "peers as measured")):
+    for purpose, marker in MARKERS.items():
         text = table(result[purpose], names)
         fill(ROOT / "docs" / "peers.md", marker, text)
         print(f"{purpose}\n\n{text}\n")
-    print(json.dumps(result["seconds_an_image"]))
+    print(json.dumps(result["seconds_a_view"]))
 
 
 if __name__ == "__main__":

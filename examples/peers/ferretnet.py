@@ -5,14 +5,15 @@
 
 Needs torch, NumPy and Pillow. The clone's code and weights are its authors' (Apache-2.0); nothing
 of them is here. Done as its own test configuration does: the central 256 x 256 pixels (black around
-smaller images), values / 255, normalised by the means and deviations in that file, sigmoid of the
-one logit. Its 3 x 3 median and everything behind it are the clone's. Not done as there: float32
-instead of mixed precision.
+smaller images), values / 255, normalised by the means and deviations in that file. The 3 x 3 median
+and everything behind it are the clone's. The score is the one logit: above 0 it calls the image
+synthetic. Not done as there: float32 instead of mixed precision.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 from pathlib import Path
 
@@ -57,6 +58,10 @@ def main() -> None:
         help="or FERRETNET_WEIGHTS; default: the clone's checkpoints/4cls_ckpt/"
         "ferretnet-s-median-3.pth",
     )  # fmt: skip
+    parser.add_argument(
+        "--probability", action="store_true",
+        help="answer the sigmoid, in [0, 1], instead of the logit: many images then have the same",
+    )  # fmt: skip
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     if args.clone is None:
@@ -75,8 +80,8 @@ def main() -> None:
     def score(image: Image.Image) -> float:
         values = torch.from_numpy(np.array(central(image))).permute(2, 0, 1).float() / 255
         with torch.inference_mode():
-            logit = model(((values - mean) / deviation)[None]).double()  # else many are 1.0
-        return float(torch.sigmoid(logit))
+            logit = float(model(((values - mean) / deviation)[None]))
+        return 0.5 + 0.5 * math.tanh(logit / 2) if args.probability else logit
 
     answer(score)
 

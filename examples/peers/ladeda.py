@@ -6,14 +6,17 @@
 Needs torch, NumPy and Pillow. The clone's code and weights are under a software research licence
 of their authors' university: research use alone; nothing of them is here. Done as its own test
 does: the whole image resized to 256 x 256 pixels (bilinear, whatever its shape), values / 255,
-normalised by the means and deviations of ImageNet, the gradient along the right diagonal, sigmoid
-of the one logit. Two sets of weights are in the clone: trained on images from social media (WildRF,
-the default) and on ProGAN's (ForenSynth).
+normalised by the means and deviations of ImageNet, the gradient along a diagonal (``right_diag``,
+the default of its options). The score is its one logit: above 0 it calls the image synthetic. Two
+sets of weights are in the clone: trained on images from social media (WildRF, the default) and on
+ProGAN's (ForenSynth). Which gradient they were trained with is not stored in them;
+``--preprocess`` takes any of its names.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 from pathlib import Path
 
@@ -25,6 +28,7 @@ from PIL import Image
 SIDE = 256
 MEAN = (0.485, 0.456, 0.406)
 DEVIATION = (0.229, 0.224, 0.225)
+PREPROCESS = ("right_diag", "left_diag", "x_grad", "y_grad", "NPR", "raw")
 FEATURES = 8  # into the last layer, which its trainer puts in place of the class's own
 
 
@@ -39,6 +43,11 @@ def main() -> None:
         "--weights", type=Path, default=os.environ.get("LADEDA_WEIGHTS"),
         help="or LADEDA_WEIGHTS; default: the clone's weights/Tiny_LaDeDa/WildRF_Tiny_LaDeDa.pth",
     )  # fmt: skip
+    parser.add_argument("--preprocess", default="right_diag", choices=PREPROCESS)
+    parser.add_argument(
+        "--probability", action="store_true",
+        help="answer the sigmoid, in [0, 1], instead of the logit: many images then have the same",
+    )  # fmt: skip
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     if args.clone is None:
@@ -46,7 +55,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
 
     network = module_of(args.clone / "networks" / "Tiny_LaDeDa.py")
-    model = network.tiny_ladeda(preprocess_type="right_diag", num_classes=1)
+    model = network.tiny_ladeda(preprocess_type=args.preprocess, num_classes=1)
     model.fc = torch.nn.Linear(FEATURES, 1)
     weights = args.weights or args.clone / "weights/Tiny_LaDeDa/WildRF_Tiny_LaDeDa.pth"
     model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
@@ -57,8 +66,8 @@ def main() -> None:
         small = image.resize((SIDE, SIDE), Image.Resampling.BILINEAR)
         values = torch.from_numpy(np.array(small)).permute(2, 0, 1).float() / 255
         with torch.inference_mode():
-            logit = model(((values - mean) / deviation)[None]).double()  # else many are 1.0
-        return float(torch.sigmoid(logit))
+            logit = float(model(((values - mean) / deviation)[None]))
+        return 0.5 + 0.5 * math.tanh(logit / 2) if args.probability else logit
 
     answer(score)
 

@@ -67,9 +67,16 @@ def _compress(pixels: Pixels, rng: np.random.Generator, *, format: str, quality:
     return augment.reencode(pixels, format, quality)
 
 
+def _scaled(pixels: Pixels, factor: float) -> tuple[int, int]:
+    """Height and width of the image times a factor, at least one pixel each."""
+    height, width = (max(1, round(side * factor)) for side in pixels.shape[:2])
+    return height, width
+
+
 def _resize(pixels: Pixels, rng: np.random.Generator, *, factor: float) -> Pixels:
     # Which software will have resized an image is not known: the filter is drawn.
-    return augment.resize(pixels, factor, RESIZE_FILTERS[rng.integers(len(RESIZE_FILTERS))])
+    filter = RESIZE_FILTERS[rng.integers(len(RESIZE_FILTERS))]
+    return augment.resize(pixels, _scaled(pixels, factor), filter)
 
 
 def _crop_off_grid(pixels: Pixels, rng: np.random.Generator) -> Pixels:
@@ -78,7 +85,7 @@ def _crop_off_grid(pixels: Pixels, rng: np.random.Generator) -> Pixels:
 
 
 def _crop_centre(pixels: Pixels, rng: np.random.Generator, *, share: float) -> Pixels:
-    height, width = (max(1, round(side * share)) for side in pixels.shape[:2])
+    height, width = _scaled(pixels, share)
     top, left = (pixels.shape[0] - height) // 2, (pixels.shape[1] - width) // 2
     return pixels[top : top + height, left : left + width]
 
@@ -111,9 +118,8 @@ def _screenshot(
     Cutting by hand takes a few rows and columns of the image with it, never a row of the frame.
     """
     height, width = screens[int(rng.integers(len(screens)))]
-    factor = min(height / pixels.shape[0], width / pixels.shape[1])
-    size = tuple(max(1, round(side * factor)) for side in pixels.shape[:2])
-    shown = augment.resize(pixels, (size[0], size[1]), "bilinear")
+    size = _scaled(pixels, min(height / pixels.shape[0], width / pixels.shape[1]))
+    shown = augment.resize(pixels, size, "bilinear")
     top, left, bottom, right = rng.integers(0, 9, size=4)
     if min(size) <= 16:  # a sliver is left whole
         return shown
@@ -126,9 +132,7 @@ def _share(
     """Reduce to the longer side that a service allows, then JPEG 4:2:0; never enlarge."""
     height, width = pixels.shape[:2]
     if max(height, width) > longer:
-        factor = longer / max(height, width)
-        size = (max(1, round(height * factor)), max(1, round(width * factor)))
-        pixels = augment.resize(pixels, size, filter)
+        pixels = augment.resize(pixels, _scaled(pixels, longer / max(height, width)), filter)
     return augment.reencode(pixels, "JPEG", quality)
 
 

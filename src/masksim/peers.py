@@ -31,7 +31,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, ClassVar
+from typing import IO, TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     Pixels = NDArray[np.uint8]
 
 __all__ = ["CallablePeer", "CommandPeer", "Peer", "PeerError", "open_peer"]
+
+P = TypeVar("P", bound="Peer")
 
 _LONGEST_LINE = 65536  # bytes: a program that answers without end must not fill the memory
 _LAST_WORDS = 20  # lines of a program's standard error that a message repeats
@@ -107,7 +109,7 @@ class Peer(ABC):
     def close(self) -> None:  # noqa: B027 - nothing to let go of is the common case
         """Let go of everything; more than once does no harm."""
 
-    def __enter__(self) -> Peer:
+    def __enter__(self: P) -> P:
         return self
 
     def __exit__(
@@ -277,6 +279,8 @@ class CommandPeer(Peer):
 
     def _understood(self, line: bytes, path: Path) -> float:
         """Read one answer."""
+        if len(line) >= _LONGEST_LINE:
+            raise self._fail(f"answered {_shown(line)}, a line without end")
         try:
             text = line.decode().strip()
             answer: dict[str, Any] = (
