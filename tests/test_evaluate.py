@@ -249,6 +249,8 @@ def test_bounded_takes_turns_among_sources(trained: Any) -> None:
     assert len({row.source for row in chosen.rows if row.generator == REAL}) == 6
     assert few(trained, 6).rows == chosen.rows
     assert {row.path for row in few(trained, 3).rows} < {row.path for row in chosen.rows}
+    more = evaluate.bounded(trained.manifest.select("val"), 2, reals=9)
+    assert more.counts()["val"] == {"grid": 2, "ring": 2, REAL: 9}
     with pytest.raises(UsageError, match="at least one"):
         few(trained, 0)
 

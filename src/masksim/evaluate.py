@@ -341,17 +341,31 @@ def score_peer(
     return table
 
 
-def bounded(manifest: Manifest, per_class: int, *, seed: int = 0) -> Manifest:
+def bounded(
+    manifest: Manifest, per_class: int, *, reals: int | None = None, seed: int = 0
+) -> Manifest:
     """Choose at most so many images of each class, the same ones each time.
 
     Sources take turns, so that a large one does not crowd out the others.
 
+    Parameters
+    ----------
+    manifest
+        What to choose from.
+    per_class
+        Images of each generator, and of real photos.
+    reals
+        Real photos, if their number is to be another one.
+    seed
+        Of the choice.
+
     Raises
     ------
     UsageError
-        The number is not positive.
+        A number is not positive.
     """
-    if per_class < 1:
+    numbers = {REAL: per_class if reals is None else reals}
+    if per_class < 1 or numbers[REAL] < 1:
         raise UsageError(f"at least one image a class is needed, got {per_class}")
     kept: list[Row] = []
     for generator in sorted({row.generator for row in manifest.rows}):
@@ -365,7 +379,8 @@ def bounded(manifest: Manifest, per_class: int, *, seed: int = 0) -> Manifest:
             for rows in drawn.values()
             for turn, (place, row) in enumerate(sorted(rows, key=lambda item: item[0]))
         ]
-        kept += [row for _, _, row in sorted(turns, key=lambda item: item[:2])[:per_class]]
+        count = numbers.get(generator, per_class)
+        kept += [row for _, _, row in sorted(turns, key=lambda item: item[:2])[:count]]
     return Manifest(tuple(kept), manifest.root)
 
 
