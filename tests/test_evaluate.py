@@ -407,6 +407,7 @@ def test_real_scores_for_a_calibration(tmp_path: Path) -> None:
 
 
 def test_saved_scores_on_the_command_line(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
     write_original(tmp_path / "scores")
     runner = CliRunner()
     arguments = ["evaluate", "--original-scores", str(tmp_path / "scores"), "--samples", "10"]
@@ -436,6 +437,7 @@ def test_saved_scores_on_the_command_line(tmp_path: Path) -> None:
 
 
 def test_degradations_on_the_command_line(trained: Any, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
     manifest = Path(trained.manifest.root) / "manifest-degrade.csv"
     write_manifest(manifest, few(trained).rows)
     program = tmp_path / "peer.py"
