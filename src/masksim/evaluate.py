@@ -627,7 +627,7 @@ def measure_table(
             tables.append(protocols.breakdown_table(by, rows))
     if len(set(own.histories.tolist())) > 1 and scale.real_scores is not None:
         joint = joint_false_positive_rate(own.similarities, scale.real_scores)
-        data["histories"] = _histories(own, joint)
+        data["histories"] = _histories(own, joint, samples)
         tables += _histories_tables(data["histories"])
     if peers:
         data["second opinions"] = protocols.second_opinions(
@@ -825,7 +825,7 @@ def measure(
     return out
 
 
-def _histories(table: ScoreTable, joint: NDArray[np.float64]) -> dict[str, Any]:
+def _histories(table: ScoreTable, joint: NDArray[np.float64], samples: int = 500) -> dict[str, Any]:
     """AUROC of the generic score for each pair of histories, and among reals alone."""
     real = table.typ == REAL
     known = np.isin(table.typ, table.generators)
@@ -849,7 +849,7 @@ def _histories(table: ScoreTable, joint: NDArray[np.float64]) -> dict[str, Any]:
             **asdict(
                 metrics.bootstrap(
                     metrics.auroc, evidence[rows], table.histories[rows] == history,
-                    groups=table.sources[rows], samples=500,
+                    groups=table.sources[rows], samples=samples,
                 )
             ),
             "images": int((table.histories[rows] == history).sum()),
@@ -863,7 +863,7 @@ def _histories(table: ScoreTable, joint: NDArray[np.float64]) -> dict[str, Any]:
             **asdict(
                 metrics.bootstrap(
                     metrics.auroc, evidence[rows], table.histories[rows] == "lossless",
-                    groups=table.sources[rows], samples=500,
+                    groups=table.sources[rows], samples=samples,
                 )
             ),
             "images": len(np.unique(table.filenames[rows])),
