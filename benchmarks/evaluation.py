@@ -34,8 +34,9 @@ python benchmarks/evaluation.py --manifest MANIFEST
 
 {images}.
 What each table and column means is in [evaluate.md](evaluate.md); what the images are, and what
-they do not show, in [MODEL_CARD.md](../MODEL_CARD.md). In short: protocols are measured on views with
-the same shares of compression histories in both classes, after one more JPEG of quality 65 to 100;
+they do not show, in [MODEL_CARD.md](../MODEL_CARD.md). In short: protocols are measured on views
+with the same shares of compression histories in both classes, after one more JPEG of quality 65 to
+100;
 thresholds come from the detector's own calibration photos, of the `train` split; intervals are 95 %
 bootstrap intervals. All numbers in full precision are in
 [benchmarks/results/evaluation.json](../benchmarks/results/evaluation.json).

@@ -468,6 +468,7 @@ def test_degradations_on_the_command_line(trained: Any, tmp_path: Path) -> None:
         (["--original-scores", "x", "--scores", "y"], "no --manifest"),
         (["--scores", "y", "--degrade", "all"], "--degrade needs images"),
         (["--manifest", "m", "--per-class", "3"], "--per-class"),
+        (["--manifest", "m", "--degrade", "jpg"], "no degradation 'jpg'"),
         (["--scores", "y", "--peer", "a=b:c"], "a peer scores images"),
         (["--manifest", "m", "--peer", "a"], "NAME=SPEC"),
         (["--manifest", "m", "--pictures"], "give --out"),

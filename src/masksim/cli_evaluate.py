@@ -25,6 +25,7 @@ from masksim.console import (
 from masksim.errors import UsageError
 
 if TYPE_CHECKING:
+    from masksim.degrade import Degradation
     from masksim.detector import Detector
     from masksim.evaluate import Results
     from masksim.manifest import Manifest
@@ -120,6 +121,7 @@ def evaluate(
             else () if protocol is ProtocolName.none
             else (protocol.value,)
         )  # fmt: skip
+        wanted = _degradations(degrade)  # a name that is wrong is told before hours of scoring
         detector = _detector(manifest, scores, original_scores, model)
         images = _images(manifest)
         results: Results = rooms.Results({}, ())
@@ -138,9 +140,11 @@ def evaluate(
                     name="masksim" if detector is None else detector.name,
                     samples=samples, progress=progress,
                 )  # fmt: skip
-            if degrade is not None and images is not None and detector is not None:
+            if wanted and images is not None:
+                if detector is None:
+                    raise UsageError("--degrade scores images: with --scores, name the --model")
                 results += _degraded(
-                    images.select(split), degrade, per_class, detector, _path(model), calibration,
+                    images.select(split), wanted, per_class, detector, _path(model), calibration,
                     cache, workers, samples, progress,
                 )  # fmt: skip
         document = _document(detector, split if manifest else None, table, results)
@@ -276,9 +280,17 @@ def _calibrated(scale: Scale, calibration: Path | None) -> Scale:
     return replace(scale, real_scores=read_real_scores(calibration, scale.generators))
 
 
+def _degradations(names: str | None) -> list[Degradation]:
+    """Choose degradations; none of them first, to compare with."""
+    from masksim.degrade import select
+
+    wanted = [] if names is None else [name.strip() for name in names.split(",") if name.strip()]
+    return select(["none", *wanted]) if wanted else []
+
+
 def _degraded(
     images: Manifest,
-    degrade: str,
+    wanted: Sequence[Degradation],
     per_class: int | None,
     detector: Detector,
     model: Path,
@@ -289,11 +301,7 @@ def _degraded(
     progress: Stage,
 ) -> Results:
     from masksim import evaluate as rooms
-    from masksim.degrade import select
 
-    wanted = select([name.strip() for name in degrade.split(",") if name.strip()])
-    if wanted and wanted[0].name != "none":
-        wanted = [*select(["none"]), *(one for one in wanted if one.name != "none")]
     if per_class is not None:
         images = rooms.bounded(images, per_class)
     tables = rooms.score_degraded(

@@ -252,20 +252,23 @@ def _reliability(found: Sequence[_Curve], protocol: Protocol) -> Any:
 def _degradations(results: Mapping[str, Mapping[str, Any]]) -> Any:
     names = list(results)
     height = 0.26 * len(names)  # inches
-    figure = _figure(10.5, 1.9 + height)
-    left, right = figure.subplots(1, 2, sharey=True)
-    for axes, series, title in (
+    parts = [
+        ((("specific_auroc", "own heads, mean"), ("generic_auroc", "all heads")), "AUROC", 0.5),
         (
-            left,
-            (("specific_auroc", "own heads, mean"), ("generic_auroc", "all heads")),
-            "AUROC",
-        ),
-        (
-            right,
             (("evidence", "synthetic images"), ("flagged", "real images")),
             "share with a joint rate of at most 5 %",
+            protocols.EVIDENCE,
         ),
-    ):
+    ]
+    # Without a calibration there are no rates to show.
+    parts = [
+        part
+        for part in parts
+        if any(results[n][key] is not None for n in names for key, _ in part[0])
+    ] or parts[:1]
+    figure = _figure(0.5 + 5.0 * len(parts), 1.9 + height)
+    panels = list(figure.subplots(1, len(parts), sharey=True, squeeze=False).flat)
+    for axes, (series, title, line) in zip(panels, parts, strict=True):
         for k, (key, label) in enumerate(series):
             rows = [
                 (i, results[n][key]) for i, n in enumerate(names) if results[n][key] is not None
@@ -284,6 +287,7 @@ def _degradations(results: Mapping[str, Mapping[str, Any]]) -> Any:
         _clean(axes)
         axes.set_xlim(-0.02, 1.02)
         axes.set_title(title, fontsize=10, loc="left")
+        axes.axvline(line, color="0.7", linewidth=1)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(
                 fontsize=8,
@@ -292,17 +296,16 @@ def _degradations(results: Mapping[str, Mapping[str, Any]]) -> Any:
                 loc="upper center",
                 bbox_to_anchor=(0.5, -0.3 / height),
             )
-    left.axvline(0.5, color="0.7", linewidth=1)
-    right.axvline(protocols.EVIDENCE, color="0.7", linewidth=1)
+    left = panels[0]
     left.set_yticks(range(len(names)), names, fontsize=8)
     left.set_ylim(len(names) - 0.4, -0.6)
     # A line between families.
     families = [results[n].get("family", "") for n in names]
     for i in range(1, len(names)):
         if families[i] != families[i - 1]:
-            for axes in (left, right):
+            for axes in panels:
                 axes.axhline(i - 0.5, color="0.8", linewidth=0.8)
-    figure.suptitle("Files as found, after one degradation (bars: 95 % intervals)", fontsize=12)
+    figure.suptitle("Files as found, after one degradation (bars: 95 % intervals)", fontsize=11)
     return figure
 
 

@@ -1027,10 +1027,12 @@ def degradations_table(results: Mapping[str, Mapping[str, Any]]) -> Table:
     rows: Iterable[tuple[Cell, ...]] = (
         (name, *(row[c.key] for c in columns[1:])) for name, row in results.items()
     )
+    rated = any(row["evidence"] is not None for row in results.values())
+    note = "Images that became too small to be analysed are left out."
     return Table(
         "degradations",
         "Files as found, after one degradation",
         columns,
         tuple(rows),
-        f"{_FLAGS} Images that became too small to be analysed are left out.",
+        f"{_FLAGS} {note}" if rated else note,
     ).without_empty_columns()

@@ -626,9 +626,9 @@ _MAPS_NOTE = (
     f"similarity. Colours end at the {_PERCENTILE:g}th percentile."
 )
 _PATTERNS_NOTE = (
-    "The centre of each panel is frequency 0. Mask: from blue, 0, to red, 1. Reference: red "
-    "where the generator's images have more power than real photos, blue where they have less. "
-    f"Colours of references end at the {_PERCENTILE:g}th percentile."
+    "The centre of each panel is frequency 0. Mask: from blue, 0, to red, 1. Reference: red where "
+    "power speaks for the generator, blue where it speaks against it. Colours of references end at "
+    f"the {_PERCENTILE:g}th percentile."
 )
 
 
