@@ -242,6 +242,33 @@ def test_planes_are_named_for_what_they_show(detector: Detector, photo: NDArray[
     assert any(near), place
 
 
+def test_patterns_are_what_the_maps_weigh_with(
+    detector: Detector, photo: NDArray[np.uint8]
+) -> None:
+    patterns = detector.patterns()
+    assert tuple(patterns) == detector.generators
+    for generator, shown in detector.similarity_maps(photo).items():
+        for plane, pattern in zip(shown.planes, patterns[generator], strict=True):
+            assert pattern.name == plane.name
+            np.testing.assert_array_equal(pattern.fy, plane.fy)
+            assert pattern.mask.min() >= 0
+            assert pattern.mask.max() <= 1
+            # A map holds parts of sums over cells (16 frequencies, twice), a pattern their values.
+            # In the middle cells it is not so simple: column 0 lies in two of them.
+            weight = (pattern.mask * pattern.reference)[:, 36:]
+            np.testing.assert_allclose(plane.reference[:, 36:], weight / 32, atol=1e-7)
+
+
+def test_a_planted_wave_stands_in_the_pattern(detector: Detector) -> None:
+    """``grid`` was planted at 3/8 cycles/pixel along both axes."""
+    luma = next(p for p in detector.patterns()["grid"] if p.name == "luma, median")
+    weight = luma.mask * luma.reference
+    at = np.unravel_index(weight.argmax(), weight.shape)
+    place = sorted(abs(axis[k]) for axis, k in zip((luma.fy, luma.fx), at, strict=True))
+    assert place[0] <= 4 / 64
+    assert abs(place[1] - 3 / 8) <= 4 / 64
+
+
 # --- refusals and cautions -----------------------------------------------------------------------
 
 

@@ -24,7 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     ("features", "model", "verdict", "degrade", "protocols", "peers", "photos"),
     ("checkpoint", "dataset", "network", "prepare", "report", "verify"),
-    ("console", "detector", "runs", "train"),
+    ("console", "detector", "plots", "runs", "train"),
     (
         "evaluate",
         "batch",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from masksim import calibration, metrics
 from masksim.errors import UsageError
 from masksim.metrics import Estimate, auroc, bootstrap, tpr_at_fpr
 
@@ -217,3 +218,225 @@ def test_rates_are_shares(fpr: float) -> None:
 def test_senseless_bootstraps_are_refused(options: Any, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         bootstrap(auroc, [1, 2], [0, 1], **options)
+
+
+# --- at a threshold, and of calibration ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("threshold", [-9.0, -0.3, 0.4, 1.0, 9.0])
+def test_measures_at_a_threshold_are_those_of_scikit_learn(
+    threshold: float, weighted: bool
+) -> None:
+    for seed in range(5):
+        s, y, w = case(seed, ties=True, weighted=weighted)
+        above = s > threshold
+        for ours, theirs in (
+            (metrics.accuracy, sklearn_metrics.accuracy_score),
+            (metrics.balanced_accuracy, sklearn_metrics.balanced_accuracy_score),
+            (metrics.mcc, sklearn_metrics.matthews_corrcoef),
+        ):
+            expected = theirs(y, above, sample_weight=w)
+            assert ours(s, y, w, threshold=threshold) == pytest.approx(expected, abs=1e-12)
+        recall = sklearn_metrics.recall_score(y, above, sample_weight=w, zero_division=0)
+        assert metrics.true_positive_rate(s, y, w, threshold=threshold) == pytest.approx(recall)
+        false = sklearn_metrics.recall_score(~y, ~above, sample_weight=w, zero_division=0)
+        assert metrics.false_positive_rate(s, y, w, threshold=threshold) == pytest.approx(1 - false)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_best_mcc_is_the_best_of_all_thresholds(weighted: bool) -> None:
+    for seed in range(8):
+        s, y, w = case(seed, ties=bool(seed % 2), weighted=weighted)
+        best = max(metrics.mcc(s, y, w, threshold=t) for t in (-np.inf, *s))
+        assert metrics.best_mcc(s, y, w) == pytest.approx(best)
+
+
+def test_eer_is_where_the_curve_of_scikit_learn_crosses() -> None:
+    optimize, interpolate = (
+        pytest.importorskip("scipy.optimize"),
+        pytest.importorskip("scipy.interpolate"),
+    )
+    for seed in range(8):
+        s, y, w = case(seed, ties=bool(seed % 2), weighted=bool(seed % 3), n=300)
+        false, true, _ = sklearn_metrics.roc_curve(y, s, sample_weight=w, drop_intermediate=False)
+        curve = interpolate.interp1d(false, true)
+        # Where the curve is a vertical step brentq lands beside it by its tolerance.
+        expected = optimize.brentq(lambda x, c=curve: 1 - x - c(x), 0, 1)
+        assert metrics.eer(s, y, w) == pytest.approx(expected, abs=1e-6)
+
+
+def test_eer_by_hand() -> None:
+    assert metrics.eer([1, 2, 3, 4], [0, 0, 1, 1]) == 0
+    assert metrics.eer([4, 3, 2, 1], [0, 0, 1, 1]) == 1
+    assert metrics.eer([5, 5, 5, 5], [0, 1, 0, 1]) == 0.5
+    # One of four reals above one of four synthetic images.
+    assert metrics.eer([1, 2, 3, 5, 4, 6, 7, 8], [0, 0, 0, 0, 1, 1, 1, 1]) == 0.25
+
+
+def test_eer_of_two_gaussians() -> None:
+    stats = pytest.importorskip("scipy.stats")
+    q = (np.arange(20000) + 0.5) / 20000
+    s = np.concatenate([stats.norm.ppf(q), stats.norm.ppf(q) + 2.0])
+    y = np.repeat([False, True], 20000)
+    assert metrics.eer(s, y) == pytest.approx(stats.norm.cdf(-1.0), abs=1e-4)
+
+
+def test_ece_has_the_value_of_torchmetrics_documentation() -> None:
+    p, y = [0.25, 0.25, 0.55, 0.75, 0.75], [0, 0, 1, 1, 1]
+    assert metrics.ece(p, y, bins=2) == pytest.approx(0.29)
+    assert metrics.ece(p, y, [2, 2, 2, 2, 2], bins=2) == pytest.approx(0.29)
+    # An image with weight 2 is that image twice.
+    assert metrics.ece([*p, 0.55], [*y, 1], bins=2) == pytest.approx(
+        metrics.ece(p, y, [1, 1, 2, 1, 1], bins=2)
+    )
+
+
+def test_ece_bins_by_hand() -> None:
+    rng = np.random.default_rng(0)
+    p, w = rng.random(500), rng.uniform(0.1, 2, 500)
+    y = rng.random(500) < p**2
+    edges = np.linspace(0, 1, 16)
+    expected = 0.0
+    for low, high in pairwise(edges):
+        of_bin = (p >= low) & (p < high)
+        if of_bin.any():
+            miss = np.average(y[of_bin], weights=w[of_bin]) - np.average(
+                p[of_bin], weights=w[of_bin]
+            )
+            expected += w[of_bin].sum() / w.sum() * abs(miss)
+    assert metrics.ece(p, y, w) == pytest.approx(expected)
+    assert metrics.ece([0.0, 1.0], [0, 1]) == 0
+    assert metrics.ece([1.0, 0.0], [0, 1]) == 1
+    with pytest.raises(UsageError, match="probabilities"):
+        metrics.ece([0.0, 1.1], [0, 1])
+
+
+def test_cllr_by_its_definition() -> None:
+    rng = np.random.default_rng(1)
+    y = rng.random(200) < 0.3
+    ratio = np.exp(rng.normal(y * 2.0 - 1.0, 1.5))
+    w = rng.uniform(0.1, 2, 200)
+    plain = (np.log2(1 + 1 / ratio[y]).mean() + np.log2(1 + ratio[~y]).mean()) / 2
+    assert metrics.cllr(np.log(ratio), y) == pytest.approx(plain)
+    weighted = (
+        np.average(np.log2(1 + 1 / ratio[y]), weights=w[y])
+        + np.average(np.log2(1 + ratio[~y]), weights=w[~y])
+    ) / 2
+    assert metrics.cllr(np.log(ratio), y, w) == pytest.approx(weighted)
+    assert metrics.cllr([0, 0, 0], [0, 1, 1]) == pytest.approx(1.0)
+    assert metrics.cllr([-900.0, 900.0], [0, 1]) == 0
+    assert metrics.cllr([900.0, -900.0], [0, 1]) == pytest.approx(900 / np.log(2))
+
+
+def test_cllr_of_two_gaussians_is_the_integral() -> None:
+    integrate, stats = pytest.importorskip("scipy.integrate"), pytest.importorskip("scipy.stats")
+    # Score x, N(-1/2, 1) for reals and N(1/2, 1) for synthetic images: log-odds are x itself.
+    expected = sum(
+        0.5
+        * integrate.quad(
+            lambda x, sign=sign: stats.norm.pdf(x, sign / 2) * np.log2(1 + np.exp(-sign * x)), -9, 9
+        )[0]
+        for sign in (-1, 1)
+    )
+    q = stats.norm.ppf((np.arange(5000) + 0.5) / 5000)
+    s, y = np.concatenate([q - 0.5, q + 0.5]), np.repeat([False, True], 5000)
+    assert metrics.cllr(s, y) == pytest.approx(expected, abs=1e-4)
+    # These ratios are right, so that no monotone calibration does better in the long run.
+    assert metrics.min_cllr(s, y) == pytest.approx(expected, abs=5e-3)
+    assert metrics.min_cllr(s, y) <= metrics.cllr(s, y)
+
+
+def pooled(s: Floats, y: Any, w: Floats) -> float:
+    """min Cllr by pooling adjacent violators one by one."""
+    w = np.where(y, w / w[y].sum(), w / w[~y].sum())
+    blocks = []
+    for value in np.unique(s):
+        at = s == value
+        blocks.append([w[at & y].sum(), w[at].sum()])
+        while len(blocks) > 1 and (blocks[-2][0] / blocks[-2][1] >= blocks[-1][0] / blocks[-1][1]):
+            ours, both = blocks.pop()
+            blocks[-1][0] += ours
+            blocks[-1][1] += both
+    cost = 0.0
+    for ours, both in blocks:
+        p = ours / both
+        if ours > 1e-15:
+            cost -= ours * np.log2(p)
+        if both - ours > 1e-15:
+            cost -= (both - ours) * np.log2(1 - p)
+    return cost / 2
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_min_cllr_is_that_of_pooled_violators(ties: bool) -> None:
+    for seed in range(8):
+        s, y, w = case(seed, ties=ties, weighted=True)
+        w = w + 0.1
+        assert metrics.min_cllr(s, y, w) == pytest.approx(pooled(s, y, w), abs=1e-9)
+        # The order alone counts.
+        assert metrics.min_cllr(np.exp(s / 2), y, w) == pytest.approx(metrics.min_cllr(s, y, w))
+    assert metrics.min_cllr([1, 2, 3, 4], [0, 0, 1, 1]) == 0
+    assert metrics.min_cllr([4, 3, 2, 1], [0, 0, 1, 1]) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("n", [1, 19, 20, 99, 100, 101])
+@pytest.mark.parametrize("fpr", [0.0, 0.01, 0.05, 0.5, 1.0])
+def test_a_calibration_threshold_claims_what_the_rate_says(n: int, fpr: float) -> None:
+    rng = np.random.default_rng(n)
+    real = np.round(rng.normal(size=n), 1)  # with ties
+    tested = np.concatenate([np.round(rng.normal(size=200), 1), real, [-99.0, 99.0]])
+    rate = calibration.false_positive_rate(tested[:, None], real[:, None])[:, 0]
+    above = tested > metrics.calibration_threshold(real, fpr)
+    np.testing.assert_array_equal(above, rate <= fpr + 1e-12)
+
+
+def test_a_threshold_needs_real_photos() -> None:
+    for scores in ([], [np.nan], [[1.0]]):
+        with pytest.raises(UsageError, match="threshold"):
+            metrics.calibration_threshold(scores, 0.05)
+
+
+def test_intervals_are_those_of_scipy() -> None:
+    stats = pytest.importorskip("scipy.stats")
+    rng = np.random.default_rng(5)
+    ours, theirs = rng.normal(1.0, size=40), rng.normal(size=60)
+    s, y = np.concatenate([ours, theirs]), np.repeat([True, False], [40, 60])
+
+    def both(a: Floats, b: Floats) -> float:
+        return float((np.sign(a[:, None] - b).mean() + 1) / 2)
+
+    expected = stats.bootstrap(
+        (ours, theirs), both, vectorized=False, paired=False, method="percentile",
+        n_resamples=800, random_state=np.random.default_rng(0),
+    ).confidence_interval  # fmt: skip
+    found = bootstrap(auroc, s, y, samples=800)
+    assert found.low == pytest.approx(expected.low, abs=0.01)
+    assert found.high == pytest.approx(expected.high, abs=0.01)
+    draws = [
+        metrics.ranking(s[w > 0], y[w > 0], w[w > 0])["auroc"]
+        for w in metrics.resampled_weights(y, samples=800)
+    ]
+    again = metrics.estimate(auroc(s, y), draws)
+    assert again.low == pytest.approx(expected.low, abs=0.01)
+    assert again.high == pytest.approx(expected.high, abs=0.01)
+
+
+def test_reals_are_drawn_alike_whatever_the_generator() -> None:
+    reals = [f"source {k % 7}" for k in range(30)]
+
+    def draws(synthetic: int) -> Floats:
+        y = np.repeat([True, False], [synthetic, 30])
+        groups = np.array([*(f"image {k}" for k in range(synthetic)), *reals])
+        return np.array(
+            [w[synthetic:] for w in metrics.resampled_weights(y, groups=groups, samples=20)]
+        )
+
+    np.testing.assert_array_equal(draws(3), draws(11))
+
+
+def test_an_estimate_leaves_out_what_could_not_be_measured() -> None:
+    assert metrics.estimate(2.0, [1.0, np.nan, 3.0], level=0.999).high == pytest.approx(3, abs=0.01)
+    none = metrics.estimate(2.0, [np.nan, np.nan])
+    assert none.value == 2
+    assert np.isnan([none.low, none.high]).all()

@@ -16,8 +16,16 @@ from PIL import Image
 
 import fake_detector as fake  # type: ignore[import-not-found]
 from masksim import report
+from masksim.detector import PatternPlane
 from masksim.errors import UsageError
-from masksim.report import diverging_colours, maps_png, printable, to_json, to_text
+from masksim.report import (
+    diverging_colours,
+    maps_png,
+    patterns_png,
+    printable,
+    to_json,
+    to_text,
+)
 
 # ------------------------------------------------------------------------------ JSON and text
 
@@ -279,3 +287,35 @@ def test_what_cannot_be_drawn(tmp_path: Path) -> None:
             maps_png(maps)
     with pytest.raises(UsageError, match="cannot write"):
         maps_png(fake.SimilarityMap("sd1", 0.0, (good,)), tmp_path / "missing" / "a.png")
+
+
+def pattern(mask: NDArray[Any], reference: NDArray[Any]) -> Any:
+    axis = np.fft.fftshift(np.fft.fftfreq(len(mask)))
+    return PatternPlane("luma", mask, reference, axis, axis)
+
+
+def test_masks_and_references_are_drawn(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    mask, reference = np.zeros((32, 32)), rng.normal(size=(32, 32))
+    mask[:, 16:] = 1.0
+    path = tmp_path / "grid.png"
+    picture = opened(patterns_png("grid", [pattern(mask, reference)], path))
+    assert path.read_bytes() == patterns_png("grid", [pattern(mask, reference)])
+    colours = {tuple(c) for c in picture.reshape(-1, 3).tolist()}
+    # Mask 0 and 1 have the colours of both ends, and half of the products is exactly white.
+    ends = diverging_colours(np.array([-1.0, 1.0, 0.0]), 1.0).tolist()
+    assert {tuple(c) for c in ends} <= colours
+    # The planes' weights are shares of one sum.
+    two = [pattern(mask, reference), pattern(mask, 2 * reference)]
+    assert patterns_png("grid", two) != patterns_png("grid", [two[0], two[0]])
+
+
+def test_patterns_that_cannot_be_drawn(tmp_path: Path) -> None:
+    ones = np.ones((8, 8))
+    broken = ones.copy()
+    broken[0, 0] = np.inf
+    for planes in ([], [pattern(ones, broken)], [pattern(ones, np.ones((8, 7)))]):
+        with pytest.raises(UsageError):
+            patterns_png("grid", planes)
+    with pytest.raises(UsageError, match="cannot write"):
+        patterns_png("grid", [pattern(ones, ones)], tmp_path / "missing" / "a.png")

@@ -148,6 +148,29 @@ class SimilarityMap:
 
 
 @dataclass(frozen=True, eq=False)
+class PatternPlane:
+    """What a generator's head looks for in one residual channel; no image is needed.
+
+    Attributes
+    ----------
+    name
+        As in `PlaneMap`; with several masks of an original head, which one.
+    mask
+        float32 (N, N), zero frequency in the middle: in [0, 1], how much each frequency counts.
+    reference
+        float32 (N, N): the pattern.
+    fy, fx
+        float64 (N,): axes in cycles per pixel of the image.
+    """
+
+    name: str
+    mask: NDArray[np.float32]
+    reference: NDArray[np.float32]
+    fy: NDArray[np.float64]
+    fx: NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
 class _Evidence:
     """What a branch found: computed once, for the scores and the maps alike."""
 
@@ -166,6 +189,8 @@ class _Runner(Protocol):
     def analyse(self, pixels: Pixels) -> _Evidence: ...
 
     def maps(self, evidence: _Evidence) -> list[SimilarityMap]: ...
+
+    def patterns(self) -> dict[str, tuple[PatternPlane, ...]]: ...
 
 
 class _SharedBranch:
@@ -205,19 +230,9 @@ class _SharedBranch:
         cell, n = self.config.cell, self.config.segment
         maps = spectrum.spread_cells(self.heads.maps(features), cell)
         weighted = spectrum.spread_cells(self.heads.masks * self.heads.references, cell)
-        own = self.heads.standardise(features)
-        # Spreading keeps the sum of a cell; here its value is wanted. Nothing covers Nyquist.
-        cover = spectrum.spread_cells(np.ones(own.shape[-2:], dtype=own.dtype), cell)
-        cover[..., 0] = np.inf
-        shown = spectrum.spread_cells(own, cell) / cover
+        shown = self._spread(self.heads.standardise(features))
         axis = spectrum.frequencies(n)
-        groups = (("luma", 1.0, ("",)), ("chroma", 0.5, (" Cb", " Cr")))
-        names = [
-            (f"{group}{channel}, {kind}", scale)
-            for group, scale, channels in groups
-            for kind in BANK
-            for channel in channels
-        ]
+        names = self._channels()
         return [
             SimilarityMap(
                 generator,
@@ -229,6 +244,37 @@ class _SharedBranch:
             )
             for g, generator in enumerate(self.generators)
         ]
+
+    def _spread(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Give each frequency the value of its cell; Nyquist has none, and gets 0."""
+        # Spreading keeps the sum of a cell; here its value is wanted. Nothing covers Nyquist.
+        cover = spectrum.spread_cells(
+            np.ones(values.shape[-2:], dtype=values.dtype), self.config.cell
+        )
+        cover[..., 0] = np.inf
+        shown: NDArray[np.float32] = spectrum.spread_cells(values, self.config.cell) / cover
+        return shown
+
+    def _channels(self) -> list[tuple[str, float]]:
+        """Name each channel, and say by how much its axes are shorter than the image's."""
+        groups = (("luma", 1.0, ("",)), ("chroma", 0.5, (" Cb", " Cr")))
+        return [
+            (f"{group}{channel}, {kind}", scale)
+            for group, scale, channels in groups
+            for kind in BANK
+            for channel in channels
+        ]
+
+    def patterns(self) -> dict[str, tuple[PatternPlane, ...]]:
+        axis = spectrum.frequencies(self.config.segment)
+        masks, references = self._spread(self.heads.masks), self._spread(self.heads.references)
+        return {
+            generator: tuple(
+                PatternPlane(name, masks[g, c], references[g, c], axis * scale, axis * scale)
+                for c, (name, scale) in enumerate(self._channels())
+            )
+            for g, generator in enumerate(self.generators)
+        }
 
 
 class _OriginalBranch:
@@ -262,7 +308,7 @@ class _OriginalBranch:
         found = evidence.spectrum
         similarity = self.head.similarity(found)
         mask = int(similarity.mask[0])
-        channels = ("R", "G", "B") if self.colour == "RGB" else ("Y", "Cb", "Cr")
+        channels = self._channels()
         fy, fx = (spectrum.frequencies(n) for n in found.shape[-2:])
         weighted = self.head.masks[mask] * self.head.references[mask]
         return [
@@ -283,6 +329,22 @@ class _OriginalBranch:
                 ),
             )
         ]
+
+    def _channels(self) -> tuple[str, str, str]:
+        return ("R", "G", "B") if self.colour == "RGB" else ("Y", "Cb", "Cr")
+
+    def patterns(self) -> dict[str, tuple[PatternPlane, ...]]:
+        masks, references = self.head.masks, self.head.references
+        fy, fx = (spectrum.frequencies(n) for n in masks.shape[-2:])
+        planes = tuple(
+            PatternPlane(
+                name if len(masks) == 1 else f"{name}, mask {m + 1}",
+                masks[m, c], references[m, c], fy, fx,
+            )
+            for m in range(len(masks))
+            for c, name in enumerate(self._channels())
+        )  # fmt: skip
+        return {self.generators[0]: planes}
 
 
 class Detector:
@@ -440,6 +502,20 @@ class Detector:
             shown.generator: shown
             for branch, evidence in zip(self._branches, found, strict=True)
             for shown in branch.maps(evidence)
+        }
+
+    def patterns(self) -> dict[str, tuple[PatternPlane, ...]]:
+        """Show what each generator's head looks for: mask and reference of every channel.
+
+        Returns
+        -------
+        dict
+            By generator, in the order of `generators`.
+        """
+        return {
+            generator: planes
+            for branch in self._branches
+            for generator, planes in branch.patterns().items()
         }
 
     def _decide(self, loaded: LoadedImage, found: list[_Evidence], start: float) -> Detection:

@@ -4,104 +4,87 @@ The images of a split are processed in every history they allow (`masksim.datase
 by the detector that a user has, and the scores saved with what was done to each. All measures
 weigh both classes to the same shares of histories, and bootstrap intervals
 draw whole sources where there are enough of them.
+
+`score_manifest`, `score_degraded` and `score_peer` make tables of scores, `read_scores` and
+`read_original_scores` read saved ones; `measure_table` and `measure_degradations` make the tables
+of docs/evaluate.md of them; `measure` and `measure_as_found` the figures of the model card.
 """
 
 from __future__ import annotations
 
 import csv
+import gzip
 import hashlib
 import io
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from masksim import metrics
+from masksim import metrics, protocols
+from masksim.augment import rng_for
 from masksim.calibration import joint_false_positive_rate
 from masksim.dataset import (
+    HISTORIES,
+    History,
     Purpose,
+    View,
     ViewConfig,
     chunked,
+    history_of,
     history_weights,
     run_chunks,
     views_of_file,
 )
+from masksim.degrade import GRID, Degradation
 from masksim.detector import Detector, load_detector
-from masksim.errors import DataError, MasksimError
+from masksim.errors import DataError, MasksimError, UsageError
+from masksim.image import load_image
 from masksim.manifest import REAL, Manifest, Row, manifest_hash
+from masksim.peers import Peer, open_peer
+from masksim.protocols import FACTS, Protocol, Scale
+from masksim.protocols import ScoreTable as ScoreTable
+from masksim.tables import Column, Interval, Table
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_FACTS = ("filename", "typ", "source", "history", "format", "processing")
-
-
-@dataclass(frozen=True, eq=False)
-class ScoreTable:
-    """Scores of the views of a split.
-
-    Attributes
-    ----------
-    filenames, typ, sources, histories, formats, processing
-        str (n,): path in the manifest, generator or ``"real"``, source, history of the view,
-        format of the file as found, what was done.
-    generators
-        Columns of `similarities`.
-    similarities
-        float64 (n, G).
-    failures
-        Path to error code.
-    """
-
-    filenames: NDArray[np.str_]
-    typ: NDArray[np.str_]
-    sources: NDArray[np.str_]
-    histories: NDArray[np.str_]
-    formats: NDArray[np.str_]
-    processing: NDArray[np.str_]
-    generators: tuple[str, ...]
-    similarities: NDArray[np.float64]
-    failures: Mapping[str, str]
-
-    def select(self, mask: NDArray[np.bool_]) -> ScoreTable:
-        """Return the rows where `mask` (n,) is true."""
-        return replace(
-            self,
-            **{
-                name: getattr(self, name)[mask]
-                for name in (
-                    "filenames", "typ", "sources", "histories", "formats", "processing",
-                    "similarities",
-                )
-            },
-        )  # fmt: skip
-
-    def to_csv(self) -> str:
-        """Write the field's convention: ``filename,typ``, facts, then one column a generator."""
-        out = io.StringIO()
-        writer = csv.writer(out, lineterminator="\n")
-        writer.writerow([*_FACTS, *self.generators])
-        for i in range(len(self.filenames)):
-            facts = (
-                self.filenames[i], self.typ[i], self.sources[i], self.histories[i],
-                self.formats[i], self.processing[i],
-            )  # fmt: skip
-            writer.writerow([*facts, *(f"{s:.7g}" for s in self.similarities[i])])
-        return out.getvalue()
-
+    Pixels = NDArray[np.uint8]
+    Progress = Callable[[int, int], None]
 
 # --- scoring -----------------------------------------------------------------------------------
 
-_worker: dict[str, Detector] = {}
+_worker: dict[str, Callable[[Pixels], Sequence[float]]] = {}
+_LASTING = {"too_small"}  # failures that the next run would meet again
 
 
 def _start_worker(model: str) -> None:
-    _worker["detector"] = load_detector(model, threads=1)
+    detector = load_detector(model, threads=1)
+    _worker["score"] = lambda pixels: detector.similarities(pixels).tolist()
+
+
+def _lend(peer: Peer) -> None:
+    _worker["score"] = lambda pixels: peer.score([pixels])
+
+
+def _degraded(file: str, row: Row, name: str, seed: int) -> Iterator[tuple[Row, View]]:
+    """Degrade one whole image as it was found."""
+    loaded = load_image(file)
+    height, width = loaded.pixels.shape[:2]
+    sized = replace(row, width=width, height=height, format=row.format or loaded.facts.format)
+    rng = rng_for(seed, _key(row), "degrade", name)
+    history: History = "lossless" if history_of(sized.format) == "lossless" else "jpeg"
+    yield sized, View(GRID[name].apply(loaded.pixels, rng), history, (name,))
+
+
+def _key(row: Row) -> str:
+    """Return what an image's draws depend on: its content, or failing that its path."""
+    return row.extra.get("blob") or row.sha256 or row.path
 
 
 def _work(
@@ -111,21 +94,27 @@ def _work(
     purpose: Purpose,
     config: ViewConfig,
     seed: int,
+    degradation: str,
 ) -> str:
     """Score one chunk of images and write it whole or not at all."""
-    detector = _worker["detector"]
+    score = _worker["score"]
     lines: list[list[Any]] = []
     failures: dict[str, str] = {}
     for file, row in zip(files, rows, strict=True):
         try:
-            for sized, view in views_of_file(file, row, purpose, config, seed):
-                scores = detector.similarities(view.pixels)
+            for sized, view in (
+                _degraded(file, row, degradation, seed)
+                if degradation
+                else views_of_file(file, row, purpose, config, seed)
+            ):
                 facts = [
                     row.path, row.generator, row.source, view.history, sized.format,
                     ", ".join(view.processing),
                 ]  # fmt: skip
-                lines.append([*facts, *scores.tolist()])
+                lines.append([*facts, *score(view.pixels)])
         except MasksimError as error:
+            if error.code == "peer_failed":  # nor will it score any other
+                raise
             failures[row.path] = error.code
     with tempfile.NamedTemporaryFile(
         "w", dir=Path(target).parent, suffix=".part", delete=False, encoding="utf-8"
@@ -133,6 +122,67 @@ def _work(
         json.dump([lines, failures], part)
     os.replace(part.name, target)
     return target
+
+
+def _to_do(target: Path) -> bool:
+    """Whether a chunk is missing, or has images that may be there, or whole, by now."""
+    if not target.exists():
+        return True
+    failures = json.loads(target.read_text(encoding="utf-8"))[1]
+    return any(code not in _LASTING for code in failures.values())
+
+
+def _score(
+    manifest: Manifest,
+    columns: tuple[str, ...],
+    key: Sequence[Any],
+    *,
+    cache: str | os.PathLike[str],
+    purpose: Purpose,
+    config: ViewConfig,
+    seed: int,
+    degradation: str = "",
+    workers: int,
+    initializer: Callable[..., None],
+    initargs: tuple[Any, ...],
+    progress: Progress | None,
+) -> ScoreTable:
+    """Score all views in chunks that are kept under a key; the table may be empty."""
+    rows = sorted(manifest.rows, key=lambda row: row.path)
+    text = json.dumps(key, sort_keys=True)
+    folder = Path(cache) / ("scores-" + hashlib.sha256(text.encode()).hexdigest()[:16])
+    folder.mkdir(parents=True, exist_ok=True)
+    chunks = chunked(rows)
+    targets = [folder / f"{i:06d}.json" for i in range(len(chunks))]
+    jobs = [
+        (
+            str(targets[i]),
+            [str(manifest.file(row)) for row in chunks[i]],
+            chunks[i],
+            purpose,
+            config,
+            seed,
+            degradation,
+        )
+        for i in range(len(chunks))
+        if _to_do(targets[i])
+    ]
+    run_chunks(
+        _work, jobs, len(chunks),
+        workers=workers, initializer=initializer, initargs=initargs, progress=progress,
+    )  # fmt: skip
+    lines: list[list[Any]] = []
+    failures: dict[str, str] = {}
+    for target in targets:
+        part, failed = json.loads(target.read_text(encoding="utf-8"))
+        lines += part
+        failures.update(failed)
+    facts = [np.array([line[i] for line in lines], dtype=np.str_) for i in range(len(FACTS))]
+    scores = np.array([line[len(FACTS) :] for line in lines], dtype=np.float64)
+    return ScoreTable(
+        facts[0], facts[1], facts[2], facts[3], facts[4], facts[5],
+        columns, scores.reshape(len(lines), len(columns)), failures,
+    )  # fmt: skip
 
 
 def score_manifest(
@@ -144,7 +194,7 @@ def score_manifest(
     config: ViewConfig | None = None,
     seed: int = 0,
     workers: int = 1,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> ScoreTable:
     """Score every view of a manifest's images.
 
@@ -182,46 +232,156 @@ def score_manifest(
     detector = load_detector(model, threads=1)
     if config is None:
         config = views_of(detector)
-    rows = sorted(manifest.rows, key=lambda row: row.path)
-    facts = [detector.sha256, manifest_hash(rows), asdict(config), seed]
+    key = [detector.sha256, _hash(manifest), asdict(config), seed]
     if purpose != "evaluate":
-        facts.append(purpose)
-    key = json.dumps(facts, sort_keys=True)
-    folder = Path(cache) / ("scores-" + hashlib.sha256(key.encode()).hexdigest()[:16])
-    folder.mkdir(parents=True, exist_ok=True)
-    chunks = chunked(rows)
-    targets = [folder / f"{i:06d}.json" for i in range(len(chunks))]
-    todo = [i for i, t in enumerate(targets) if not t.exists() or json.loads(t.read_text())[1]]
-    jobs = [
-        (
-            str(targets[i]),
-            [str(manifest.file(row)) for row in chunks[i]],
-            chunks[i],
-            purpose,
-            config,
-            seed,
-        )
-        for i in todo
-    ]
-    run_chunks(
-        _work, jobs, len(chunks),
+        key.append(purpose)
+    table = _score(
+        manifest, detector.generators, key, cache=cache, purpose=purpose, config=config, seed=seed,
         workers=workers, initializer=_start_worker, initargs=(os.fspath(model),),
         progress=progress,
     )  # fmt: skip
-    lines: list[list[Any]] = []
-    failures: dict[str, str] = {}
-    for target in targets:
-        part, failed = json.loads(target.read_text(encoding="utf-8"))
-        lines += part
-        failures.update(failed)
-    if not lines:
+    if not len(table.typ):
         raise DataError("none of the images could be scored", code="manifest_invalid")
-    columns = [np.array([line[i] for line in lines]) for i in range(len(_FACTS))]
-    scores = np.array([line[len(_FACTS) :] for line in lines], dtype=np.float64)
-    return ScoreTable(
-        columns[0], columns[1], columns[2], columns[3], columns[4], columns[5],
-        detector.generators, scores, failures,
-    )  # fmt: skip
+    return table
+
+
+def _hash(manifest: Manifest) -> str:
+    return manifest_hash(sorted(manifest.rows, key=lambda row: row.path))
+
+
+def score_degraded(
+    model: str | os.PathLike[str],
+    manifest: Manifest,
+    degradations: Sequence[Degradation],
+    *,
+    cache: str | os.PathLike[str],
+    seed: int = 0,
+    workers: int = 1,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> dict[str, ScoreTable]:
+    """Score whole images, as they were found, after each of some degradations.
+
+    Parameters
+    ----------
+    model, cache, workers
+        As in `score_manifest`. Each degradation has finished chunks of its own.
+    manifest
+        Which images, see `bounded`.
+    degradations
+        From `masksim.degrade.select`.
+    seed
+        Of what is drawn, together with each image's content.
+    progress
+        Called with (name of the degradation, chunks done, chunks in all).
+
+    Returns
+    -------
+    dict
+        By name of the degradation. Images that became too small are among the failures.
+    """
+    detector = load_detector(model, threads=1)
+    out = {}
+    for one in degradations:
+
+        def tell(done: int, count: int, name: str = one.name) -> None:
+            if progress:
+                progress(name, done, count)
+
+        out[one.name] = _score(
+            manifest, detector.generators,
+            [detector.sha256, _hash(manifest), "degraded", one.name, one.does, seed],
+            cache=cache, purpose="as found", config=ViewConfig(), seed=seed,
+            degradation=one.name, workers=workers, initializer=_start_worker,
+            initargs=(os.fspath(model),), progress=tell,
+        )  # fmt: skip
+    return out
+
+
+def score_peer(
+    spec: str,
+    manifest: Manifest,
+    *,
+    cache: str | os.PathLike[str],
+    config: ViewConfig,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> ScoreTable:
+    """Let another detector score the views that `score_manifest` has ours score.
+
+    Parameters
+    ----------
+    spec
+        ``NAME=...``, see `masksim.peers.open_peer`. Finished chunks are kept by this text: take a
+        fresh `cache` after what it names has changed.
+    manifest, cache, config, seed, progress
+        As in `score_manifest`; all in this process.
+
+    Returns
+    -------
+    ScoreTable
+        One column, NAME. Images that the peer refused are among the failures.
+
+    Raises
+    ------
+    PeerError
+        The peer cannot be used at all.
+    DataError
+        It scored no image.
+    """
+    with open_peer(spec) as peer:
+        table = _score(
+            manifest, (peer.name,), ["peer", spec, _hash(manifest), asdict(config), seed],
+            cache=cache, purpose="evaluate", config=config, seed=seed,
+            workers=1, initializer=_lend, initargs=(peer,), progress=progress,
+        )  # fmt: skip
+    _worker.pop("score", None)
+    if not len(table.typ):
+        reasons = ", ".join(sorted(set(table.failures.values())))
+        raise DataError(f"{spec.partition('=')[0]} has scored none of the images ({reasons})")
+    return table
+
+
+def bounded(
+    manifest: Manifest, per_class: int, *, reals: int | None = None, seed: int = 0
+) -> Manifest:
+    """Choose at most so many images of each class, the same ones each time.
+
+    Sources take turns, so that a large one does not crowd out the others.
+
+    Parameters
+    ----------
+    manifest
+        What to choose from.
+    per_class
+        Images of each generator, and of real photos.
+    reals
+        Real photos, if their number is to be another one.
+    seed
+        Of the choice.
+
+    Raises
+    ------
+    UsageError
+        A number is not positive.
+    """
+    numbers = {REAL: per_class if reals is None else reals}
+    if per_class < 1 or numbers[REAL] < 1:
+        raise UsageError(f"at least one image a class is needed, got {per_class}")
+    kept: list[Row] = []
+    for generator in sorted({row.generator for row in manifest.rows}):
+        drawn: dict[str, list[tuple[float, Row]]] = {}
+        for row in manifest.rows:
+            if row.generator == generator:
+                place = float(rng_for(seed, "bounded", _key(row)).random())
+                drawn.setdefault(row.source, []).append((place, row))
+        turns = [
+            (turn, place, row)
+            for rows in drawn.values()
+            for turn, (place, row) in enumerate(sorted(rows, key=lambda item: item[0]))
+        ]
+        count = numbers.get(generator, per_class)
+        kept += [row for _, _, row in sorted(turns, key=lambda item: item[:2])[:count]]
+    return Manifest(tuple(kept), manifest.root)
 
 
 def views_of(detector: Detector) -> ViewConfig:
@@ -232,7 +392,318 @@ def views_of(detector: Detector) -> ViewConfig:
     )
 
 
-# --- measuring ---------------------------------------------------------------------------------
+def scale_of(detector: Detector) -> Scale:
+    """Return what a detector's similarities mean: probabilities, and rates where calibrated."""
+    slope, offset = [], []
+    for branch in detector.file.branches:
+        a, b = ("a", "b") if branch.head == "shared" else ("clf_a", "clf_b")
+        slope.append(np.exp(np.asarray(branch.tensors[a], dtype=np.float64)).reshape(-1))
+        offset.append(np.asarray(branch.tensors[b], dtype=np.float64).reshape(-1))
+    stored = detector.file.calibration
+    real = None if stored is None else np.asarray(stored["real_similarities"], dtype=np.float64)
+    return Scale(
+        detector.generators, np.concatenate(slope), np.concatenate(offset), real_scores=real
+    )
+
+
+def weighing(table: ScoreTable, shares: Mapping[str, float]) -> protocols.Weigh:
+    """Return how the views of a table are weighed: by histories, or alike where not known."""
+    if not set(table.histories.tolist()) <= set(HISTORIES):
+        return protocols.equal_views
+    return lambda histories, classes: history_weights(histories, classes, shares)
+
+
+# --- saved scores ------------------------------------------------------------------------------
+
+
+def _read(path: str | os.PathLike[str]) -> str:
+    try:
+        data = Path(path).read_bytes()
+        return (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode()
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read {path}: {error}") from error
+
+
+def read_scores(path: str | os.PathLike[str]) -> ScoreTable:
+    """Read a saved table, see `ScoreTable.from_csv`; it may be packed by gzip.
+
+    Raises
+    ------
+    DataError
+        It cannot be read, or is no table of scores.
+    """
+    return ScoreTable.from_csv(_read(path))
+
+
+def read_real_scores(
+    path: str | os.PathLike[str], generators: Sequence[str]
+) -> NDArray[np.float64]:
+    """Read the scores of calibration photos: of rows with ``typ`` real, or all without that column.
+
+    Parameters
+    ----------
+    path
+        CSV, packed or not: a ``scores.csv`` of other photos, or the original's published scores.
+    generators
+        Columns wanted.
+
+    Returns
+    -------
+    ndarray
+        float64 (n, G).
+
+    Raises
+    ------
+    DataError
+        A column is missing, a score is no finite number, or there is no real photo.
+    """
+    reader = csv.DictReader(io.StringIO(_read(path)))
+    rows = [row for row in reader if row.get("typ", REAL) == REAL]
+    found = reader.fieldnames or []
+    if missing := [name for name in generators if name not in found]:
+        raise DataError(f"{path} has no column {', '.join(missing)}; it has {', '.join(found)}")
+    try:
+        scores = np.array([[float(row[name]) for name in generators] for row in rows])
+    except (TypeError, ValueError) as error:
+        raise DataError(f"a score in {path} is not a number: {error}") from error
+    if not scores.size or not np.isfinite(scores).all():
+        raise DataError(f"{path} has no finite scores of real photos")
+    return scores
+
+
+def read_original_scores(folder: str | os.PathLike[str]) -> ScoreTable:
+    """Read a score folder of the original's ``evaluate.py``.
+
+    Parameters
+    ----------
+    folder
+        ``output/score/<checkpoints>/<data>/<training set>``, or one above, if only one of that
+        kind lies in it. Its files are ``<test>_to_<trained>.json``, a list of (file name,
+        probability); where there is only the ``.txt``, images are named by their number.
+
+    Returns
+    -------
+    ScoreTable
+        Of probabilities, histories not known.
+
+    Raises
+    ------
+    DataError
+        There is no such folder or more than one, a file is missing or cannot be read.
+    """
+    top = Path(folder)
+    leaves = sorted(
+        {p.parent for ext in ("json", "txt") for p in top.rglob(f"real_to_*.{ext}") if p.is_file()}
+    )
+    if len(leaves) != 1:
+        found = ", ".join(str(leaf.relative_to(top)) for leaf in leaves)
+        raise DataError(
+            f"{top} must hold one folder of scores with real_to_*.json or .txt; found "
+            + (found or "none")
+        )
+    leaf = leaves[0]
+    trained = sorted({p.stem.removeprefix("real_to_") for p in leaf.glob("real_to_*.*")})
+    pairs: dict[str, dict[str, list[tuple[str, float]]]] = {}
+    for path in sorted(leaf.glob("*_to_*.*")):
+        for name in trained:
+            test = path.stem.removesuffix(f"_to_{name}")
+            if test == path.stem or path.suffix not in (".json", ".txt"):
+                continue
+            if path.suffix == ".txt" and path.with_suffix(".json").exists():
+                continue
+            pairs.setdefault(test, {})[name] = _original_file(path, test)
+    return protocols.read_original(pairs)
+
+
+def _original_file(path: Path, test: str) -> list[tuple[str, float]]:
+    text = _read(path)
+    try:
+        if path.suffix == ".json":
+            return [(str(name), float(score)) for name, score in json.loads(text)]
+        return [(f"{test}/{i:05d}", float(x)) for i, x in enumerate(text.split())]
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{path} is not a list of scores: {error}") from error
+
+
+# --- the tables of docs/evaluate.md --------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Results:
+    """What was measured.
+
+    Attributes
+    ----------
+    data
+        By name of the table; numbers as `Interval`. `masksim.protocols.plain` makes JSON of it.
+    tables
+        The same to be read.
+    """
+
+    data: Mapping[str, Any]
+    tables: tuple[Table, ...]
+
+    def __add__(self, other: Results) -> Results:
+        """Put the results of both together."""
+        return Results({**self.data, **other.data}, self.tables + other.tables)
+
+
+def measure_table(
+    table: ScoreTable,
+    scale: Scale,
+    *,
+    chosen: Sequence[Protocol] = protocols.PROTOCOLS,
+    shares: Mapping[str, float] | None = None,
+    seen: frozenset[tuple[str, str]] = frozenset(),
+    peers: Sequence[str] = (),
+    name: str = "masksim",
+    samples: int = 500,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Results:
+    """Measure a table of scores: protocols, confusion, break-downs, second opinions.
+
+    Parameters
+    ----------
+    table
+        Columns of the scale's generators, and of the peers.
+    scale
+        From `scale_of`, or `Scale.of_table` where the detector is not at hand.
+    chosen
+        Protocols.
+    shares
+        Of histories, by default those of `ViewConfig`; no matter for tables without histories.
+    seen
+        (generator, source) pairs that training had: a table of its own leaves their images out.
+    peers
+        Columns that are other detectors' scores.
+    name
+        Of the detector, beside the peers.
+    samples
+        Bootstrap samples.
+    progress
+        Called with (part, done, all).
+
+    Returns
+    -------
+    Results
+
+    Raises
+    ------
+    DataError
+        The table cannot be measured, see `masksim.protocols.check`.
+    """
+    weigh = weighing(table, ViewConfig().shares if shares is None else shares)
+    own = table.only(scale.generators)
+    protocols.check(own)
+    data: dict[str, Any] = {}
+    tables: list[Table] = []
+
+    def run(key: str, protocol: Protocol, part: ScoreTable) -> None:
+        def tell(done: int, count: int) -> None:
+            if progress:
+                progress(key, done, count)
+
+        data[key] = protocols.run_protocol(
+            part, scale, protocol, weigh=weigh, samples=samples, progress=tell
+        )
+        if data[key]["rows"]:
+            tables.append(protocols.protocol_table(key, data[key]))
+
+    for protocol in chosen:
+        run(protocol, protocol, own)
+        if protocol == "specific" and seen:
+            pairs = zip(own.typ.tolist(), own.sources.tolist(), strict=True)
+            unseen = own.select(np.array([t == REAL or (t, s) not in seen for t, s in pairs]))
+            if protocols.tested(unseen):
+                run("unseen", protocol, unseen)
+    if progress:
+        progress("break-downs", 0, 1)
+    data["confusion"] = protocols.confusion(own, scale, weigh=weigh)
+    tables.append(protocols.confusion_table(data["confusion"]))
+    for by in protocols.BREAKDOWNS:
+        rows = protocols.break_down(own, scale, by, weigh=weigh, samples=samples)
+        if len(rows) > 1:
+            data[f"by {by}"] = rows
+            tables.append(protocols.breakdown_table(by, rows))
+    if len(set(own.histories.tolist())) > 1 and scale.real_scores is not None:
+        joint = joint_false_positive_rate(own.similarities, scale.real_scores)
+        data["histories"] = _histories(own, joint, samples)
+        tables += _histories_tables(data["histories"])
+    if peers:
+        data["second opinions"] = protocols.second_opinions(
+            table, scale, peers, name=name, weigh=weigh, samples=samples
+        )
+        tables.append(protocols.second_opinions_table(data["second opinions"]))
+    if progress:
+        progress("break-downs", 1, 1)
+    return Results(data, tuple(tables))
+
+
+def _histories_tables(found: Mapping[str, Any]) -> list[Table]:
+    pairs = tuple(
+        (*(part.split()[0] for part in name.split(", ")), row["synthetic"], row["real"],
+         float(row["auroc"]))
+        for name, row in found["pairs"].items()
+    )  # fmt: skip
+    out = [
+        Table(
+            "history-pairs",
+            "Every history of the synthetic against every history of the real views, all heads",
+            (
+                Column("synthetic_history", "synthetic views"),
+                Column("real_history", "real views"),
+                Column("synthetic", "synthetic"), Column("real", "real"), Column("auroc", "AUROC"),
+            ),
+            pairs,
+        )
+    ]  # fmt: skip
+    if found["reals"]:
+        out.append(
+            Table(
+                "real-histories",
+                "Histories of real photos told apart: 0.5 is right",
+                (
+                    Column("histories", "real photos alone"), Column("images", "images"),
+                    Column("sources", "sources"), Column("auroc", "AUROC"),
+                ),
+                tuple(
+                    (name, row["images"], row["sources"],
+                     Interval(row["value"], row["low"], row["high"]))
+                    for name, row in found["reals"].items()
+                ),
+            )
+        )  # fmt: skip
+    return out
+
+
+def measure_degradations(
+    tables: Mapping[str, ScoreTable],
+    scale: Scale,
+    *,
+    samples: int = 500,
+    progress: Progress | None = None,
+) -> Results:
+    """Measure the scores of `score_degraded`.
+
+    Returns
+    -------
+    Results
+        ``degradations``: by name, see `masksim.protocols.degradation`, with the images that could
+        not be scored.
+    """
+    rows: dict[str, Any] = {}
+    for k, (name, table) in enumerate(tables.items()):
+        if progress:
+            progress(k, len(tables))
+        rows[name] = protocols.degradation(table, scale, samples=samples)
+        rows[name]["failures"] = dict(table.failures)
+        rows[name]["family"], rows[name]["does"] = GRID[name].family, GRID[name].does
+    if progress:
+        progress(len(tables), len(tables))
+    return Results({"degradations": rows}, (protocols.degradations_table(rows),))
+
+
+# --- the figures of the model card --------------------------------------------------------------
 
 
 def _measures(
@@ -354,7 +825,7 @@ def measure(
     return out
 
 
-def _histories(table: ScoreTable, joint: NDArray[np.float64]) -> dict[str, Any]:
+def _histories(table: ScoreTable, joint: NDArray[np.float64], samples: int = 500) -> dict[str, Any]:
     """AUROC of the generic score for each pair of histories, and among reals alone."""
     real = table.typ == REAL
     known = np.isin(table.typ, table.generators)
@@ -378,7 +849,7 @@ def _histories(table: ScoreTable, joint: NDArray[np.float64]) -> dict[str, Any]:
             **asdict(
                 metrics.bootstrap(
                     metrics.auroc, evidence[rows], table.histories[rows] == history,
-                    groups=table.sources[rows], samples=500,
+                    groups=table.sources[rows], samples=samples,
                 )
             ),
             "images": int((table.histories[rows] == history).sum()),
@@ -392,7 +863,7 @@ def _histories(table: ScoreTable, joint: NDArray[np.float64]) -> dict[str, Any]:
             **asdict(
                 metrics.bootstrap(
                     metrics.auroc, evidence[rows], table.histories[rows] == "lossless",
-                    groups=table.sources[rows], samples=500,
+                    groups=table.sources[rows], samples=samples,
                 )
             ),
             "images": len(np.unique(table.filenames[rows])),
@@ -476,7 +947,7 @@ def _attribution(table: ScoreTable, real_scores: NDArray[np.float64]) -> dict[st
     }
 
 
-# --- tables ------------------------------------------------------------------------------------
+# --- its tables ----------------------------------------------------------------------------------
 
 
 def _interval(estimate: Mapping[str, float], digits: int = 2) -> str:

@@ -31,10 +31,12 @@ if TYPE_CHECKING:
 __all__ = [
     "DetectionLike",
     "MapLike",
+    "PatternLike",
     "PlaneLike",
     "ScoreLike",
     "diverging_colours",
     "maps_png",
+    "patterns_png",
     "printable",
     "to_json",
     "to_text",
@@ -145,6 +147,30 @@ class MapLike(Protocol):
     @property
     def planes(self) -> Sequence[PlaneLike]:
         """At least one."""
+
+
+class PatternLike(Protocol):
+    """Mask and reference of one plane; arrays are fftshifted."""
+
+    @property
+    def name(self) -> str:
+        """What the plane shows."""
+
+    @property
+    def mask(self) -> NDArray[Any]:
+        """(H, W) in [0, 1]."""
+
+    @property
+    def reference(self) -> NDArray[Any]:
+        """(H, W) the generator's pattern."""
+
+    @property
+    def fy(self) -> NDArray[Any]:
+        """(H,) as in `PlaneLike`."""
+
+    @property
+    def fx(self) -> NDArray[Any]:
+        """(W,) as in `PlaneLike`."""
 
 
 # ------------------------------------------------------------------------------ JSON and text
@@ -380,8 +406,72 @@ def maps_png(
     if not chosen:
         raise UsageError("there are no similarity maps to draw")
     sections = [_section(item, detection) for item in chosen]
-    foot = _footnote(max(image.width for image in sections))
-    canvas = _stack([*sections, foot])
+    return _png(sections, _MAPS_NOTE, path)
+
+
+def patterns_png(
+    generator: str,
+    patterns: Sequence[PatternLike],
+    path: str | os.PathLike[str] | None = None,
+) -> bytes:
+    """Draw what a generator's head looks for: no image is needed.
+
+    For each plane three panels side by side: the mask, the reference, and their product, which
+    says how much each frequency can add to the similarity. Masks are coloured from 0 to 1; the
+    products of all planes share one scale.
+
+    Parameters
+    ----------
+    generator
+        For the title.
+    patterns
+        From `masksim.detector.Detector.patterns`.
+    path
+        Where to write the picture as well; replaced if it is there.
+
+    Returns
+    -------
+    bytes
+        A PNG file.
+
+    Raises
+    ------
+    UsageError
+        There is nothing to draw, an array has the wrong shape or a value that is not finite, or
+        the file cannot be written.
+    """
+    if not patterns:
+        raise UsageError(f"{generator} has no patterns to draw")
+    for plane in patterns:
+        _check_plane(plane, generator, ("mask", "reference"))
+    side = _side(max(patterns[0].mask.shape))
+    products = [_to_screen(p.mask * p.reference, side) for p in patterns]
+    shared = _limit(np.stack(products))
+    total = sum(_power(plane) for plane in patterns)
+    rows = []
+    for plane, product in zip(patterns, products, strict=True):
+        ticks = (_ticks(plane.fx, side), _ticks(plane.fy, side))
+        mask, reference = (_to_screen(v, side) for v in (plane.mask, plane.reference))
+        panels = [
+            _Panel("mask", mask, *ticks, 0.5, 0.5),
+            _Panel("reference", reference, *ticks, *_scale(reference)),
+            _Panel("mask times reference", product, *ticks, 0.0, shared),
+        ]
+        share = _power(plane) / (total or 1.0)
+        label = f"{100 * share:.1f} % of the weight"
+        rows.append(_row(plane.name, label, panels, side))
+    section = _titled(generator, "what its head looks for", rows, 72)
+    return _png([section], _PATTERNS_NOTE, path)
+
+
+def _power(plane: PatternLike) -> float:
+    """Sum of the squares of mask times reference: how much of the weight the plane has."""
+    return float(np.sum(np.square(plane.mask * plane.reference, dtype=np.float64)))
+
+
+def _png(sections: Sequence[Image.Image], note: str, path: str | os.PathLike[str] | None) -> bytes:
+    """Stack sections over a note; write the file if there is a path."""
+    canvas = _stack([*sections, _footnote(note, max(image.width for image in sections))])
     buffer = io.BytesIO()
     canvas.save(buffer, "PNG", dpi=(_DPI, _DPI))
     data = buffer.getvalue()
@@ -452,17 +542,21 @@ def _section(item: MapLike, detection: DetectionLike | None) -> Image.Image:
             _Panel("this image's spectrum", spectrum, *ticks, *_scale(spectrum)),
         ]
         total = float(np.sum(plane.values, dtype=np.float64))
-        rows.append(_row(plane.name, total, panels, side))
+        rows.append(_row(plane.name, f"sum of this map {total:+.4f}", panels, side))
+    title_height = 84 if detection is not None else 72
+    return _titled(item.generator, _subtitle(item, detection), rows, title_height)
+
+
+def _titled(title: str, subtitle: str, rows: list[Image.Image], title_height: int) -> Image.Image:
+    """Put rows, in two columns where they are many, under a title."""
     if len(rows) > _ONE_COLUMN:
         rows = [_beside(rows[k : k + 2]) for k in range(0, len(rows), 2)]
-
-    title_height = 84 if detection is not None else 72
     width = 2 * _MARGIN + max(row.width for row in rows)
     canvas = Image.new("RGB", (width, title_height), _PAPER)
     draw = ImageDraw.Draw(canvas)
     room = width - 2 * _MARGIN
-    draw.text((_MARGIN, 22), _fit(item.generator, 26, room), _INK, _font(26), anchor="lt")
-    draw.text((_MARGIN, 56), _fit(_subtitle(item, detection), 15, room), _SOFT, _font(15), "lt")
+    draw.text((_MARGIN, 22), _fit(title, 26, room), _INK, _font(26), anchor="lt")
+    draw.text((_MARGIN, 56), _fit(subtitle, 15, room), _SOFT, _font(15), "lt")
     return _stack([canvas, *rows], indent=(0, *([_MARGIN] * len(rows))))
 
 
@@ -477,7 +571,7 @@ def _subtitle(item: MapLike, detection: DetectionLike | None) -> str:
     return "    ".join(parts)
 
 
-def _row(name: str, total: float, panels: Sequence[_Panel], side: int) -> Image.Image:
+def _row(name: str, label: str, panels: Sequence[_Panel], side: int) -> Image.Image:
     """Panels of one plane, side by side, under the plane's name."""
     cell = _LEFT + side + _BAR_GAP + _BAR + _BAR_LABELS
     top, bottom = 62, 58
@@ -485,7 +579,6 @@ def _row(name: str, total: float, panels: Sequence[_Panel], side: int) -> Image.
     canvas = Image.new("RGB", (width, top + side + bottom), _PAPER)
     draw = ImageDraw.Draw(canvas)
     draw.line((0, 4, width, 4), _LINE)
-    label = f"sum of this map {total:+.4f}"
     room = width - _font(15).getlength(label) - 30
     draw.text((0, 14), _fit(name, 15, room), _INK, _font(15), "lt")
     draw.text((width, 14), label, _SOFT, _font(15), "rt")
@@ -533,12 +626,19 @@ def _number(value: float) -> str:
     return f"{mantissa}e{int(exponent)}"
 
 
-def _footnote(width: int) -> Image.Image:
-    text = (
-        "The centre of each panel is frequency 0. Contribution: red frequencies raise the "
-        "similarity, blue ones lower it; all contributions of a generator add up to its "
-        f"similarity. Colours end at the {_PERCENTILE:g}th percentile."
-    )
+_MAPS_NOTE = (
+    "The centre of each panel is frequency 0. Contribution: red frequencies raise the "
+    "similarity, blue ones lower it; all contributions of a generator add up to its "
+    f"similarity. Colours end at the {_PERCENTILE:g}th percentile."
+)
+_PATTERNS_NOTE = (
+    "The centre of each panel is frequency 0. Mask: from blue, 0, to red, 1. Reference: red where "
+    "power speaks for the generator, blue where it speaks against it. Colours of references end at "
+    f"the {_PERCENTILE:g}th percentile."
+)
+
+
+def _footnote(text: str, width: int) -> Image.Image:
     font = _font(13)
     lines = [""]
     for word in text.split():
@@ -576,9 +676,13 @@ def _stack(images: Sequence[Image.Image], indent: Sequence[int] | None = None) -
     return canvas
 
 
-def _check_plane(plane: PlaneLike, generator: str) -> None:
+def _check_plane(
+    plane: PlaneLike | PatternLike,
+    generator: str,
+    names: Sequence[str] = ("values", "reference", "spectrum"),
+) -> None:
     shape = (len(plane.fy), len(plane.fx))
-    for name in ("values", "reference", "spectrum"):
+    for name in names:
         array = np.asarray(getattr(plane, name))
         if array.shape != shape or min(shape) < 1:
             raise UsageError(

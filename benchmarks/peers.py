@@ -1,0 +1,216 @@
+"""Second opinions on the same images: AUROC by generator of masksim and two published detectors.
+
+usage: python benchmarks/peers.py --manifest M --ferretnet CLONE --ladeda CLONE [--per-class 20]
+
+The clones are yours, with the weights in them; examples/peers has the adapters. Images are of one
+split, drawn so that every source has its turn. Each is scored as found (the whole file); in the
+views that detectors are measured on here (every history that it allows, then one more JPEG of
+quality 65 to 100); and as the central window of those views, of one size for all. All see the same
+pixels. The size of the image alone is scored beside them: what is seen through it is no trace of a
+generator. Needs torch, which the peers need. Writes
+benchmarks/results/peers.json and the tables of docs/peers.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections import defaultdict
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from shlex import quote
+
+import numpy as np
+from model_card import ROOT, fill
+
+from masksim import evaluate, metrics
+from masksim.augment import rng_for
+from masksim.calibration import joint_false_positive_rate
+from masksim.dataset import history_weights, views
+from masksim.detector import load_detector
+from masksim.errors import MasksimError
+from masksim.image import load_image
+from masksim.manifest import REAL, Row, read_manifest
+from masksim.peers import open_peer
+from masksim.preprocess import centre_window
+
+MARKERS = {
+    "as found": "peers as found",
+    "evaluate": "peers as measured",
+    "window": "peers in windows",
+}
+EXAMPLES = ROOT / "examples" / "peers"
+
+
+def drawn(rows: list[Row], count: int) -> list[Row]:
+    """Take `count` rows, one of each source in turn, in an order drawn by their paths."""
+    by_source = defaultdict(list)
+    for row in sorted(rows, key=lambda row: rng_for("peers", row.path).random()):
+        by_source[row.source].append(row)
+    turns = sorted(
+        (turn, source, row) for source, of in by_source.items() for turn, row in enumerate(of)
+    )
+    return [row for *_, row in turns[:count]]
+
+
+def measured(facts: list[dict], name: str, purpose: str, shares: dict, samples: int) -> dict:
+    """AUROC of one detector by generator, and over all images of sources new to masksim."""
+    facts = [fact for fact in facts if fact["purpose"] == purpose]
+    typ, source, path, history = (
+        np.array([fact[key] for fact in facts]) for key in ("typ", "source", "path", "history")
+    )
+    scores = np.array([fact["scores"][name] for fact in facts])
+    seen = np.array([fact["seen"] for fact in facts])
+    real, out = typ == REAL, {}
+    groups = {typ_: typ == typ_ for typ_ in sorted(set(typ[~real].tolist()))}
+    groups["all, sources unseen by masksim"] = ~real & ~seen
+    for label, synthetic in groups.items():
+        used = real | synthetic
+        y = synthetic[used]
+        weights = np.ones(len(y))
+        if purpose != "as found":
+            weights = history_weights(history[used], [y, ~y], shares)
+        keep = weights > 0
+        few = len(np.unique(source[synthetic])) < 3  # then images are drawn, not sources
+        alike = np.where(y & few, path[used], source[used])
+        found = metrics.bootstrap(
+            metrics.auroc, scores[used][keep], y[keep], weights[keep],
+            groups=alike[keep], samples=samples,
+        )  # fmt: skip
+        out[label] = {
+            "images": len(np.unique(path[used][keep & y])),
+            "auroc": found.value,
+            "low": found.low,
+            "high": found.high,
+        }
+    return out
+
+
+def table(result: dict, names: list[str]) -> str:
+    """One row a generator, one column a detector."""
+    lines = [f"| made by | images | {' | '.join(names)} |", "|---|---|" + "---|" * len(names)]
+    for label, first in result[names[0]].items():
+        cells = [
+            f"{r['auroc']:.2f} [{r['low']:.2f}, {r['high']:.2f}]"
+            for r in (result[name][label] for name in names)
+        ]
+        lines.append(f"| {label} | {first['images']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Score, measure, write."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--manifest", type=Path, required=True)
+    parser.add_argument("--ferretnet", type=Path, required=True, metavar="CLONE")
+    parser.add_argument("--ladeda", type=Path, required=True, metavar="CLONE")
+    parser.add_argument("--split", default="val")
+    parser.add_argument("--per-class", type=int, default=20, help="images of each generator")
+    parser.add_argument("--real", type=int, default=100, help="real photos")
+    parser.add_argument("--samples", type=int, default=500)
+    args = parser.parse_args()
+    manifest = read_manifest(args.manifest)
+    seen = evaluate.seen_in_training(manifest)
+    chosen = manifest.select(args.split)
+    detector = load_detector(threads=1)
+    config = evaluate.views_of(detector)
+    assert detector.file.calibration is not None
+    calibrated = np.asarray(detector.file.calibration["real_similarities"], dtype=np.float64)
+    rows = [
+        row
+        for typ in sorted({row.generator for row in chosen.rows})
+        for row in drawn(
+            [row for row in chosen.rows if row.generator == typ],
+            args.real if typ == REAL else args.per_class,
+        )
+    ]
+    python = quote(sys.executable)
+    ladeda = f"{python} {quote(str(EXAMPLES / 'ladeda.py'))} {quote(str(args.ladeda))}"
+    commands = {
+        "FerretNet-S": f"{python} {quote(str(EXAMPLES / 'ferretnet.py'))} "
+        f"{quote(str(args.ferretnet))}",
+        "Tiny-LaDeDa": ladeda,
+        "Tiny-LaDeDa.left_diag": f"{ladeda} --preprocess left_diag",
+    }
+    names = ["masksim", *commands, "size alone"]
+    facts, failures = [], []
+    seconds, asked = dict.fromkeys(names, 0.0), 0
+    with ExitStack() as stack:
+        peers = {
+            name: stack.enter_context(open_peer(f"{name}={command}"))
+            for name, command in commands.items()
+        }
+        blank = np.zeros((512, 512, 3), np.uint8)
+        for peer in peers.values():  # the start is not part of the seconds an image
+            peer.score([blank])
+        for number, row in enumerate(rows):
+            try:
+                pixels = load_image(manifest.file(row)).pixels
+                sized = replace(row, height=pixels.shape[0], width=pixels.shape[1])
+                seen_to = [("as found", "as found", pixels)]
+                for view in views(pixels, sized, "evaluate", config, 0):
+                    seen_to.append(("evaluate", view.history, view.pixels))
+                    height, width = view.pixels.shape[:2]
+                    if min(height, width) >= config.window:
+                        y, x = centre_window(height, width, config.window)
+                        window = view.pixels[y : y + config.window, x : x + config.window]
+                        seen_to.append(("window", view.history, window))
+                for purpose, history, shown in seen_to:
+                    scores = {}
+                    for name in names:
+                        start = time.perf_counter()
+                        if name in peers:
+                            scores[name] = peers[name].score([shown])[0]
+                        elif name == "size alone":  # generated images are the smaller ones
+                            scores[name] = -float(shown.shape[0] * shown.shape[1])
+                        else:
+                            similarities = detector.similarities(shown)
+                            # One number for all generators, as the peers give.
+                            joint = joint_false_positive_rate(similarities, calibrated)
+                            scores[name] = float(-np.log(joint))
+                        seconds[name] += time.perf_counter() - start
+                    asked += 1
+                    facts.append(
+                        {
+                            "path": row.path,
+                            "typ": row.generator,
+                            "source": row.source,
+                            "purpose": purpose,
+                            "history": history,
+                            "seen": (row.generator, row.source) in seen,
+                            "scores": scores,
+                        }
+                    )
+            except MasksimError as error:
+                if error.code == "peer_failed":
+                    raise
+                failures.append(error.code)
+            print(f"\r{number + 1}/{len(rows)}", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    result = {
+        "split": args.split,
+        "detector_sha256": detector.sha256,
+        "real_images": len({f["path"] for f in facts if f["typ"] == REAL}),
+        "failures": failures,
+        "seconds_a_view": {name: seconds[name] / asked for name in names[:-1]},
+        **{
+            purpose: {
+                name: measured(facts, name, purpose, config.shares, args.samples) for name in names
+            }
+            for purpose in MARKERS
+        },
+    }
+    path = ROOT / "benchmarks" / "results" / "peers.json"
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    for purpose, marker in MARKERS.items():
+        text = table(result[purpose], names)
+        fill(ROOT / "docs" / "peers.md", marker, text)
+        print(f"{purpose}\n\n{text}\n")
+    print(json.dumps(result["seconds_a_view"]))
+
+
+if __name__ == "__main__":
+    main()
