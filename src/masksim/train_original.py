@@ -77,7 +77,8 @@ class OriginalConfig:
     preprocess
         Kind of the residual.
     depth, features, padding, batch_norm
-        Its sizes, for ``DnCNN`` and ``light``. Given weights bring their own.
+        Its sizes, for ``DnCNN`` and ``light`` (`from_dict` gives each its own). Given weights bring
+        theirs.
     freeze
         Do not train the residual.
     compression
@@ -126,7 +127,7 @@ class OriginalConfig:
     padding: int = 0
     batch_norm: bool = True
     freeze: bool = False
-    compression: Compression = "none"
+    compression: Compression = "jpeg"
     quality: Quality = "random"
     colour: ColourSpace | Literal[""] = ""
     num_masks: int = 1
@@ -216,6 +217,9 @@ class OriginalConfig:
         plain: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
         }
+        if plain.get("preprocess") == "light":
+            small = ResidualConfig.light().to_dict()
+            plain = {key: small[key] for key in small if key != "kind"} | plain
         if isinstance(plain.get("quality"), str) and plain["quality"].isdigit():
             plain["quality"] = int(plain["quality"])
         return cls(**plain)
