@@ -493,7 +493,7 @@ class _Validation:
             lambda i: [_Item(index, None) for index in chunks[i]],
             range(len(chunks)),
             collate=_Collate(config.space),
-            workers=self.options.workers if len(chunks) > 1 else 0,
+            workers=min(self.options.workers, len(chunks) // 4),  # a process takes seconds to start
             device=torch.device("cpu"),
         )
         for i, (planes, synthetic, there, failures) in enumerate(source):
