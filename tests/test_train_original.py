@@ -27,8 +27,10 @@ from conftest import make_natural  # noqa: E402
 from masksim.augment import bilinear, rng_for  # noqa: E402
 from masksim.checkpoint import DetectorFile  # noqa: E402
 from masksim.cli import app  # noqa: E402
+from masksim.dataset import ViewConfig  # noqa: E402
 from masksim.detector import load_detector  # noqa: E402
 from masksim.errors import DataError, ImageError, ModelError, UsageError  # noqa: E402
+from masksim.evaluate import views_of  # noqa: E402
 from masksim.image import load_image  # noqa: E402
 from masksim.manifest import REAL, Manifest, Row, manifest_hash, write_manifest  # noqa: E402
 from masksim.metrics import auroc  # noqa: E402
@@ -220,6 +222,7 @@ def test_calibration_scores_are_those_of_detection(
     assert stored is not None
     np.testing.assert_allclose(stored["real_similarities"], found, atol=2e-5)
     assert detector.sample_size == 24
+    assert views_of(detector) == ViewConfig()  # evaluation takes its own
     assert detector.detect(small.file(rows[0])).verdict.false_positive_rate is not None
 
 
