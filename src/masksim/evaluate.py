@@ -227,9 +227,9 @@ def score_manifest(
 def views_of(detector: Detector) -> ViewConfig:
     """Return how the detector's training drew views; the defaults where its file does not say."""
     training = detector.file.provenance.get("training")
-    # The recipe `original` has no views.
-    told = isinstance(training, Mapping) and "views" in training
-    return ViewConfig.from_dict(training["views"]) if told else ViewConfig()
+    if isinstance(training, Mapping) and "views" in training:
+        return ViewConfig.from_dict(training["views"])
+    return ViewConfig()  # of the recipe `original`, too, which has none
 
 
 # --- measuring ---------------------------------------------------------------------------------
