@@ -73,7 +73,13 @@ def detection(
         cautions=cautions,
     )
     scores = tuple(
-        GeneratorScore(name, similarity, 0.5, rate if calibrated else None)
+        GeneratorScore(
+            name,
+            similarity,
+            0.5,
+            rate if calibrated else None,
+            sample_size if calibrated else 0,
+        )
         for (name, rate), similarity in zip(rates.items(), similarities, strict=True)
     )
     return Detection(

@@ -392,7 +392,8 @@ def changed(trained: Any, calibration: Any = "same", **changes: Any) -> Detector
         ({"calibration": {"real_similarities": np.zeros((5, 3))}}, r"shape \(5, 3\) for 2 heads"),
         ({"calibration": {"real_similarities": np.zeros((0, 2))}}, r"shape \(0, 2\)"),
         ({"calibration": {"real_similarities": np.zeros(10)}}, r"shape \(10,\)"),
-        ({"calibration": {"real_similarities": np.full((5, 2), np.nan)}}, "not finite"),
+        ({"calibration": {"real_similarities": np.full((5, 2), np.inf)}}, "not finite"),
+        ({"calibration": {"real_similarities": np.full((5, 2), np.nan)}}, "no photo"),
     ],
 )
 def test_tampered_detectors_are_refused_when_loaded(

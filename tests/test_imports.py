@@ -22,7 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         *("image", "augment", "preprocess", "residual", "spectrum", "calibration"),
         *("manifest", "metrics", "sources", "tables"),
     ),
-    ("features", "model", "verdict", "degrade", "protocols", "peers"),
+    ("features", "model", "verdict", "degrade", "protocols", "peers", "photos"),
     ("checkpoint", "dataset", "network", "prepare", "report", "verify"),
     ("console", "detector", "runs", "train"),
     (

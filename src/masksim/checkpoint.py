@@ -7,6 +7,7 @@ A detector is a folder::
     residual-0.onnx             residual network of branch 0, as it is run
     residual-0.safetensors      the same, as it is trained further (absent if it has no weights)
     calibration.safetensors     optional
+    photos.safetensors          optional: features of calibration photos, to enroll generators with
 
 A *branch* is one residual network, one way of preprocessing and computing the spectrum, and the
 heads of one or more generators on it. A folder is loaded without pickle and without torch, and
@@ -30,7 +31,7 @@ import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -53,6 +54,7 @@ HEAD_KINDS: tuple[HeadKind, ...] = get_args(HeadKind)
 _DESCRIPTION = "detector.json"
 _HEADS = "heads.safetensors"
 _CALIBRATION = "calibration.safetensors"
+_PHOTOS = "photos.safetensors"
 
 _MAX_DESCRIPTION_BYTES = 16 * 2**20
 _MAX_CHECKPOINT_BYTES = 2**30
@@ -151,6 +153,9 @@ class DetectorFile:
     sha256 : str
         Of the description, which holds that of every part: it names the detector. Empty until
         saved or loaded.
+    photos : function or None
+        Gives the arrays of `masksim.enroll.ReferencePhotos`. A function, because that part is
+        large and needed for enrolling alone: it is read, and its hash checked, when it is called.
     """
 
     config: Mapping[str, Any]
@@ -159,6 +164,7 @@ class DetectorFile:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
     sha256: str = ""
+    photos: Callable[[], Mapping[str, NDArray[Any]]] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.branches) <= _MAX_BRANCHES:
@@ -209,14 +215,7 @@ class DetectorFile:
             _write_folder(target, {**parts, _DESCRIPTION: text.encode()})
         except OSError as error:
             raise UsageError(f"cannot write the detector {target}: {error}") from error
-        return DetectorFile(
-            self.config,
-            self.branches,
-            self.calibration,
-            self.provenance,
-            self.format_version,
-            described["digest"],
-        )
+        return replace(self, sha256=described["digest"])
 
     def _parts(self) -> dict[str, bytes]:
         parts: dict[str, bytes] = {}
@@ -229,6 +228,8 @@ class DetectorFile:
         parts[_HEADS] = _to_safetensors(heads)
         if self.calibration is not None:
             parts[_CALIBRATION] = _to_safetensors(self.calibration)
+        if self.photos is not None:
+            parts[_PHOTOS] = _to_safetensors(self.photos())
         return parts
 
     def _description(self, parts: Mapping[str, bytes]) -> dict[str, Any]:
@@ -275,11 +276,18 @@ class DetectorFile:
             _weights_part(i) for i, branch in enumerate(branches) if weight_shapes(branch[0])
         }
         # Only names made here are ever opened: a description cannot lead out of its folder.
-        if unknown := sorted(set(hashes) - needed - {_CALIBRATION}):
+        if unknown := sorted(set(hashes) - needed - {_CALIBRATION, _PHOTOS}):
             raise _invalid(f"{root} lists unknown parts: {unknown}")
         if missing := sorted(needed - set(hashes)):
             raise _invalid(f"{root} does not list the parts {missing}")
-        parts = {name: _read_part(root, name, expected) for name, expected in hashes.items()}
+        parts = {
+            name: _read_part(root, name, expected)
+            for name, expected in hashes.items()
+            if name != _PHOTOS
+        }
+
+        def photos() -> Mapping[str, NDArray[Any]]:
+            return _from_safetensors(_read_part(root, _PHOTOS, hashes[_PHOTOS]), _PHOTOS)
 
         heads: list[dict[str, NDArray[Any]]] = [{} for _ in branches]
         for name, values in _from_safetensors(parts[_HEADS], _HEADS).items():
@@ -310,6 +318,7 @@ class DetectorFile:
             provenance=_expect(described, "provenance", dict),
             format_version=described["format_version"],
             sha256=described["digest"],
+            photos=photos if _PHOTOS in hashes else None,
         )
 
 

@@ -1,4 +1,4 @@
-"""The commands that make detectors: ``masksim train``, ``masksim train-residual``."""
+"""The commands that make detectors: ``train``, ``train-residual``, ``enroll``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from masksim.console import (
     Cache,
     Json,
     ManifestFile,
+    Model,
     Overwrite,
+    Workers,
     errors,
     leads,
     say,
@@ -358,3 +360,56 @@ def train_residual(
             f"{out}: noise of {chosen.sigma:g} levels, PSNR {made['psnr_noisy']:.2f} dB -> "
             f"{made['psnr']:.2f} dB on photos of other sources"
         )
+
+
+def enroll(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The new generator's name.")],
+    images: Annotated[
+        list[Path],
+        typer.Argument(metavar="DIR...", help="Folders of its images; a sub-folder is a source."),
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The detector to write.")],
+    real: Annotated[
+        list[Path] | None,
+        typer.Option("--real", metavar="DIR", help="A folder of further real photos; repeatable."),
+    ] = None,
+    model: Model = None,
+    views: Annotated[int, typer.Option(min=1, help="Draws of processing for each image.")] = 6,
+    cache: Cache = Path("runs/cache"),
+    workers: Workers = 1,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Add a generator to a detector, from a folder of 50 to 500 of its images."""
+    with errors():
+        from masksim.checkpoint import DetectorFile
+        from masksim.detector import bundled_path
+        from masksim.enroll import EnrollConfig
+        from masksim.enroll import enroll as add
+
+        if out.exists() and not overwrite:
+            raise UsageError(f"{out} is there already; --overwrite replaces a detector")
+        before = DetectorFile.load(bundled_path() if model is None else model)
+        with stages() as progress:
+            made, outcome = add(
+                before, name, images, real=real or (), cache=cache, workers=workers,
+                config=EnrollConfig(views=views), progress=progress,
+            )  # fmt: skip
+        saved = made.save(out, overwrite=overwrite)
+        if as_json:
+            write(to_json({"detector": str(out), "sha256": saved.sha256, **outcome.to_dict()}))
+            return
+        auroc = outcome.auroc
+        write(f"{out}: {len(saved.generators)} generators, sha256 {saved.sha256}")
+        write(
+            f"  {name}: {outcome.images} images of {outcome.sources} sources against "
+            f"{outcome.photos} real photos"
+        )
+        write(
+            f"  cross-validated AUROC {auroc.value:.3f}, 95 % interval {auroc.low:.3f} to "
+            f"{auroc.high:.3f}"
+        )
+        if outcome.skipped:
+            say(f"note: images left out, by reason: {to_json(dict(outcome.skipped))}")
+        for warning in outcome.warnings:
+            say(f"warning: {warning}")

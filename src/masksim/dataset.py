@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 History: TypeAlias = Literal["jpeg", "reduced", "lossless"]
 HISTORIES: tuple[History, ...] = ("jpeg", "reduced", "lossless")
 
-Purpose: TypeAlias = Literal["train", "evaluate", "calibrate", "as found"]
+Purpose: TypeAlias = Literal["train", "evaluate", "calibrate", "enroll", "as found"]
 
 _LOSSY = {"JPEG": "jpeg", "MPO": "jpeg", "WEBP": "webp", "HEIF": "other", "AVIF": "other"}
 _FILTERS = ("bilinear", "bicubic", "lanczos", "box")
@@ -353,7 +353,8 @@ def views(
         Its row; `Row.sha256` or, failing that, its path seeds the draw.
     purpose
         ``"train"``: as many as `ViewConfig.views` says; ``"evaluate"``: one each history;
-        ``"calibrate"``: one; ``"as found"``: one, without any processing.
+        ``"calibrate"``: one; ``"enroll"``: as many as `ViewConfig.views` says, all processed as
+        for calibration; ``"as found"``: one, without any processing.
     config
         The shares.
     seed
@@ -377,7 +378,10 @@ def views(
     else:
         count = config.views.get(row.generator, config.views.get("*", 1))
         for number in range(count):
-            rng = rng_for(seed, key, "train", number)
+            rng = rng_for(seed, key, purpose, number)
+            if purpose == "enroll":
+                yield calibration_view(pixels, row, rng, config)
+                continue
             # Rare histories are drawn more often than their share; the weights put that right.
             drawn = allowed[0]
             if len(allowed) > 1 and rng.random() < 0.4:
@@ -549,6 +553,7 @@ def compute_features(
     feature_config: FeatureConfig,
     seed: int = 0,
     workers: int = 1,
+    graph: bytes | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> FeatureTable:
     """Compute, or read from the cache, the features of all views of a manifest.
@@ -568,6 +573,9 @@ def compute_features(
         What the features depend on.
     workers
         Processes.
+    graph
+        The residual bank as a detector holds it; by default it is written anew, which needs the
+        package ``onnx``.
     progress
         Called with (chunks done, chunks in all).
 
@@ -609,7 +617,7 @@ def compute_features(
         )
         for i in todo
     ]
-    graph = residual_onnx(ResidualConfig("bank"), {})
+    graph = graph or residual_onnx(ResidualConfig("bank"), {})
     run_chunks(
         _work, jobs, len(chunks),
         workers=workers, initializer=_start_worker, initargs=(graph,), progress=progress,

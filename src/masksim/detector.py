@@ -22,7 +22,7 @@ from masksim.checkpoint import Branch, DetectorFile
 from masksim.errors import ImageError, MasksimError, ModelError, UsageError
 from masksim.features import FeatureConfig, shared_features
 from masksim.image import ImageFacts, ImageSource, LoadedImage, load_image
-from masksim.model import OriginalHead, SharedHeads, standardise
+from masksim.model import OriginalHead, SharedHeads
 from masksim.residual import BANK, OnnxResidual
 from masksim.verdict import Verdict
 
@@ -57,12 +57,19 @@ class GeneratorScore:
     false_positive_rate
         Share of real photos that score at least as high for this generator, in (0, 1]; None if
         the detector is not calibrated.
+    sample_size
+        On how many real photos that was measured; 0 if uncalibrated.
+    typicality
+        Share of the generator's own images that score as low as this one, in (0, 1]; None where
+        the detector has no scores of them.
     """
 
     generator: str
     similarity: float
     probability: float
     false_positive_rate: float | None
+    sample_size: int = 0
+    typicality: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +205,7 @@ class _SharedBranch:
         cell, n = self.config.cell, self.config.segment
         maps = spectrum.spread_cells(self.heads.maps(features), cell)
         weighted = spectrum.spread_cells(self.heads.masks * self.heads.references, cell)
-        own = standardise(features, self.heads.mean, self.heads.deviation, self.heads.limit)
+        own = self.heads.standardise(features)
         # Spreading keeps the sum of a cell; here its value is wanted. Nothing covers Nyquist.
         cover = spectrum.spread_cells(np.ones(own.shape[-2:], dtype=own.dtype), cell)
         cover[..., 0] = np.inf
@@ -324,20 +331,41 @@ class Detector:
             if isinstance(sources, Mapping) and sources.get(name, FEW_SOURCES) < FEW_SOURCES
         }
         self._real: NDArray[np.float64] | None = None
+        self._own: tuple[NDArray[np.float64], NDArray[np.int64]] | None = None
         if file.calibration is not None:
-            if set(file.calibration) != {"real_similarities"}:
-                raise ModelError(f"unknown calibration: {sorted(file.calibration)}")
-            self._real = np.asarray(file.calibration["real_similarities"], dtype=np.float64)
-            shape = self._real.shape
-            if len(shape) != 2 or shape[0] < 1 or shape[1] != len(self.generators):
-                raise ModelError(f"a calibration of shape {shape} for {len(self.generators)} heads")
-            if not np.isfinite(self._real).all():
-                raise ModelError("the calibration has scores that are not finite")
+            self._calibrate(file.calibration)
+
+    def _calibrate(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        own = {"own_similarities", "own_generators"}
+        if "real_similarities" not in arrays or set(arrays) - own - {"real_similarities"}:
+            raise ModelError(f"unknown calibration: {sorted(arrays)}")
+        self._real = np.asarray(arrays["real_similarities"], dtype=np.float64)
+        shape = self._real.shape
+        if len(shape) != 2 or shape[0] < 1 or shape[1] != len(self.generators):
+            raise ModelError(f"a calibration of shape {shape} for {len(self.generators)} heads")
+        if np.isinf(self._real).any():
+            raise ModelError("the calibration has scores that are not finite")
+        if not len(calibration.scored_for_all(self._real)):
+            raise ModelError("the calibration has no photo with a score for every head")
+        if not own & set(arrays):
+            return
+        scores, of = (arrays.get(name) for name in ("own_similarities", "own_generators"))
+        if (
+            scores is None
+            or of is None
+            or scores.ndim != 1
+            or scores.shape != of.shape
+            or of.dtype.kind not in "iu"
+            or not np.isfinite(scores).all()
+            or (len(of) and not 0 <= of.min() <= of.max() < len(self.generators))
+        ):
+            raise ModelError("invalid scores of the generators' own images")
+        self._own = np.asarray(scores, dtype=np.float64), np.asarray(of, dtype=np.int64)
 
     @property
     def sample_size(self) -> int:
-        """Number of calibration photos; 0 if the detector is not calibrated."""
-        return 0 if self._real is None else len(self._real)
+        """Number of calibration photos behind the joint rate; 0 if it is not calibrated."""
+        return 0 if self._real is None else len(calibration.scored_for_all(self._real))
 
     def similarities(self, pixels: Pixels) -> NDArray[np.float64]:
         """Score pixels, for programs.
@@ -418,15 +446,22 @@ class Detector:
         similarity, probability, windows = _together(found)
         rates: list[float] | None = None
         joint: float | None = None
+        sizes = [0] * len(similarity)
         if self._real is not None:
             rates = calibration.false_positive_rate(similarity, self._real).tolist()
             joint = float(calibration.joint_false_positive_rate(similarity, self._real))
+            sizes = (~np.isnan(self._real)).sum(axis=0).tolist()
+        typical: list[float] | None = None
+        if self._own is not None:
+            typical = calibration.typicality(similarity, *self._own).tolist()
         scores = [
             GeneratorScore(
                 generator,
                 float(similarity[g]),
                 float(probability[g]),
                 None if rates is None else rates[g],
+                sizes[g],
+                None if typical is None else typical[g],
             )
             for g, generator in enumerate(self.generators)
         ]
@@ -449,6 +484,7 @@ class Detector:
                 if flat > FLAT
                 else None
             ),
+            typicality=typical,
         )
         if decided.generator in self._narrow:
             note = (

@@ -433,6 +433,10 @@ class SharedHeads:
         single["references"] = single["references"] / xp.clip(norm, COSINE_EPSILON, None)
         return cls(**single, limit=limit)
 
+    def standardise(self, features: Array) -> Array:
+        """Give features in deviations of real photos: (..., C, R, S), see `standardise`."""
+        return standardise(features, self.mean, self.deviation, self.limit)
+
     def maps(self, features: Array) -> Array:
         """Contribution of each cell to each generator's similarity.
 
@@ -447,7 +451,7 @@ class SharedHeads:
             Its sum over the last three axes is the similarity, in [-1, 1].
         """
         xp = array_namespace(features)
-        z = standardise(features, self.mean, self.deviation, self.limit)
+        z = self.standardise(features)
         masked = z[..., None, :, :, :] * self.masks
         norm = xp.sqrt(xp.sum(masked * masked, axis=(-3, -2, -1), keepdims=True))
         return masked / xp.clip(norm, COSINE_EPSILON, None) * self.references

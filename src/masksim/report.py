@@ -63,6 +63,10 @@ class ScoreLike(Protocol):
     def false_positive_rate(self) -> float | None:
         """Share of real photos that score at least as high, in (0, 1]; None if uncalibrated."""
 
+    @property
+    def sample_size(self) -> int:
+        """On how many real photos that was measured; 0 if uncalibrated."""
+
 
 class DetectionLike(Protocol):
     """What the detector says of one image."""
@@ -217,10 +221,12 @@ def printable(text: str) -> str:
 
 def _table(detection: DetectionLike, width: int, ascii_only: bool) -> list[str]:
     """Line up generators, similarities, rates, and bars: the longer, the rarer among photos."""
-    scores, size = detection.scores, detection.verdict.sample_size
+    scores = detection.scores
     names = [printable(score.generator) for score in scores]
     rates = [
-        "-" if score.false_positive_rate is None else format_rate(score.false_positive_rate, size)
+        "-"
+        if score.false_positive_rate is None
+        else format_rate(score.false_positive_rate, score.sample_size)
         for score in scores
     ]
     heads = ("generator", "similarity", "real photos as high")
@@ -238,7 +244,8 @@ def _table(detection: DetectionLike, width: int, ascii_only: bool) -> list[str]:
     for score, name, rate in zip(scores, names, rates, strict=True):
         bar = ""
         if bar_width and score.false_positive_rate is not None:
-            bar = _bar(_rarity(score.false_positive_rate, size), bar_width, ascii_only)
+            rarity = _rarity(score.false_positive_rate, score.sample_size)
+            bar = _bar(rarity, bar_width, ascii_only)
         short = name if len(name) <= longest else name[: longest - 3] + "..."
         row = f"  {short:<{longest}}  {score.similarity:>10.4f}  {rate:>{rate_width}}  {bar}"
         rows.append(row)
@@ -462,11 +469,10 @@ def _section(item: MapLike, detection: DetectionLike | None) -> Image.Image:
 def _subtitle(item: MapLike, detection: DetectionLike | None) -> str:
     parts = [f"similarity {item.similarity:.4f}"]
     if detection is not None:
-        rates = {score.generator: score.false_positive_rate for score in detection.scores}
-        size = detection.verdict.sample_size
-        if (rate := rates.get(item.generator)) is not None:
-            text = format_rate(rate, size)
-            parts.append(f"false-positive rate {text} ({size} real photos)")
+        own = next((s for s in detection.scores if s.generator == item.generator), None)
+        if own is not None and (rate := own.false_positive_rate) is not None:
+            text = format_rate(rate, own.sample_size)
+            parts.append(f"false-positive rate {text} ({own.sample_size} real photos)")
         parts.append(detection.image.name)
     return "    ".join(parts)
 

@@ -35,6 +35,7 @@ from masksim.errors import DataError, UsageError
 from masksim.features import FeatureConfig
 from masksim.manifest import REAL, Manifest, manifest_hash
 from masksim.model import SharedHeads
+from masksim.photos import ReferencePhotos, spread_over_sources
 from masksim.residual import ResidualConfig, residual_onnx
 
 if TYPE_CHECKING:
@@ -92,6 +93,9 @@ class TrainConfig:
         Generators with fewer training images are left out.
     folds
         Of the cross-validation over sources that gives the calibration scores.
+    photos, photo_step
+        How many real photos' features are kept with the detector, to enroll generators with, and
+        the step they are rounded to, in deviations; see `masksim.photos`.
     views, features, heads
         See their classes. First qualities that are left empty are measured on the real photos.
     """
@@ -100,6 +104,8 @@ class TrainConfig:
     seed: int = 0
     smallest_class: int = 30
     folds: int = 5
+    photos: int = 600
+    photo_step: float = 1.0
     views: ViewConfig = field(default_factory=lambda: ViewConfig(first_qualities=()))
     features: FeatureConfig = field(default_factory=FeatureConfig)
     heads: HeadConfig = field(default_factory=HeadConfig)
@@ -366,6 +372,9 @@ class Fit:
         Of `masksim.model.SharedHeads`.
     real_similarities
         float32 (n, G): cross-validated scores of the calibration photos.
+    own_similarities, own_generators
+        float32 (k,) and int32 (k,): cross-validated score of each synthetic image for its own
+        generator, and which that is.
     cross_validated_auroc
         By generator, training views, sources of reals unseen.
     """
@@ -373,6 +382,8 @@ class Fit:
     generators: tuple[str, ...]
     tensors: Mapping[str, NDArray[Any]]
     real_similarities: NDArray[np.float32]
+    own_similarities: NDArray[np.float32]
+    own_generators: NDArray[np.int32]
     cross_validated_auroc: Mapping[str, float]
 
 
@@ -426,7 +437,7 @@ def fit_heads(
     table
         Training views.
     calibration
-        One view each of the same real photos, processed as photos come.
+        One view each of the same images, processed as photos come.
     config
         The run.
     progress
@@ -463,7 +474,8 @@ def fit_heads(
         classes[table.generators == name] = number
     weights = training_weights(table, shares)
     folds = source_folds(table, config.folds)
-    fold_of = dict(zip(table.sources[classes == 0].tolist(), folds[classes == 0], strict=True))
+    # A photo belongs to the fold of its source, even if none of its training views could be made.
+    fold_of = dict(zip(_image_keys(table), folds.tolist(), strict=True))
 
     sources = len(np.unique(table.sources[classes == 0]))
     if sources < 2:
@@ -494,18 +506,19 @@ def fit_heads(
         found: Matrix = (flat.T @ coefficients).T
         return found
 
-    real = np.zeros((len(calibration.images), len(names)), dtype=np.float32)
+    scored = np.zeros((len(calibration.images), len(names)), dtype=np.float32)
     unseen = np.zeros((len(table.images), len(names)), dtype=np.float32)
-    calibration_folds = np.array([fold_of.get(s, 0) for s in calibration.sources.tolist()])
+    calibration_folds = np.array(
+        [fold_of.get(key, 0) for key in _image_keys(calibration)], dtype=np.int64
+    )
     for k in range(config.folds):
         if progress:
             progress("fold", k, config.folds)
         heads = stored(_heads(mean, deviation, directions(folds != k), config.heads))
         own = folds == k
         unseen[own] = _score(heads, limit, table.features[own])
-        real[calibration_folds == k] = _score(
-            heads, limit, calibration.features[calibration_folds == k]
-        )
+        held = calibration_folds == k
+        scored[held] = _score(heads, limit, calibration.features[held])
     if progress:
         progress("fold", config.folds, config.folds)
     tensors = _heads(mean, deviation, directions(classes >= 0), config.heads)
@@ -517,7 +530,63 @@ def fit_heads(
         tensors["a"][g], tensors["b"][g] = fit_probability(
             unseen[used, g], classes[used] == g + 1, pair[used]
         )
-    return Fit(names, stored(tensors), real, measured)
+    # NumPy's order of names is the order of the columns.
+    own = np.isin(calibration.generators, names)
+    column = np.searchsorted(names, calibration.generators[own])
+    return Fit(
+        names,
+        stored(tensors),
+        scored[calibration.generators == REAL],
+        scored[own, column],
+        column.astype(np.int32),
+        measured,
+    )
+
+
+def _image_keys(table: FeatureTable) -> list[tuple[str, str]]:
+    """Name what decides an image's fold: a photo's source, a synthetic image's path."""
+    return [
+        (REAL, source) if generator == REAL else (generator, table.rows[image].path)
+        for generator, source, image in zip(
+            table.generators.tolist(), table.sources.tolist(), table.images.tolist(), strict=True
+        )
+    ]
+
+
+def reference_photos(
+    calibration: FeatureTable, tensors: Mapping[str, NDArray[Any]], config: TrainConfig
+) -> ReferencePhotos | None:
+    """Choose photos, evenly over the sources, and standardise their features for enrolling.
+
+    Parameters
+    ----------
+    calibration
+        See `fit_heads`.
+    tensors
+        Of the finished heads.
+    config
+        `TrainConfig.photos` and `TrainConfig.photo_step`.
+
+    Returns
+    -------
+    ReferencePhotos or None
+        None if none are wanted.
+    """
+    if config.photos < 1:
+        return None
+    real = np.flatnonzero(calibration.generators == REAL)
+    rows = [calibration.rows[i] for i in calibration.images[real]]
+    keys = [row.extra.get("blob") or row.sha256 or row.path for row in rows]
+    sources = calibration.sources[real]
+    chosen = spread_over_sources(sources.tolist(), keys, config.photos)
+    heads = SharedHeads.from_tensors(tensors, config.heads.limit)
+    return ReferencePhotos(
+        heads.standardise(calibration.features[real[chosen]].astype(np.float32)),
+        config.photo_step,
+        np.array(chosen, dtype=np.int64),
+        np.unique(sources, return_inverse=True)[1][chosen],
+        calibration.histories[real[chosen]],
+    )
 
 
 # --- the run -----------------------------------------------------------------------------------
@@ -583,9 +652,9 @@ def train_shared(
         seed=config.seed, workers=workers, progress=report("features of training views"),
     )  # fmt: skip
     calibration = compute_features(
-        chosen.select(generator=REAL), "calibrate", cache, views_config=config.views,
+        chosen, "calibrate", cache, views_config=config.views,
         feature_config=config.features, seed=config.seed, workers=workers,
-        progress=report("features of calibration photos"),
+        progress=report("features of calibration views"),
     )  # fmt: skip
     fit = fit_heads(table, calibration, config, progress=progress)
     residual = ResidualConfig("bank")
@@ -607,11 +676,16 @@ def train_shared(
         tensors=fit.tensors,
         head_config={"limit": config.heads.limit},
     )
-    images = np.unique(calibration.images)
+    photos = reference_photos(calibration, fit.tensors, config)
     file = DetectorFile(
         config={"name": config.name, "recipe": "shared"},
         branches=(branch,),
-        calibration={"real_similarities": fit.real_similarities},
+        calibration={
+            "real_similarities": fit.real_similarities,
+            "own_similarities": fit.own_similarities,
+            "own_generators": fit.own_generators,
+        },
+        photos=None if photos is None else photos.to_arrays,
         provenance={
             "training": asdict(config),
             "manifest_sha256": manifest_hash(chosen.rows),
@@ -625,8 +699,9 @@ def train_shared(
             },
             "views": int(np.isin(table.generators, (REAL, *fit.generators)).sum()),
             "calibration": {
-                "photos": len(images),
-                "sources": len(np.unique(calibration.sources)),
+                "photos": len(fit.real_similarities),
+                "sources": len(np.unique(calibration.sources[calibration.generators == REAL])),
+                "for_enrolling": 0 if photos is None else len(photos.features),
                 "how": f"cross-validated over sources in {config.folds} folds, one view a photo",
             },
             "cross_validated_auroc": {k: round(v, 4) for k, v in fit.cross_validated_auroc.items()},

@@ -25,6 +25,9 @@ LEVELS: tuple[tuple[float, Level], ...] = (
 )
 """Largest joint false-positive rate of each level, the strongest first."""
 
+UNTYPICAL = 0.05
+"""A generator whose own images score lower than this one less often does not explain it."""
+
 NEAR = 3.0
 """A generator whose rate is up to so many times that of the best one may be meant as well."""
 
@@ -41,7 +44,8 @@ class Verdict:
         the detector has no scores of real photos to compare with.
     generator
         The generator whose pattern is matched best, that is with the lowest rate of its own; None
-        where there is no evidence. `cautions` names others that match nearly as well (`NEAR`).
+        where there is no evidence, and where no known generator explains it (`unknown_generator`).
+        `cautions` names others that match nearly as well (`NEAR`).
     false_positive_rate
         Joint over all generators: the share of real photos, the image itself counted as one,
         that resemble some generator at least as much. In (0, 1]; None if uncalibrated.
@@ -51,6 +55,10 @@ class Verdict:
         The verdict in one sentence.
     cautions
         What makes the verdict less certain than its rate says.
+    unknown_generator
+        There is evidence, but for every generator that is matched the image scores lower than
+        nearly all of that generator's own images (`UNTYPICAL`): a generator that the detector
+        does not know, or an image changed so much that its pattern is weak.
     """
 
     level: Level
@@ -59,6 +67,7 @@ class Verdict:
     sample_size: int
     text: str
     cautions: tuple[str, ...] = ()
+    unknown_generator: bool = False
 
 
 def decide(
@@ -70,6 +79,7 @@ def decide(
     similarities: Sequence[float],
     cautions: Sequence[str] = (),
     unlike_photos: str | None = None,
+    typicality: Sequence[float] | None = None,
 ) -> Verdict:
     """Turn the rates of one image into a verdict.
 
@@ -90,6 +100,9 @@ def decide(
     unlike_photos
         Why the image is unlike the photos that the rates were measured on, as the middle of a
         sentence; None if it is like them. What would be evidence is then inconclusive.
+    typicality
+        One a generator, in (0, 1], see `masksim.calibration.typicality`; None where the detector
+        has no scores of the generators' own images.
 
     Returns
     -------
@@ -115,8 +128,8 @@ def decide(
         )
     if len(false_positive_rates) != len(generators):
         raise UsageError("a verdict needs one rate for each generator")
-    best = min(range(len(generators)), key=lambda g: (false_positive_rates[g], -similarities[g]))
-    name = generators[best]
+    if typicality is not None and len(typicality) != len(generators):
+        raise UsageError("a verdict needs one typicality for each generator")
     rate = format_rate(joint, sample_size)
     level = next((level for limit, level in LEVELS if joint <= limit), None)
     if level is None:
@@ -139,23 +152,42 @@ def decide(
             f"can match a pattern by accident ({rate} of {sample_size} photos score as high).",
             tuple(cautions),
         )
+    ranked = sorted(
+        range(len(generators)), key=lambda g: (false_positive_rates[g], -similarities[g])
+    )
+    matched = [g for g in ranked if false_positive_rates[g] <= LEVELS[-1][0]] or ranked[:1]
+    explaining = [g for g in matched if typicality is None or typicality[g] > UNTYPICAL]
+    if not explaining:
+        closest = generators[matched[0]]
+        return Verdict(
+            level,
+            None,
+            joint,
+            sample_size,
+            f"{level.capitalize()} of a generator's spectral pattern, but of none that this "
+            f"detector knows; {rate} of {sample_size} real photos score at least this high for "
+            "some generator.",
+            (
+                *cautions,
+                f"Nearest is {closest}, whose own images nearly all score higher: another "
+                f"generator, or an image of {closest} that was changed a lot.",
+            ),
+            unknown_generator=True,
+        )
+    best, *others = explaining
     limit = NEAR * false_positive_rates[best]
-    near = [
-        generators[g]
-        for g in sorted(range(len(generators)), key=lambda g: false_positive_rates[g])
-        if g != best and false_positive_rates[g] <= min(limit, LEVELS[-1][0])
-    ]
+    near = [generators[g] for g in others if false_positive_rates[g] <= limit]
     match = "matches" if len(near) == 1 else "match"
     doubt = (
         [f"Which generator is uncertain: {', '.join(near)} {match} nearly as well."] if near else []
     )
     return Verdict(
         level,
-        name,
+        generators[best],
         joint,
         sample_size,
-        f"{level.capitalize()} of {name}'s spectral pattern; {rate} of {sample_size} real photos "
-        "score at least this high for some generator.",
+        f"{level.capitalize()} of {generators[best]}'s spectral pattern; {rate} of {sample_size} "
+        "real photos score at least this high for some generator.",
         (*cautions, *doubt),
     )
 

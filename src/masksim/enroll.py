@@ -1,0 +1,607 @@
+"""Enrolling: one more generator on a finished detector, from a folder of its images, in minutes.
+
+The shared residual, its statistics and all other heads stay as they are, so that the scores of the
+generators that were there before do not change by a bit. What is new is one mask, one reference and
+one column of the calibration. The real photos that it is set against come with the detector as
+features (`masksim.photos`); more can be given.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from masksim import __version__, metrics
+from masksim.calibration import false_positive_rate
+from masksim.checkpoint import Branch, DetectorFile
+from masksim.dataset import (
+    FeatureTable,
+    ViewConfig,
+    compute_features,
+    history_weights,
+    source_folds,
+    training_weights,
+)
+from masksim.errors import DataError, UsageError
+from masksim.features import FeatureConfig
+from masksim.manifest import REAL, Manifest, Row, manifest_hash, scan_folders
+from masksim.metrics import Estimate
+from masksim.model import SharedHeads
+from masksim.photos import ReferencePhotos
+from masksim.train import (
+    HeadConfig,
+    fisher_coefficients,
+    fit_probability,
+    masks_and_references,
+    matched_real_weights,
+    stored,
+)
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Matrix = NDArray[np.float32]
+
+FEW_IMAGES = 50
+"""With fewer images of the generator there is a warning."""
+
+WEAK_AUROC = 0.8
+"""If the interval of the cross-validated AUROC reaches below this there is a warning."""
+
+EXPLAINED = 0.05
+"""A head that is already there knows an image if the image's rate for it is at most this."""
+
+
+@dataclass(frozen=True)
+class EnrollConfig:
+    """How a generator is enrolled.
+
+    Attributes
+    ----------
+    views
+        Draws of processing for each image.
+    smallest
+        Fewest images that are accepted.
+    smallest_photos
+        Fewest real photos: with fewer than 100, no rate of one in a hundred can be claimed.
+    folds
+        Of the cross-validation that gives the calibration scores and the AUROC.
+    seed
+        Of all draws.
+    samples
+        Of the bootstrap of the AUROC.
+    """
+
+    views: int = 6
+    smallest: int = 20
+    smallest_photos: int = 100
+    folds: int = 5
+    seed: int = 0
+    samples: int = 500
+
+    def __post_init__(self) -> None:
+        if min(self.views, self.smallest, self.smallest_photos, self.samples) < 1 or self.folds < 2:
+            raise UsageError(f"counts must be positive and folds 2 or more: {self}")
+
+
+@dataclass(frozen=True, eq=False)
+class Enrollment:
+    """What came out, to judge whether it is good enough.
+
+    Attributes
+    ----------
+    generator
+        Name.
+    images, sources
+        How many of the generator were used.
+    photos
+        Real photos it was set against and calibrated on.
+    auroc
+        Cross-validated against the photos, histories matched; the interval draws sources where the
+        generator has at least three, else images.
+    known
+        By generator that was there before: the share of the images that its own head would have
+        given a rate of at most 5 %.
+    skipped
+        Error code or ``duplicate`` to number of images left out.
+    warnings
+        Sentences: too little evidence, and why.
+    """
+
+    generator: str
+    images: int
+    sources: int
+    photos: int
+    auroc: Estimate
+    known: Mapping[str, float]
+    skipped: Mapping[str, int]
+    warnings: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the outcome as plain values for JSON."""
+        return asdict(self)
+
+
+def enroll(
+    file: DetectorFile,
+    name: str,
+    images: Sequence[str | os.PathLike[str]],
+    *,
+    cache: str | os.PathLike[str],
+    real: Sequence[str | os.PathLike[str]] = (),
+    config: EnrollConfig | None = None,
+    workers: int = 1,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> tuple[DetectorFile, Enrollment]:
+    """Add a generator to a detector of the shared recipe.
+
+    Parameters
+    ----------
+    file
+        The detector; it is not changed.
+    name
+        Of the generator, new to the detector.
+    images
+        Folders of its images. Sub-folders are taken for different sources.
+    cache
+        Folder for features: a run that is killed goes on where it was.
+    real
+        Folders of further real photos. They take part in the fit and in the new generator's own
+        rates; the rates of the generators that were there before stay as they are. A detector
+        without reference photos needs them, and is then calibrated on them alone for the joint
+        rate.
+    config
+        The run.
+    workers
+        Processes that compute features.
+    progress
+        Called with (stage, done, all).
+
+    Returns
+    -------
+    DetectorFile
+        To be saved; all earlier heads are bit-equal.
+    Enrollment
+
+    Raises
+    ------
+    UsageError
+        The name is there already, or the detector is not of the shared recipe.
+    DataError
+        ``too_few_images``, or nothing to set them against.
+    """
+    config = config or EnrollConfig()
+    at, branch = _shared_branch(file)
+    if name in file.generators:
+        raise UsageError(f"the detector knows a generator {name!r} already")
+    views, heads_config = _settings(file, config)
+    features = FeatureConfig.from_dict(
+        {k: v for k, v in {**branch.preprocess, **branch.spectrum}.items() if k != "colour"}
+    )
+    heads = SharedHeads.from_tensors(branch.tensors, float(branch.head_config["limit"]))
+
+    def compute(rows: Sequence[Row], stage: str) -> FeatureTable:
+        return compute_features(
+            Manifest(tuple(rows), Path(".")), "enroll", cache,
+            views_config=views, feature_config=features, seed=config.seed, workers=workers,
+            graph=branch.onnx,
+            progress=(lambda done, count: progress(stage, done, count)) if progress else None,
+        )  # fmt: skip
+
+    rows, skipped = _rows((), [(name, folder) for folder in images])
+    if len(rows) < config.smallest:
+        raise DataError(
+            f"{len(rows)} different images of {name}; at least {config.smallest} are needed, 50 to "
+            "500 are good",
+            code="too_few_images",
+        )
+    own = compute(rows, f"images of {name}")
+    skipped.update(own.failures.values())
+    n_images = len(np.unique(own.images))
+    if n_images < config.smallest:
+        raise DataError(
+            f"only {n_images} of {len(rows)} images of {name} could be used ({dict(skipped)}); at "
+            f"least {config.smallest} are needed",
+            code="too_few_images",
+        )
+    photos, scored = _photos(file, heads, real, compute, config.smallest_photos)
+    fit = _fit(name, own, photos, heads, views.shares, heads_config, config, progress)
+    similarity, tensors = fit.similarity, fit.tensors
+
+    n = len(photos.features)
+    synthetic = np.arange(len(similarity)) >= n
+    pair = history_weights(fit.table.histories, [synthetic, ~synthetic], views.shares)
+    used = pair > 0
+    few = len(np.unique(own.sources)) < 3
+    groups = np.where(
+        synthetic & few,
+        np.char.add("image ", fit.table.images.astype(str)),
+        np.char.add("source ", fit.table.sources),
+    )
+    auroc = metrics.bootstrap(
+        metrics.auroc, similarity[used], synthetic[used], pair[used],
+        groups=groups[used], samples=config.samples,
+    )  # fmt: skip
+    tensors["a"], tensors["b"] = (
+        np.array([value], np.float32)
+        for value in fit_probability(similarity[used], synthetic[used], pair[used])
+    )
+    first = np.concatenate([[True], own.images[1:] != own.images[:-1]])  # one view an image
+    outcome = Enrollment(
+        name, n_images, len(np.unique(own.sources)), n, auroc,
+        _known(file, branch, heads, own.features[first]), dict(skipped), (),
+    )  # fmt: skip
+    outcome = replace(outcome, warnings=tuple(_warnings(outcome, own, photos)))
+    made = replace(
+        file,
+        branches=(
+            *file.branches[:at],
+            _with_head(branch, name, tensors),
+            *file.branches[at + 1 :],
+        ),
+        calibration=_calibration(file, at, photos, scored, similarity[:n], similarity[n:][first]),
+        provenance=_provenance(file, outcome, rows, config),
+        sha256="",
+    )
+    return made, outcome
+
+
+def forget(file: DetectorFile, name: str) -> DetectorFile:
+    """Take a generator out of a detector of the shared recipe: the inverse of `enroll`.
+
+    Parameters
+    ----------
+    file
+        The detector; it is not changed.
+    name
+        Of the generator.
+
+    Returns
+    -------
+    DetectorFile
+        To be saved; all other heads are bit-equal. Photos that were scored for nothing else stay
+        in the calibration, as rows without a score.
+
+    Raises
+    ------
+    UsageError
+        There is no such generator, no other one, or the detector is not of the shared recipe.
+    """
+    at, branch = _shared_branch(file)
+    if name not in branch.generators or len(branch.generators) < 2:
+        raise UsageError(
+            f"cannot take {name!r} out of a detector of {', '.join(branch.generators)}"
+        )
+    keep = [g for g, other in enumerate(branch.generators) if other != name]
+    names = tuple(branch.generators[g] for g in keep)
+    heads = {
+        key: values if key in ("mean", "deviation") else values[keep]
+        for key, values in branch.tensors.items()
+    }
+    calibration = None
+    if file.calibration is not None:
+        column = file.generators.index(name)
+        calibration = dict(file.calibration)
+        calibration["real_similarities"] = np.delete(
+            calibration["real_similarities"], column, axis=1
+        )
+        if "own_generators" in calibration:
+            of = calibration["own_generators"]
+            calibration["own_similarities"] = calibration["own_similarities"][of != column]
+            calibration["own_generators"] = (of - (of > column))[of != column]
+    return replace(
+        file,
+        branches=(
+            *file.branches[:at],
+            replace(branch, generators=names, tensors=heads),
+            *file.branches[at + 1 :],
+        ),
+        calibration=calibration,
+        sha256="",
+    )
+
+
+def _shared_branch(file: DetectorFile) -> tuple[int, Branch]:
+    shared = [(i, branch) for i, branch in enumerate(file.branches) if branch.head == "shared"]
+    if len(shared) != 1:
+        raise UsageError(
+            "a generator can be enrolled in a detector with one shared residual; this one has "
+            f"{len(shared)} (an imported detector has none: train one with masksim train)"
+        )
+    return shared[0]
+
+
+def _settings(file: DetectorFile, config: EnrollConfig) -> tuple[ViewConfig, HeadConfig]:
+    """Process and fit as the detector was trained: photos and images must be treated alike."""
+    training = file.provenance.get("training")
+    if not isinstance(training, Mapping):
+        raise UsageError("the detector does not say how its training processed images")
+    views = ViewConfig.from_dict({**training["views"], "views": {"*": config.views}})
+    return views, HeadConfig(**training["heads"])
+
+
+def _rows(
+    real: Sequence[str | os.PathLike[str]],
+    synthetic: Sequence[tuple[str, str | os.PathLike[str]]],
+) -> tuple[list[Row], Counter[str]]:
+    """List the images of folders, each content once."""
+    manifest, _ = scan_folders(real, synthetic, shares={"train": 1.0})
+    rows: list[Row] = []
+    seen: set[str] = set()
+    skipped: Counter[str] = Counter()
+    for row in manifest.rows:
+        digest = hashlib.sha256(manifest.file(row).read_bytes()).hexdigest()
+        if digest in seen:
+            skipped["duplicate"] += 1
+            continue
+        seen.add(digest)
+        rows.append(replace(row, sha256=digest))
+    return rows, skipped
+
+
+def _photos(
+    file: DetectorFile,
+    heads: SharedHeads,
+    real: Sequence[str | os.PathLike[str]],
+    compute: Callable[[Sequence[Row], str], FeatureTable],
+    smallest: int,
+) -> tuple[ReferencePhotos, NDArray[np.float32] | None]:
+    """Give the photos to compare with, and their scores for the earlier generators if needed."""
+    kit = None if file.photos is None else ReferencePhotos.from_arrays(file.photos())
+    own = None
+    if real:
+        table = compute(_rows(real, ())[0], "real photos")
+        # One view a photo, so that photos count alike and can be ranked among.
+        first = np.concatenate([[True], table.images[1:] != table.images[:-1]])
+        z = _in_parts(heads.standardise, table.features[first])
+        names = np.unique(table.sources[first], return_inverse=True)[1]
+        offset = 0 if kit is None else int(kit.sources.max()) + 1
+        own = ReferencePhotos(z, 0.0, np.full(len(z), -1), names + offset, table.histories[first])
+    photos = next((part for part in (kit, own) if part is not None), None)
+    scored = None
+    if kit is None and own is not None:
+        scored = _in_parts(heads.similarities, table.features[first])
+    elif kit is not None and own is not None:
+        photos = ReferencePhotos(
+            np.concatenate([kit.features, own.features]), kit.step,
+            np.concatenate([kit.rows, own.rows]), np.concatenate([kit.sources, own.sources]),
+            np.concatenate([kit.histories, own.histories]),
+        )  # fmt: skip
+    if photos is None or len(photos.features) < smallest:
+        raise DataError(
+            f"{0 if photos is None else len(photos.features)} real photos to set the images "
+            f"against; at least {smallest} are needed: give folders of photos",
+            code="too_few_images",
+        )
+    if len(np.unique(photos.sources)) < 2:
+        raise DataError(
+            "all real photos come from one source; at least two are needed: give them in folders "
+            "of their own",
+            code="manifest_invalid",
+        )
+    return photos, scored
+
+
+def _in_parts(
+    function: Callable[[NDArray[Any]], NDArray[Any]], features: NDArray[Any], part: int = 64
+) -> NDArray[np.float32]:
+    """Apply to some rows at a time: masked features of all heads at once would fill the memory."""
+    return np.concatenate(
+        [function(features[i : i + part].astype(np.float32)) for i in range(0, len(features), part)]
+    ).astype(np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class _Fitted:
+    tensors: dict[str, NDArray[Any]]
+    similarity: NDArray[np.float64]  # cross-validated: the photos, then the images' views
+    table: FeatureTable  # without features
+
+
+def _fit(
+    name: str,
+    own: FeatureTable,
+    photos: ReferencePhotos,
+    heads: SharedHeads,
+    shares: Mapping[str, float],
+    heads_config: HeadConfig,
+    config: EnrollConfig,
+    progress: Callable[[str, int, int], None] | None,
+) -> _Fitted:
+    n = len(photos.features)
+    shape = photos.features.shape[1:]
+    z = np.concatenate([photos.features, _in_parts(heads.standardise, own.features)])
+    flat = z.reshape(len(z), -1)
+    # Photos as rows of the same table, so that the same weights and folds serve.
+    rows = [Row(f"photo {i}", REAL, f"photos {s}", "train") for i, s in enumerate(photos.sources)]
+    table = FeatureTable(
+        np.zeros((0, 0, 0, 0), np.float16),
+        np.array([REAL] * n + [name] * len(own.images)),
+        np.concatenate([[row.source for row in rows], own.sources]),
+        np.concatenate([photos.histories, own.histories]),
+        np.array([""] * len(z)),
+        np.concatenate([np.arange(n), own.images + n]),
+        (*rows, *own.rows),
+        {},
+    )
+    classes = (table.generators == name).astype(np.int64)
+    weights = training_weights(table, shares)
+    folds = source_folds(table, config.folds)
+    # Views of one image, and all of a source of photos, are in one fold: none is seen and scored.
+    gram = flat @ flat.T
+
+    def head(used: NDArray[np.bool_]) -> dict[str, NDArray[Any]]:
+        chosen = np.where(used, classes, -1)
+        coefficients = fisher_coefficients(
+            gram, chosen, weights, flat.shape[1],
+            real_weights=matched_real_weights(chosen, weights, table.histories),
+            ridge=heads_config.ridge, pooled=heads_config.pooled,
+        )  # fmt: skip
+        masks, references = masks_and_references(
+            (flat.T @ coefficients).T, (shape[0], shape[1], shape[2]), heads_config.mask_exponent
+        )
+        return stored({"masks": masks, "references": references})
+
+    noise = np.where(np.arange(len(z)) < (photos.rows >= 0).sum(), photos.noise, 0.0)
+    similarity = np.zeros(len(z))
+    for k in range(config.folds):
+        if progress:
+            progress("fold", k, config.folds)
+        held = folds == k
+        if not held.any():
+            continue
+        similarity[held] = similarities_with_noise(flat[held], noise[held], head(~held))
+    if progress:
+        progress("fold", config.folds, config.folds)
+    return _Fitted(head(np.ones(len(z), bool)), similarity, table)
+
+
+def similarities_with_noise(
+    z: Matrix, noise: NDArray[np.float64], tensors: Mapping[str, NDArray[Any]]
+) -> NDArray[np.float64]:
+    """Score standardised features that carry a noise of known variance, for one head.
+
+    Parameters
+    ----------
+    z
+        (n, D), see `masksim.model.standardise`.
+    noise
+        (n,): variance of an independent error of each feature; taken out of the norm.
+    tensors
+        ``masks`` and ``references``, (1, C, R, S).
+
+    Returns
+    -------
+    ndarray
+        float64 (n,): the similarity, as `masksim.model.SharedHeads` has it where there is no noise.
+    """
+    mask = tensors["masks"].astype(np.float32).reshape(-1)
+    reference = tensors["references"].astype(np.float32).reshape(-1)
+    reference = reference / np.linalg.norm(reference)
+    power = (z * z) @ (mask * mask) - noise * float(mask @ mask)
+    return np.asarray(z @ (mask * reference) / np.sqrt(np.maximum(power, 1e-16)), np.float64)
+
+
+def _known(
+    file: DetectorFile, branch: Branch, heads: SharedHeads, features: NDArray[Any]
+) -> dict[str, float]:
+    """How often each earlier head of the branch would have known the images."""
+    if file.calibration is None:
+        return {}
+    scores = _in_parts(heads.similarities, features)
+    columns = [file.generators.index(name) for name in branch.generators]
+    rates = false_positive_rate(scores, file.calibration["real_similarities"][:, columns])
+    return {
+        name: round(float((rates[:, g] <= EXPLAINED).mean()), 4)
+        for g, name in enumerate(branch.generators)
+    }
+
+
+def _with_head(branch: Branch, name: str, tensors: Mapping[str, NDArray[Any]]) -> Branch:
+    """Append a head to a branch; what was there is copied, not computed."""
+    joined = {
+        key: np.concatenate([values, tensors[key].astype(values.dtype)])
+        for key, values in branch.tensors.items()
+        if key in tensors
+    }
+    return replace(
+        branch,
+        generators=(*branch.generators, name),
+        tensors={**branch.tensors, **joined},
+    )
+
+
+def _calibration(
+    file: DetectorFile,
+    at: int,
+    photos: ReferencePhotos,
+    scored: NDArray[np.float32] | None,
+    real: NDArray[np.float64],
+    own: NDArray[np.float64],
+) -> dict[str, NDArray[Any]]:
+    """Add a column to the calibration; NaN where a photo was not scored by a head."""
+    before = file.calibration or {}
+    count = len(file.generators)
+    # The new head stands behind the others of its branch, before those of later branches.
+    column = sum(len(branch.generators) for branch in file.branches[: at + 1])
+    old = before.get("real_similarities", np.zeros((0, count), np.float32))
+    new = np.full(len(old), np.nan)
+    known = photos.rows >= 0
+    new[photos.rows[known]] = real[known]
+    more = np.full((int((~known).sum()), count), np.nan)
+    if scored is not None:
+        more[:, column - scored.shape[1] : column] = scored
+    table = np.insert(
+        np.concatenate([old, more]), column, np.concatenate([new, real[~known]]), axis=1
+    )
+    found: dict[str, NDArray[Any]] = {"real_similarities": table.astype(np.float32)}
+    scores = before.get("own_similarities", np.zeros(0, np.float32))
+    of = np.asarray(before.get("own_generators", np.zeros(0, np.int64)), np.int64)
+    found["own_similarities"] = np.concatenate([scores, own]).astype(np.float32)
+    found["own_generators"] = np.concatenate(
+        [of + (of >= column), np.full(len(own), column)]
+    ).astype(np.int32)
+    return found
+
+
+def _warnings(outcome: Enrollment, own: FeatureTable, photos: ReferencePhotos) -> list[str]:
+    found = []
+    if outcome.images < FEW_IMAGES:
+        found.append(
+            f"Only {outcome.images} images: with fewer than {FEW_IMAGES} the pattern is uncertain."
+        )
+    if outcome.sources < 2:
+        found.append(
+            "All images come from one folder: what they have in common may be how they were "
+            "saved, not who made them. Images of several origins, in sub-folders, are better."
+        )
+    if outcome.auroc.low < WEAK_AUROC:
+        found.append(
+            f"The cross-validated AUROC is {outcome.auroc.value:.2f} "
+            f"[{outcome.auroc.low:.2f}, {outcome.auroc.high:.2f}]: too little evidence that the "
+            "generator has a pattern of its own. Its verdicts will be rare or wrong."
+        )
+    known = {name: share for name, share in outcome.known.items() if share >= 0.5}
+    if known:
+        found.append(
+            "Heads that are there already know many of these images: "
+            + ", ".join(f"{name} {100 * share:.0f} %" for name, share in known.items())
+            + ". The new one may be hard to tell from them."
+        )
+    missing = set(np.unique(own.histories)) - set(np.unique(photos.histories))
+    if missing:
+        found.append(f"No real photo has the history of some images: {', '.join(sorted(missing))}.")
+    return found
+
+
+def _provenance(
+    file: DetectorFile, outcome: Enrollment, rows: Sequence[Row], config: EnrollConfig
+) -> dict[str, Any]:
+    before = dict(file.provenance)
+    name = outcome.generator
+    for key, value in (
+        ("images", outcome.images),
+        ("sources", outcome.sources),
+        ("cross_validated_auroc", round(outcome.auroc.value, 4)),
+    ):
+        before[key] = {**before.get(key, {}), name: value}
+    before["enrolled"] = [
+        *before.get("enrolled", []),
+        {
+            **outcome.to_dict(),
+            "config": asdict(config),
+            "detector": file.sha256,
+            "images_sha256": manifest_hash(replace(row, path=row.sha256) for row in rows),
+            "masksim": __version__,
+            "at": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        },
+    ]
+    return before
