@@ -339,8 +339,9 @@ def test_two_processes_make_one_detector(small: Manifest, tmp_path: Path) -> Non
         "made = train_original(read_manifest(sys.argv[1]), sys.argv[3], config,\n"
         "    options=RunOptions(device='cpu'))\n"
         "with open(sys.argv[3] + os.environ['RANK'], 'w') as file:\n"
-        "    json.dump([made.losses, dict(made.best), [b.tensors['clf_b'].tolist()\n"
-        "        for b in made.file.branches], len(made.file.calibration['real_similarities'])],\n"
+        "    json.dump([made.losses, dict(made.best), len(\n"
+        "        made.file.calibration['real_similarities']), [b.tensors[n].tolist()\n"
+        "        for b in made.file.branches for n in ('clf_b', 'norm_vector.running_mean')]],\n"
         "        file)\n"
     )
     values = {"window": 64, "batch": 6, "epochs": 1, "epoch_steps": 5, "preprocess": "linear3x3",
@@ -355,8 +356,23 @@ def test_two_processes_make_one_detector(small: Manifest, tmp_path: Path) -> Non
     first, second = (json.loads((tmp_path / f"d{rank}").read_text()) for rank in (0, 1))
     assert first == second
     assert len(first[0]["outer"]) == 5
-    assert first[3] == 24
-    assert DetectorFile.load(tmp_path / "d").provenance["processes"] == 2
+    assert first[2] == 24
+    loaded = DetectorFile.load(tmp_path / "d")
+    assert loaded.provenance["processes"] == 2
+    # Both shares of the validation photos were scored with the statistics that were written.
+    detector = load_detector(tmp_path / "d", threads=1)
+    chosen = OriginalConfig.from_dict(values)
+    rows = sorted((r for r in small.rows if r.split == "val" and r.is_real), key=lambda r: r.path)
+    found = [
+        detector.similarities(
+            centre_of(
+                load_image(small.file(r)).pixels, chosen, rng_for(0, "outer", r.path, "validation")
+            )
+        )
+        for r in rows
+    ]
+    assert loaded.calibration is not None
+    np.testing.assert_allclose(loaded.calibration["real_similarities"], found, atol=2e-5)
     with pytest.raises(UsageError, match="another run"):
         train_original(small, tmp_path / "d2", OriginalConfig.from_dict(values),
                        run=tmp_path / "d.run", options=CPU)  # fmt: skip

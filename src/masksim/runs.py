@@ -123,6 +123,12 @@ class Ranks:
         if self.world > 1:
             distributed.barrier()
 
+    def share_buffers(self, module: nn.Module) -> None:
+        """Give all processes the running statistics of process 0, which are those it writes."""
+        if self.world > 1:
+            for values in module.buffers():
+                distributed.broadcast(values, 0)
+
     @contextmanager
     def autocast(self) -> Iterator[None]:
         """Compute convolutions in bfloat16 where the run does so."""
@@ -514,6 +520,7 @@ def fit(
             ends = step % plan.epoch_steps == 0 or step == total
             if ends:
                 scheduler.step()
+                ranks.share_buffers(module)
                 module.eval()
                 with torch.no_grad():
                     measured = dict(validate())
