@@ -129,3 +129,34 @@ def resize(pixels: Pixels, size: tuple[int, int] | float, filter: str = "bicubic
     if height < 1 or width < 1:
         raise UsageError(f"an image cannot be resized to {height} x {width}")
     return np.asarray(Image.fromarray(pixels).resize((width, height), FILTERS[filter]))
+
+
+def bilinear(pixels: Pixels, size: tuple[int, int]) -> Pixels:
+    """Resample by bilinear interpolation without antialiasing, as the original's training does.
+
+    Parameters
+    ----------
+    pixels
+        8-bit sRGB, ``(H, W, 3)``.
+    size
+        The new ``(height, width)`` in pixels. The centre of a new pixel is looked up where it lies
+        in the old grid; fractions of a level are cut off.
+
+    Returns
+    -------
+    ndarray
+        uint8 ``(height, width, 3)``.
+
+    Raises
+    ------
+    UsageError
+        A size under one pixel.
+    """
+    (height, width), (high, wide) = size, pixels.shape[:2]
+    if height < 1 or width < 1:
+        raise UsageError(f"an image cannot be resized to {height} x {width}")
+    mapping = (wide / width, 0.0, 0.0, 0.0, high / height, 0.0)
+    image = Image.fromarray(pixels).transform(
+        (width, height), Image.Transform.AFFINE, mapping, Image.Resampling.BILINEAR
+    )
+    return np.asarray(image)

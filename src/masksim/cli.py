@@ -47,6 +47,7 @@ app = typer.Typer(
 )
 app.add_typer(cli_data.app)
 app.command()(cli_train.train)
+app.command()(cli_train.train_residual)
 app.command()(cli_train.enroll)
 app.command()(cli_evaluate.evaluate)
 

@@ -1,9 +1,11 @@
-"""The commands that make detectors: ``masksim train``, ``masksim enroll``."""
+"""The commands that make detectors: ``train``, ``train-residual``, ``enroll``."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,44 +17,349 @@ from masksim.console import (
     Overwrite,
     Workers,
     errors,
+    leads,
     say,
     stages,
     to_json,
     write,
 )
-from masksim.errors import UsageError
+from masksim.errors import ModelError, UsageError
+
+
+class Recipe(str, Enum):
+    """How a detector is made."""
+
+    shared = "shared"
+    original = "original"
+
+
+class Device(str, Enum):
+    """Where a network is trained."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class Precision(str, Enum):
+    """What a residual network is computed in."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+_OF_ORIGINAL = "Recipe original"  # headings in the help
+_OF_RUN = "Device and run"
+
+RunDevice = Annotated[Device, typer.Option("--device", help="Where.", rich_help_panel=_OF_RUN)]
+RunPrecision = Annotated[
+    Precision,
+    typer.Option(
+        "--precision",
+        help="Of residual networks; auto: bfloat16 where an accelerator has it.",
+        rich_help_panel=_OF_RUN,
+    ),
+]
+RunWorkers = Annotated[
+    int, typer.Option("--workers", min=0, help="Processes that read and process images.")
+]
+RunFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--run", metavar="DIR", help="States and logs of the run; default: OUT.run.",
+        rich_help_panel=_OF_RUN,
+    ),
+]  # fmt: skip
+SaveEvery = Annotated[
+    int,
+    typer.Option(
+        "--save-every", min=1, help="Steps between two saved states.", rich_help_panel=_OF_RUN
+    ),
+]
+TensorBoard = Annotated[
+    bool, typer.Option("--tensorboard", help="Curves for TensorBoard.", rich_help_panel=_OF_RUN)
+]
+Bar = Annotated[bool, typer.Option("--progress/--no-progress", help="Show progress on stderr.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Of all draws.")]
+LimitSteps = Annotated[
+    int | None,
+    typer.Option(
+        "--limit-steps", min=0, help="Steps in all; 0: no limit.", rich_help_panel=_OF_RUN
+    ),
+]
+
+
+def _original(*names: str, help: str, **options: Any) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel=_OF_ORIGINAL, **options)
 
 
 def train(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A TOML file.")],
     manifest: ManifestFile,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The detector to write.")],
+    config: Annotated[
+        Path | None, typer.Argument(metavar="[CONFIG]", help="A TOML file; options override it.")
+    ] = None,
+    recipe: Annotated[
+        Recipe | None, typer.Option("--recipe", help="Default: what CONFIG says, else shared.")
+    ] = None,
     cache: Cache = Path("runs/cache"),
-    workers: Workers = 1,
+    workers: RunWorkers = 1,
+    seed: Seed = None,
     overwrite: Overwrite = False,
+    progress: Bar = True,
     as_json: Json = False,
+    window: Annotated[
+        int | None, _original("-w", "--window", help="Side of the window, pixels.")
+    ] = None,
+    batch: Annotated[int | None, _original("-b", "--batch", help="Images a step.")] = None,
+    epochs: Annotated[int | None, _original("-e", "--epochs", help="Epochs.")] = None,
+    preprocess: Annotated[
+        str | None,
+        _original("-p", "--preprocess", help="DnCNN, light, linear3x3, cross_diff or none."),
+    ] = None,
+    quality: Annotated[
+        str | None,
+        _original("-Q", "--quality", help="Of the compression: 90, 65-100 or random."),
+    ] = None,
+    compression: Annotated[
+        str | None, _original("--compression", help="jpeg, webp or none.")
+    ] = None,
+    colour: Annotated[
+        str | None, _original("--colour", help="Colour space; default: by the compression.")
+    ] = None,
+    tag: Annotated[str | None, _original("-v", "--tag", help="Added to the name.")] = None,
+    multi_class: Annotated[
+        bool | None,
+        _original("--multi-class/--single-class", help="One detector of all generators."),
+    ] = None,
+    generator: Annotated[
+        list[str] | None, _original("--generator", metavar="G", help="Only this one; repeat.")
+    ] = None,
+    num_masks: Annotated[int | None, _original("--num-masks", help="Masks.")] = None,
+    freeze: Annotated[
+        bool | None, _original("--freeze/--fine-tune", help="Leave the residual as it is.")
+    ] = None,
+    resize_reals: Annotated[
+        bool | None,
+        _original(
+            "--resize-reals/--resize-both",
+            help="Resize photos only, as the original does: a label leak.",
+        ),
+    ] = None,
+    residual_weights: Annotated[
+        Path | None,
+        _original("--residual-weights", metavar="FILE", help="What the DnCNN starts from."),
+    ] = None,
+    limit_steps: LimitSteps = None,
+    device: RunDevice = Device.auto,
+    precision: RunPrecision = Precision.auto,
+    run: RunFolder = None,
+    save_every: SaveEvery = 500,
+    tensorboard: TensorBoard = False,
 ) -> None:
     """Train a detector of every generator in a manifest's train split."""
     with errors():
-        from masksim.manifest import read_manifest
-        from masksim.train import read_config, train_shared
+        from masksim.train import read_toml
 
-        chosen = read_config(config)
-        with stages() as progress:
-            made, fit = train_shared(
-                read_manifest(manifest), out, chosen,
-                cache=cache, workers=workers, overwrite=overwrite, progress=progress,
-            )  # fmt: skip
-        auroc = {name: round(value, 4) for name, value in fit.cross_validated_auroc.items()}
-        if as_json:
-            write(to_json({"detector": str(out), "sha256": made.sha256, "auroc": auroc}))
+        values = {} if config is None else read_toml(config)
+        named = values.pop("recipe", Recipe.shared.value)
+        try:
+            chosen = Recipe(named) if recipe is None else recipe
+        except ValueError as error:
+            raise UsageError(f"unknown recipe {named!r}; known: shared, original") from error
+        original = {
+            "window": window, "batch": batch, "epochs": epochs, "preprocess": preprocess,
+            "quality": _quality(quality), "compression": compression, "colour": colour, "tag": tag,
+            "multi_class": multi_class, "generators": generator, "num_masks": num_masks,
+            "freeze": freeze, "resize_reals": resize_reals, "limit_steps": limit_steps,
+        }  # fmt: skip
+        given = {key: value for key, value in original.items() if value is not None}
+        if seed is not None:
+            values["seed"] = seed
+        if chosen is Recipe.shared:
+            of_run = {"residual_weights": residual_weights, "run": run,
+                      "tensorboard": tensorboard or None}  # fmt: skip
+            more = [*given, *(key for key, value in of_run.items() if value is not None)]
+            if more:
+                raise UsageError(
+                    f"{', '.join(sorted(more))}: of the recipe original (--recipe original)"
+                )
+            _train_shared(
+                values, manifest, out, cache, max(1, workers), overwrite, progress, as_json
+            )
             return
-        write(f"{out}: sha256 {made.sha256}")
-        for name, value in auroc.items():
-            write(f"  {name}: cross-validated AUROC {value:.3f}")
-        skipped = made.provenance["skipped"]
-        if skipped:
-            say(f"note: images left out, by reason: {to_json(skipped)}")
+        options = _options(device, precision, workers, save_every, tensorboard)
+        _train_original(
+            {**values, **given}, manifest, out, residual_weights, run, options, overwrite,
+            progress, as_json,
+        )  # fmt: skip
+
+
+def _quality(text: str | None) -> Any:
+    """Read ``90``, ``65-100`` or ``random``."""
+    if text is None or not text[:1].isdigit():
+        return text
+    ends = text.split("-")
+    if len(ends) > 2 or not all(end.isdigit() for end in ends):
+        raise UsageError(f"--quality must be like 90, 65-100 or random, got {text!r}")
+    return int(text) if len(ends) == 1 else [int(end) for end in ends]
+
+
+def _options(
+    device: Device, precision: Precision, workers: int, save_every: int, tensorboard: bool
+) -> Any:
+    try:
+        from masksim.runs import RunOptions
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] != "torch":
+            raise
+        raise ModelError(
+            "this recipe trains with torch; install it with: pip install 'masksim[train]'",
+            code="torch_missing",
+        ) from error
+    return RunOptions(
+        device=device.value, precision=precision.value, workers=workers,
+        save_every=save_every, tensorboard=tensorboard,
+    )  # fmt: skip
+
+
+def _train_shared(
+    values: Mapping[str, Any],
+    manifest: Path,
+    out: Path,
+    cache: Path,
+    workers: int,
+    overwrite: bool,
+    shown: bool,
+    as_json: bool,
+) -> None:
+    from masksim.manifest import read_manifest
+    from masksim.train import TrainConfig, train_shared
+
+    config = TrainConfig.from_dict(values)
+    with stages(shown) as progress:
+        made, fit = train_shared(
+            read_manifest(manifest), out, config,
+            cache=cache, workers=workers, overwrite=overwrite, progress=progress,
+        )  # fmt: skip
+    auroc = {name: round(value, 4) for name, value in fit.cross_validated_auroc.items()}
+    if as_json:
+        write(to_json({"detector": str(out), "sha256": made.sha256, "auroc": auroc}))
+        return
+    write(f"{out}: sha256 {made.sha256}")
+    for name, value in auroc.items():
+        write(f"  {name}: cross-validated AUROC {value:.3f}")
+    _note_skipped(made.provenance["skipped"])
+
+
+def _train_original(
+    values: Mapping[str, Any],
+    manifest: Path,
+    out: Path,
+    residual_weights: Path | None,
+    run: Path | None,
+    options: Any,
+    overwrite: bool,
+    shown: bool,
+    as_json: bool,
+) -> None:
+    from masksim.manifest import read_manifest
+    from masksim.train_original import OriginalConfig, train_original
+
+    config = OriginalConfig.from_dict(values)
+    if config.residual.is_stack and residual_weights is None and leads():
+        say(
+            "note: the residual network starts from random numbers; `masksim train-residual` makes "
+            "one to start from (--residual-weights)"
+        )
+    with stages(shown) as progress:
+        made = train_original(
+            read_manifest(manifest), out, config, residual_weights=residual_weights, run=run,
+            options=options, overwrite=overwrite, progress=progress,
+        )  # fmt: skip
+    if not leads():
+        return
+    best = {name: dict(values) for name, values in made.best.items()}
+    if as_json:
+        write(to_json({"detector": str(out), "sha256": made.file.sha256, "best": best}))
+        return
+    write(f"{out}: sha256 {made.file.sha256}")
+    for name, found in best.items():
+        write(
+            f"  {name}: epoch {found['epoch']}, validation loss {found['valid_loss']:.3f}, "
+            f"AUROC {found['valid_auroc']:.3f}"
+        )
+    _note_skipped(made.skipped)
+
+
+def _note_skipped(skipped: Mapping[str, int]) -> None:
+    if skipped:
+        say(f"note: images left out, by reason: {to_json(dict(skipped))}")
+
+
+def train_residual(
+    manifest: ManifestFile,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The network to write.")],
+    config: Annotated[
+        Path | None, typer.Argument(metavar="[CONFIG]", help="A TOML file; options override it.")
+    ] = None,
+    sigma: Annotated[
+        float | None, typer.Option("--sigma", help="Deviation of the noise, 8-bit levels.")
+    ] = None,
+    light: Annotated[bool, typer.Option("--light", help="The small network.")] = False,
+    depth: Annotated[int | None, typer.Option("--depth", help="Layers.")] = None,
+    features: Annotated[int | None, typer.Option("--features", help="Hidden channels.")] = None,
+    patch: Annotated[int | None, typer.Option("--patch", help="Side of a patch, pixels.")] = None,
+    batch: Annotated[int | None, typer.Option("-b", "--batch", help="Patches a step.")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", help="Steps in all.")] = None,
+    colour: Annotated[str | None, typer.Option("--colour", help="Colour space.")] = None,
+    workers: RunWorkers = 1,
+    seed: Seed = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a network that is there.")
+    ] = False,
+    progress: Bar = True,
+    as_json: Json = False,
+    device: RunDevice = Device.auto,
+    precision: RunPrecision = Precision.auto,
+    run: RunFolder = None,
+    save_every: SaveEvery = 500,
+    tensorboard: TensorBoard = False,
+) -> None:
+    """Train a residual network: a denoiser of the real photos of the train split."""
+    with errors():
+        options = _options(device, precision, workers, save_every, tensorboard)
+        from masksim.manifest import read_manifest
+        from masksim.train import read_toml
+        from masksim.train_residual import DenoiserConfig, train_denoiser
+
+        given = {
+            "sigma": sigma, "depth": depth, "features": features, "patch": patch, "batch": batch,
+            "steps": steps, "colour": colour, "seed": seed,
+        }  # fmt: skip
+        values = {} if config is None else read_toml(config)
+        chosen = DenoiserConfig.from_dict(
+            {
+                **(DenoiserConfig.light_values() if light else {}),
+                **values,
+                **{key: value for key, value in given.items() if value is not None},
+            }
+        )
+        with stages(progress) as report:
+            made = train_denoiser(
+                read_manifest(manifest), out, chosen, run=run, options=options,
+                overwrite=overwrite, progress=report,
+            )  # fmt: skip
+        if not leads():
+            return
+        if as_json:
+            write(to_json({"residual": str(out), **made}))
+            return
+        write(
+            f"{out}: noise of {chosen.sigma:g} levels, PSNR {made['psnr_noisy']:.2f} dB -> "
+            f"{made['psnr']:.2f} dB on photos of other sources"
+        )
 
 
 def enroll(

@@ -31,6 +31,11 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a detector that is there.")]
 
 
+def leads() -> bool:
+    """Tell whether this process speaks: of several that train together (``torchrun``) one does."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 @contextmanager
 def errors() -> Iterator[None]:
     """Turn what is expected to go wrong into one line on stderr and an exit code."""
@@ -73,11 +78,14 @@ def to_json(value: Any, *, indent: int | None = None) -> str:
 
 
 @contextmanager
-def stages() -> Iterator[Callable[[str, int, int], None]]:
+def stages(shown: bool = True) -> Iterator[Callable[[str, int, int], None]]:
     """Progress of the stages of a run: a bar on a terminal, else a line a stage."""
     from rich.console import Console
     from rich.progress import Progress, TaskID
 
+    if not shown or not leads():
+        yield lambda stage, done, count: None
+        return
     if not sys.stderr.isatty():
         said: set[str] = set()
 

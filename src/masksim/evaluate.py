@@ -387,9 +387,9 @@ def bounded(
 def views_of(detector: Detector) -> ViewConfig:
     """Return how the detector's training drew views; the defaults where its file does not say."""
     training = detector.file.provenance.get("training")
-    return (
-        ViewConfig.from_dict(training["views"]) if isinstance(training, Mapping) else ViewConfig()
-    )
+    if isinstance(training, Mapping) and "views" in training:
+        return ViewConfig.from_dict(training["views"])
+    return ViewConfig()  # of the recipe `original`, too, which has none
 
 
 def scale_of(detector: Detector) -> Scale:

@@ -161,9 +161,14 @@ def similarity_of(similarity_map: Array) -> Array:
     return array_namespace(similarity_map).mean(channel_cosines(similarity_map), axis=-1)
 
 
+def logit(similarity: Array, a: Array, b: Array) -> Array:
+    """``exp(a) * similarity + b``: the log-odds of `probability`."""
+    return array_namespace(similarity, a, b).exp(a) * similarity + b
+
+
 def probability(similarity: Array, a: Array, b: Array) -> Array:
     """``sigmoid(exp(a) * similarity + b)``, in (0, 1): the original's calibrated output."""
-    return sigmoid(array_namespace(similarity, a, b).exp(a) * similarity + b)
+    return sigmoid(logit(similarity, a, b))
 
 
 @dataclass(frozen=True)

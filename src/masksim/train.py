@@ -136,22 +136,37 @@ class TrainConfig:
         return cls(**plain)
 
 
-def read_config(path: str | os.PathLike[str]) -> TrainConfig:
-    """Read a training configuration from a TOML file.
+def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read plain values from a TOML file.
 
     Raises
     ------
     UsageError
-        It cannot be read, is no TOML, or has unknown keys.
+        It cannot be read, or is no TOML.
     """
     try:
         import tomllib
     except ImportError:  # Python 3.10
         import tomli as tomllib  # type: ignore[import-not-found,no-redef,unused-ignore]
     try:
-        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        values: dict[str, Any] = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot read the configuration {path}: {error}") from error
+    return values
+
+
+def read_config(path: str | os.PathLike[str]) -> TrainConfig:
+    """Read a training configuration of the shared recipe from a TOML file.
+
+    Raises
+    ------
+    UsageError
+        It cannot be read, is no TOML, is of another recipe, or has unknown keys.
+    """
+    values = read_toml(path)
+    recipe = values.pop("recipe", "shared")
+    if recipe != "shared":
+        raise UsageError(f"{path} is of the recipe {recipe!r}, not of 'shared'")
     return TrainConfig.from_dict(values)
 
 
