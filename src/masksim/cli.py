@@ -45,11 +45,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.add_typer(cli_data.app)
-app.command()(cli_train.train)
-app.command()(cli_train.train_residual)
-app.command()(cli_train.enroll)
-app.command()(cli_evaluate.evaluate)
 
 
 class Device(str, Enum):
@@ -337,6 +332,14 @@ def import_original(
         for note in made.provenance.get("notes", []):
             say(f"note: {note}")
         write(f"{out}: {', '.join(made.generators)}, sha256 {made.sha256}")
+
+
+# In the order of `masksim --help`.
+app.command()(cli_train.enroll)
+app.command()(cli_evaluate.evaluate)
+app.command()(cli_train.train)
+app.command()(cli_train.train_residual)
+app.add_typer(cli_data.app)
 
 
 if __name__ == "__main__":
