@@ -12,6 +12,7 @@ rate among those scored for all.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +21,16 @@ from masksim.errors import ModelError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+EXPLAINING_RATE = 0.10
+"""A generator whose own rate is above this is not matched, and explains nothing."""
+
+UNTYPICAL = 0.10
+"""A generator does not explain an image that is less typical of it than this."""
+
+_FEWEST = 10  # own images, with which something can be said of what is typical
+_POOLED_LIKE = 50  # with so many own images half of the covariance is their own
+_DIAGONAL = 0.1  # share of the covariance's diagonal alone
 
 
 def false_positive_rate(scores: NDArray[Any], real_scores: NDArray[Any]) -> NDArray[np.float64]:
@@ -59,39 +70,6 @@ def scored_for_all(real_scores: NDArray[Any]) -> NDArray[Any]:
     """Rows of the calibration photos that have a score for every generator: (n, G) -> (m, G)."""
     kept: NDArray[Any] = real_scores[~np.isnan(real_scores).any(axis=1)]
     return kept
-
-
-def typicality(
-    scores: NDArray[Any], own_scores: NDArray[Any], own_generators: NDArray[np.integer[Any]]
-) -> NDArray[np.float64]:
-    """Share of each generator's own images that score as low as this one, or lower.
-
-    The counterpart of `false_positive_rate`: small where an image is *unlike* the generator's own
-    images. An image that resembles some generator more than photos do, but is typical of none, is
-    explained by no generator that the detector knows.
-
-    Parameters
-    ----------
-    scores
-        ``(..., G)``.
-    own_scores
-        ``(k,)`` scores of synthetic images for their own generator, unseen by that head.
-    own_generators
-        ``(k,)`` which column each is of.
-
-    Returns
-    -------
-    ndarray
-        ``(..., G)`` float64: ``(1 + #{own <= score}) / (k_g + 1)``; 1 for a generator without own
-        scores, of which nothing can be said.
-    """
-    tested = np.asarray(scores, dtype=np.float64)
-    out = np.ones(tested.shape, dtype=np.float64)
-    for g in range(tested.shape[-1]):
-        own = np.sort(np.asarray(own_scores, dtype=np.float64)[own_generators == g])
-        count = np.searchsorted(own, tested[..., g], side="right")
-        out[..., g] = (1.0 + count) / (len(own) + 1.0)
-    return out
 
 
 def joint_false_positive_rate(
@@ -171,3 +149,172 @@ def _check(scores: NDArray[Any], real_scores: NDArray[Any]) -> None:
         raise ModelError(
             "no calibration photo has a score for every generator", code="model_invalid"
         )
+
+
+@dataclass(frozen=True, eq=False)
+class Attribution:
+    """Which generator explains an image: by the scores of the generators' own images for all heads.
+
+    Each generator's images are a normal distribution of score vectors. Its covariance is in part
+    the generator's own, the more so the more images there are, in part that of all generators.
+
+    Attributes
+    ----------
+    means
+        (G, G): row g is the mean of generator g's images for each head; NaN where it has too few.
+    precisions
+        (G, G, G): inverse covariances.
+    own_posteriors
+        G sorted arrays: the `posterior` of each own image for its own generator, its own share in
+        the mean taken out.
+    """
+
+    means: NDArray[np.float64]
+    precisions: NDArray[np.float64]
+    own_posteriors: tuple[NDArray[np.float64], ...]
+
+    @classmethod
+    def fit(
+        cls, own_similarities: NDArray[Any], own_generators: NDArray[np.integer[Any]]
+    ) -> Attribution:
+        """Fit to score vectors of synthetic images by heads that had not seen them.
+
+        Parameters
+        ----------
+        own_similarities
+            ``(k, G)``; rows with a NaN are left out.
+        own_generators
+            ``(k,)``: whose image each is.
+
+        Raises
+        ------
+        ModelError
+            The shapes differ, a generator is unknown, or a score is infinite.
+        """
+        scores = np.asarray(own_similarities, dtype=np.float64)
+        of = np.asarray(own_generators)
+        if scores.ndim != 2 or of.shape != scores.shape[:1] or of.dtype.kind not in "iu":
+            raise ModelError(
+                f"scores of own images of shape {scores.shape}, generators of {of.shape}",
+                code="model_invalid",
+            )
+        count = scores.shape[1]
+        if np.isinf(scores).any() or (len(of) and not 0 <= of.min() <= of.max() < count):
+            raise ModelError("invalid scores of the generators' own images", code="model_invalid")
+        complete = ~np.isnan(scores).any(axis=1)
+        scores, of = scores[complete], of[complete]
+        sizes = np.bincount(of, minlength=count)
+        known = [int(g) for g in np.flatnonzero(sizes >= _FEWEST)]
+        means = np.full((count, count), np.nan)
+        precisions = np.full((count, count, count), np.nan)
+        spread = {g: np.cov(scores[of == g].T, bias=True).reshape(count, count) for g in known}
+        pooled = np.mean(list(spread.values()), axis=0) if spread else np.zeros((count, count))
+        for g in known:
+            means[g] = scores[of == g].mean(axis=0)
+            share = sizes[g] / (sizes[g] + _POOLED_LIKE)
+            covariance = share * spread[g] + (1 - share) * pooled
+            diagonal = np.diag(np.diag(covariance)) + 1e-12 * np.eye(count)
+            precisions[g] = np.linalg.inv((1 - _DIAGONAL) * covariance + _DIAGONAL * diagonal)
+        model = cls(means, precisions, ())
+        own = []
+        for g in range(count):
+            if g not in spread:
+                own.append(np.zeros(0))
+                continue
+            # The mean without the image itself is farther from it, by n / (n - 1).
+            n = int(sizes[g])
+            odds = model._log_likelihoods(scores[of == g], stretch=(g, n / (n - 1)))
+            own.append(np.sort(_normalised(odds)[:, g]))
+        return cls(means, precisions, tuple(own))
+
+    def _log_likelihoods(
+        self, scores: NDArray[np.float64], stretch: tuple[int, float] | None = None
+    ) -> NDArray[np.float64]:
+        out = np.full((len(scores), len(self.means)), -np.inf)
+        for g, (mean, precision) in enumerate(zip(self.means, self.precisions, strict=True)):
+            if np.isnan(mean).any():
+                continue
+            offset = scores - mean
+            if stretch is not None and stretch[0] == g:
+                offset = offset * stretch[1]
+            distance = np.einsum("ni,ij,nj->n", offset, precision, offset)
+            out[:, g] = 0.5 * (np.linalg.slogdet(precision)[1] - distance)
+        return out
+
+    def posterior(self, scores: NDArray[Any]) -> NDArray[np.float64]:
+        """Probability of each generator if it is one of them, all equally likely before.
+
+        Parameters
+        ----------
+        scores
+            ``(..., G)``.
+
+        Returns
+        -------
+        ndarray
+            ``(..., G)`` float64, 1 in sum; 0 for a generator with too few own images; NaN where
+            all are.
+        """
+        flat = np.asarray(scores, dtype=np.float64).reshape(-1, len(self.means))
+        return _normalised(self._log_likelihoods(flat)).reshape(np.shape(scores))
+
+    def typicality(self, scores: NDArray[Any]) -> NDArray[np.float64]:
+        """Share of each generator's own images that are told to be its no more clearly than this.
+
+        A conformal p-value of "this is an image of generator g": of its own images at most a share
+        q has a value of at most q.
+
+        Parameters
+        ----------
+        scores
+            ``(..., G)``.
+
+        Returns
+        -------
+        ndarray
+            ``(..., G)`` float64: ``(1 + #{own posterior <= posterior}) / (k_g + 1)``; 1 for a
+            generator with too few own images, of which nothing can be said.
+        """
+        posterior = self.posterior(scores)
+        out = np.ones(posterior.shape)
+        for g, own in enumerate(self.own_posteriors):
+            if len(own):
+                count = np.searchsorted(own, posterior[..., g], side="right")
+                out[..., g] = (1.0 + count) / (len(own) + 1.0)
+        return out
+
+    def name(self, scores: NDArray[Any], rates: NDArray[np.float64]) -> NDArray[np.int64]:
+        """Name the generator that explains each image best.
+
+        Parameters
+        ----------
+        scores
+            ``(n, G)``.
+        rates
+            ``(n, G)``: each generator's own false-positive rate.
+
+        Returns
+        -------
+        ndarray
+            int64 ``(n,)``: its column, or -1 where none explains the image.
+        """
+        explains, posterior = self.explaining(scores, rates), self._weights(scores)
+        best = np.where(explains, posterior, -1.0).argmax(axis=-1)
+        return np.where(explains.any(axis=-1), best, -1)
+
+    def explaining(self, scores: NDArray[Any], rates: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Tell which generators explain each image: ``(n, G)``, see `name`."""
+        matched = rates <= np.maximum(EXPLAINING_RATE, rates.min(axis=-1, keepdims=True))
+        found: NDArray[np.bool_] = matched & (self.typicality(scores) > UNTYPICAL)
+        return found
+
+    def _weights(self, scores: NDArray[Any]) -> NDArray[np.float64]:
+        return np.nan_to_num(self.posterior(scores), nan=0.0)
+
+
+def _normalised(log_likelihoods: NDArray[np.float64]) -> NDArray[np.float64]:
+    highest = log_likelihoods.max(axis=1, keepdims=True)
+    with np.errstate(invalid="ignore"):
+        weights = np.exp(log_likelihoods - highest)
+        found: NDArray[np.float64] = weights / weights.sum(axis=1, keepdims=True)
+    return found

@@ -179,6 +179,16 @@ class DetectorFile:
         """Names of all generators, each once, in the order of the branches."""
         return tuple(dict.fromkeys(name for branch in self.branches for name in branch.generators))
 
+    @property
+    def scores_sha256(self) -> str:
+        """SHA-256 of what decides similarities alone: equal for detectors that score alike."""
+        parts = self._scoring_parts()
+        described = {
+            "branches": self._described_branches(),
+            "parts": {name: hashlib.sha256(data).hexdigest() for name, data in parts.items()},
+        }
+        return _digest(json.loads(json.dumps(described)))
+
     def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> DetectorFile:
         """Write the folder: all of it or, on failure, nothing.
 
@@ -218,6 +228,14 @@ class DetectorFile:
         return replace(self, sha256=described["digest"])
 
     def _parts(self) -> dict[str, bytes]:
+        parts = self._scoring_parts()
+        if self.calibration is not None:
+            parts[_CALIBRATION] = _to_safetensors(self.calibration)
+        if self.photos is not None:
+            parts[_PHOTOS] = _to_safetensors(self.photos())
+        return parts
+
+    def _scoring_parts(self) -> dict[str, bytes]:
         parts: dict[str, bytes] = {}
         heads: dict[str, NDArray[Any]] = {}
         for i, branch in enumerate(self.branches):
@@ -226,28 +244,27 @@ class DetectorFile:
             if branch.residual_weights:
                 parts[_weights_part(i)] = _to_safetensors(branch.residual_weights)
         parts[_HEADS] = _to_safetensors(heads)
-        if self.calibration is not None:
-            parts[_CALIBRATION] = _to_safetensors(self.calibration)
-        if self.photos is not None:
-            parts[_PHOTOS] = _to_safetensors(self.photos())
         return parts
+
+    def _described_branches(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "residual": branch.residual.to_dict(),
+                "preprocess": dict(branch.preprocess),
+                "spectrum": dict(branch.spectrum),
+                "head": branch.head,
+                "head_config": dict(branch.head_config),
+                "generators": list(branch.generators),
+            }
+            for branch in self.branches
+        ]
 
     def _description(self, parts: Mapping[str, bytes]) -> dict[str, Any]:
         return {
             "format": FORMAT,
             "format_version": self.format_version,
             "config": dict(self.config),
-            "branches": [
-                {
-                    "residual": branch.residual.to_dict(),
-                    "preprocess": dict(branch.preprocess),
-                    "spectrum": dict(branch.spectrum),
-                    "head": branch.head,
-                    "head_config": dict(branch.head_config),
-                    "generators": list(branch.generators),
-                }
-                for branch in self.branches
-            ],
+            "branches": self._described_branches(),
             "provenance": dict(self.provenance),
             "parts": {name: hashlib.sha256(data).hexdigest() for name, data in parts.items()},
         }

@@ -59,9 +59,12 @@ class GeneratorScore:
         the detector is not calibrated.
     sample_size
         On how many real photos that was measured; 0 if uncalibrated.
+    posterior
+        Probability of this generator if it is one of those the detector knows, all equally likely
+        before; None where the detector has no scores of their own images.
     typicality
-        Share of the generator's own images that score as low as this one, in (0, 1]; None where
-        the detector has no scores of them.
+        Share of the generator's own images that are told to be its no more clearly than this one,
+        in (0, 1]; None likewise. See `masksim.calibration.Attribution`.
     """
 
     generator: str
@@ -69,6 +72,7 @@ class GeneratorScore:
     probability: float
     false_positive_rate: float | None
     sample_size: int = 0
+    posterior: float | None = None
     typicality: float | None = None
 
 
@@ -393,7 +397,7 @@ class Detector:
             if isinstance(sources, Mapping) and sources.get(name, FEW_SOURCES) < FEW_SOURCES
         }
         self._real: NDArray[np.float64] | None = None
-        self._own: tuple[NDArray[np.float64], NDArray[np.int64]] | None = None
+        self._attribution: calibration.Attribution | None = None
         if file.calibration is not None:
             self._calibrate(file.calibration)
 
@@ -411,18 +415,13 @@ class Detector:
             raise ModelError("the calibration has no photo with a score for every head")
         if not own & set(arrays):
             return
-        scores, of = (arrays.get(name) for name in ("own_similarities", "own_generators"))
-        if (
-            scores is None
-            or of is None
-            or scores.ndim != 1
-            or scores.shape != of.shape
-            or of.dtype.kind not in "iu"
-            or not np.isfinite(scores).all()
-            or (len(of) and not 0 <= of.min() <= of.max() < len(self.generators))
-        ):
-            raise ModelError("invalid scores of the generators' own images")
-        self._own = np.asarray(scores, dtype=np.float64), np.asarray(of, dtype=np.int64)
+        if not own <= set(arrays):
+            raise ModelError(f"of {sorted(own)} the calibration has only one")
+        if arrays["own_similarities"].shape[1:] != (len(self.generators),):
+            raise ModelError("own images are scored for another number of heads")
+        self._attribution = calibration.Attribution.fit(
+            arrays["own_similarities"], arrays["own_generators"]
+        )
 
     @property
     def sample_size(self) -> int:
@@ -527,9 +526,15 @@ class Detector:
             rates = calibration.false_positive_rate(similarity, self._real).tolist()
             joint = float(calibration.joint_false_positive_rate(similarity, self._real))
             sizes = (~np.isnan(self._real)).sum(axis=0).tolist()
-        typical: list[float] | None = None
-        if self._own is not None:
-            typical = calibration.typicality(similarity, *self._own).tolist()
+        posterior: list[float] | None = None
+        typical: list[float] = []
+        explains: list[bool] | None = None
+        if self._attribution is not None and rates is not None:
+            posterior = self._attribution.posterior(similarity).tolist()
+            typical = self._attribution.typicality(similarity).tolist()
+            explains = self._attribution.explaining(similarity, np.array(rates)).tolist()
+            if not np.isfinite(posterior).all():  # too few own images of any
+                posterior = explains = None
         scores = [
             GeneratorScore(
                 generator,
@@ -537,7 +542,8 @@ class Detector:
                 float(probability[g]),
                 None if rates is None else rates[g],
                 sizes[g],
-                None if typical is None else typical[g],
+                None if posterior is None else posterior[g],
+                None if posterior is None else typical[g],
             )
             for g, generator in enumerate(self.generators)
         ]
@@ -560,7 +566,8 @@ class Detector:
                 if flat > FLAT
                 else None
             ),
-            typicality=typical,
+            explains=explains,
+            posterior=posterior,
         )
         if decided.generator in self._narrow:
             note = (

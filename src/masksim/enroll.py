@@ -35,7 +35,7 @@ from masksim.features import FeatureConfig
 from masksim.manifest import REAL, Manifest, Row, manifest_hash, scan_folders
 from masksim.metrics import Estimate
 from masksim.model import SharedHeads
-from masksim.photos import ReferencePhotos
+from masksim.photos import ReferencePhotos, unpack
 from masksim.train import (
     HeadConfig,
     fisher_coefficients,
@@ -212,7 +212,8 @@ def enroll(
             f"least {config.smallest} are needed",
             code="too_few_images",
         )
-    photos, scored = _photos(file, heads, real, compute, config.smallest_photos)
+    kit, others = (None, None) if file.photos is None else unpack(file.photos())
+    photos, scored = _photos(kit, heads, real, compute, config.smallest_photos)
     fit = _fit(name, own, photos, heads, views.shares, heads_config, config, progress)
     similarity, tensors = fit.similarity, fit.tensors
 
@@ -235,9 +236,17 @@ def enroll(
         for value in fit_probability(similarity[used], synthetic[used], pair[used])
     )
     first = np.concatenate([[True], own.images[1:] != own.images[:-1]])  # one view an image
+    own_scores = np.column_stack(
+        [_in_parts(heads.similarities, own.features[first]), similarity[n:][first]]
+    )
+    known = None
+    if others is not None:
+        flat = others.features.reshape(len(others.features), -1)
+        noise = np.full(len(flat), others.noise)
+        known = others.rows, similarities_with_noise(flat, noise, tensors)
     outcome = Enrollment(
         name, n_images, len(np.unique(own.sources)), n, auroc,
-        _known(file, branch, heads, own.features[first]), dict(skipped), (),
+        _known(file, branch, own_scores[:, :-1]), dict(skipped), (),
     )  # fmt: skip
     outcome = replace(outcome, warnings=tuple(_warnings(outcome, own, photos)))
     made = replace(
@@ -247,7 +256,7 @@ def enroll(
             _with_head(branch, name, tensors),
             *file.branches[at + 1 :],
         ),
-        calibration=_calibration(file, at, photos, scored, similarity[:n], similarity[n:][first]),
+        calibration=_calibration(file, at, photos, scored, similarity[:n], own_scores, known),
         provenance=_provenance(file, outcome, rows, config),
         sha256="",
     )
@@ -295,7 +304,9 @@ def forget(file: DetectorFile, name: str) -> DetectorFile:
         )
         if "own_generators" in calibration:
             of = calibration["own_generators"]
-            calibration["own_similarities"] = calibration["own_similarities"][of != column]
+            calibration["own_similarities"] = np.delete(
+                calibration["own_similarities"], column, axis=1
+            )[of != column]
             calibration["own_generators"] = (of - (of > column))[of != column]
     return replace(
         file,
@@ -348,14 +359,13 @@ def _rows(
 
 
 def _photos(
-    file: DetectorFile,
+    kit: ReferencePhotos | None,
     heads: SharedHeads,
     real: Sequence[str | os.PathLike[str]],
     compute: Callable[[Sequence[Row], str], FeatureTable],
     smallest: int,
 ) -> tuple[ReferencePhotos, NDArray[np.float32] | None]:
     """Give the photos to compare with, and their scores for the earlier generators if needed."""
-    kit = None if file.photos is None else ReferencePhotos.from_arrays(file.photos())
     own = None
     if real:
         table = compute(_rows(real, ())[0], "real photos")
@@ -490,13 +500,10 @@ def similarities_with_noise(
     return np.asarray(z @ (mask * reference) / np.sqrt(np.maximum(power, 1e-16)), np.float64)
 
 
-def _known(
-    file: DetectorFile, branch: Branch, heads: SharedHeads, features: NDArray[Any]
-) -> dict[str, float]:
-    """How often each earlier head of the branch would have known the images."""
+def _known(file: DetectorFile, branch: Branch, scores: NDArray[np.float64]) -> dict[str, float]:
+    """Tell how often each earlier head of the branch would have known the images."""
     if file.calibration is None:
         return {}
-    scores = _in_parts(heads.similarities, features)
     columns = [file.generators.index(name) for name in branch.generators]
     rates = false_positive_rate(scores, file.calibration["real_similarities"][:, columns])
     return {
@@ -526,26 +533,39 @@ def _calibration(
     scored: NDArray[np.float32] | None,
     real: NDArray[np.float64],
     own: NDArray[np.float64],
+    known: tuple[NDArray[np.int64], NDArray[np.float64]] | None,
 ) -> dict[str, NDArray[Any]]:
-    """Add a column to the calibration; NaN where a photo was not scored by a head."""
+    """Add a column to the calibration; NaN where an image was not scored by a head.
+
+    `real` are the new head's scores of `photos`, `scored` the earlier heads' of those that came
+    without; `own` the scores of the new generator's images, by the branch's heads and the new one;
+    `known` rows of ``own_similarities`` and their scores by the new head.
+    """
     before = file.calibration or {}
     count = len(file.generators)
     # The new head stands behind the others of its branch, before those of later branches.
     column = sum(len(branch.generators) for branch in file.branches[: at + 1])
     old = before.get("real_similarities", np.zeros((0, count), np.float32))
     new = np.full(len(old), np.nan)
-    known = photos.rows >= 0
-    new[photos.rows[known]] = real[known]
-    more = np.full((int((~known).sum()), count), np.nan)
+    listed = photos.rows >= 0
+    new[photos.rows[listed]] = real[listed]
+    more = np.full((int((~listed).sum()), count), np.nan)
     if scored is not None:
         more[:, column - scored.shape[1] : column] = scored
     table = np.insert(
-        np.concatenate([old, more]), column, np.concatenate([new, real[~known]]), axis=1
+        np.concatenate([old, more]), column, np.concatenate([new, real[~listed]]), axis=1
     )
     found: dict[str, NDArray[Any]] = {"real_similarities": table.astype(np.float32)}
-    scores = before.get("own_similarities", np.zeros(0, np.float32))
+    scores = before.get("own_similarities", np.zeros((0, count), np.float32))
     of = np.asarray(before.get("own_generators", np.zeros(0, np.int64)), np.int64)
-    found["own_similarities"] = np.concatenate([scores, own]).astype(np.float32)
+    added = np.full(len(scores), np.nan)
+    if known is not None:
+        added[known[0]] = known[1]
+    rows = np.full((len(own), count + 1), np.nan)
+    rows[:, column + 1 - own.shape[1] : column + 1] = own
+    found["own_similarities"] = np.concatenate(
+        [np.insert(scores, column, added, axis=1), rows]
+    ).astype(np.float32)
     found["own_generators"] = np.concatenate(
         [of + (of >= column), np.full(len(own), column)]
     ).astype(np.int32)

@@ -232,7 +232,7 @@ def score_manifest(
     detector = load_detector(model, threads=1)
     if config is None:
         config = views_of(detector)
-    key = [detector.sha256, _hash(manifest), asdict(config), seed]
+    key = [detector.file.scores_sha256, _hash(manifest), asdict(config), seed]
     if purpose != "evaluate":
         key.append(purpose)
     table = _score(
@@ -289,7 +289,7 @@ def score_degraded(
 
         out[one.name] = _score(
             manifest, detector.generators,
-            [detector.sha256, _hash(manifest), "degraded", one.name, one.does, seed],
+            [detector.file.scores_sha256, _hash(manifest), "degraded", one.name, one.does, seed],
             cache=cache, purpose="as found", config=ViewConfig(), seed=seed,
             degradation=one.name, workers=workers, initializer=_start_worker,
             initargs=(os.fspath(model),), progress=tell,

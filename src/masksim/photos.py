@@ -1,7 +1,8 @@
-"""Features of real photos that travel with a detector, so that generators can be enrolled offline.
+"""Features of images that travel with a detector, so that generators can be enrolled offline.
 
-A new generator's mask and reference need real photos to be set against, and its rates need real
-photos to rank among. The photos themselves cannot be shipped; their standardised features can.
+A new generator's mask and reference need real photos to be set against, its rates need real photos
+to rank among, and to tell it from the others their images must be scored for it, too. The images
+themselves cannot be shipped; their standardised features can.
 They are rounded to whole steps of one deviation and deflated, to about a quarter of a byte a
 feature. Rounding adds noise of variance step² / 12 to each feature: it widens the distribution of
 scores by a few per cent, which errs on the safe side, and `similarities` takes it out of the norm.
@@ -29,7 +30,7 @@ _MAX_VALUES = 2**31
 
 @dataclass(frozen=True, eq=False)
 class ReferencePhotos:
-    """Standardised features of real photos.
+    """Standardised features of real photos, or of the known generators' images.
 
     Attributes
     ----------
@@ -38,7 +39,8 @@ class ReferencePhotos:
     step
         They were rounded to multiples of this, in deviations; 0 if they were not.
     rows
-        int64 (m,): the row of each photo in the detector's ``real_similarities``; -1 for none.
+        int64 (m,): the row of each in the detector's ``real_similarities`` (of synthetic images:
+        ``own_similarities``); -1 for none.
     sources
         int64 (m,): photos with the same number come from the same source.
     histories
@@ -109,6 +111,39 @@ class ReferencePhotos:
         except (ValueError, IndexError, TypeError, zlib.error) as error:
             raise ModelError(f"invalid reference photos: {error}", code="model_invalid") from error
         return found
+
+
+def pack(photos: ReferencePhotos, images: ReferencePhotos | None) -> dict[str, NDArray[Any]]:
+    """Arrays for the detector file of real photos and of the known generators' images."""
+    parts = {"photos": photos} if images is None else {"photos": photos, "images": images}
+    return {
+        f"{kind}.{name}": values
+        for kind, part in parts.items()
+        for name, values in part.to_arrays().items()
+    }
+
+
+def unpack(
+    arrays: Mapping[str, NDArray[Any]],
+) -> tuple[ReferencePhotos, ReferencePhotos | None]:
+    """Read what `pack` wrote.
+
+    Raises
+    ------
+    ModelError
+        See `ReferencePhotos.from_arrays`.
+    """
+    parts: dict[str, dict[str, NDArray[Any]]] = {"photos": {}}
+    for name, values in arrays.items():
+        kind, _, rest = name.partition(".")
+        parts.setdefault(kind, {})[rest] = values
+    if unknown := sorted(set(parts) - {"photos", "images"}):
+        raise ModelError(f"unknown reference images: {unknown}", code="model_invalid")
+    images = parts.get("images")
+    return (
+        ReferencePhotos.from_arrays(parts["photos"]),
+        None if images is None else ReferencePhotos.from_arrays(images),
+    )
 
 
 def spread_over_sources(sources: Sequence[Any], keys: Sequence[str], count: int) -> list[int]:

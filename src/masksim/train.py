@@ -35,7 +35,7 @@ from masksim.errors import DataError, UsageError
 from masksim.features import FeatureConfig
 from masksim.manifest import REAL, Manifest, manifest_hash
 from masksim.model import SharedHeads
-from masksim.photos import ReferencePhotos, spread_over_sources
+from masksim.photos import ReferencePhotos, pack, spread_over_sources
 from masksim.residual import ResidualConfig, residual_onnx
 
 if TYPE_CHECKING:
@@ -93,9 +93,10 @@ class TrainConfig:
         Generators with fewer training images are left out.
     folds
         Of the cross-validation over sources that gives the calibration scores.
-    photos, photo_step
-        How many real photos' features are kept with the detector, to enroll generators with, and
-        the step they are rounded to, in deviations; see `masksim.photos`.
+    photos, images, photo_step
+        Features of how many real photos, and of how many images of each generator, are kept with
+        the detector to enroll generators with, and the step they are rounded to, in deviations;
+        see `masksim.photos`.
     views, features, heads
         See their classes. First qualities that are left empty are measured on the real photos.
     """
@@ -104,7 +105,8 @@ class TrainConfig:
     seed: int = 0
     smallest_class: int = 30
     folds: int = 5
-    photos: int = 1200
+    photos: int = 1000
+    images: int = 50
     photo_step: float = 1.0
     views: ViewConfig = field(default_factory=lambda: ViewConfig(first_qualities=()))
     features: FeatureConfig = field(default_factory=FeatureConfig)
@@ -378,8 +380,8 @@ class Fit:
     real_similarities
         float32 (n, G): cross-validated scores of the calibration photos.
     own_similarities, own_generators
-        float32 (k,) and int32 (k,): cross-validated score of each synthetic image for its own
-        generator, and which that is.
+        float32 (k, G) and int32 (k,): cross-validated scores of the synthetic images, and the
+        generator of each.
     cross_validated_auroc
         By generator, training views, sources of reals unseen.
     """
@@ -542,7 +544,7 @@ def fit_heads(
         names,
         stored(tensors),
         scored[calibration.generators == REAL],
-        scored[own, column],
+        scored[own],
         column.astype(np.int32),
         measured,
     )
@@ -558,40 +560,61 @@ def _image_keys(table: FeatureTable) -> list[tuple[str, str]]:
     ]
 
 
-def reference_photos(
-    calibration: FeatureTable, tensors: Mapping[str, NDArray[Any]], config: TrainConfig
-) -> ReferencePhotos | None:
-    """Choose photos, evenly over the sources, and standardise their features for enrolling.
+def reference_images(
+    calibration: FeatureTable, fit: Fit, config: TrainConfig
+) -> tuple[ReferencePhotos, ReferencePhotos | None] | None:
+    """Choose images, evenly over the sources, and standardise their features for enrolling.
 
     Parameters
     ----------
     calibration
         See `fit_heads`.
-    tensors
-        Of the finished heads.
+    fit
+        Of the same table.
     config
-        `TrainConfig.photos` and `TrainConfig.photo_step`.
+        `TrainConfig.photos`, `TrainConfig.images` and `TrainConfig.photo_step`.
 
     Returns
     -------
-    ReferencePhotos or None
-        None if none are wanted.
+    photos, images or None
+        For `masksim.photos.pack`; None if no photos are wanted.
     """
     if config.photos < 1:
         return None
-    real = np.flatnonzero(calibration.generators == REAL)
-    rows = [calibration.rows[i] for i in calibration.images[real]]
-    keys = [row.extra.get("blob") or row.sha256 or row.path for row in rows]
-    sources = calibration.sources[real]
-    chosen = spread_over_sources(sources.tolist(), keys, config.photos)
-    heads = SharedHeads.from_tensors(tensors, config.heads.limit)
-    return ReferencePhotos(
-        heads.standardise(calibration.features[real[chosen]].astype(np.float32)),
-        config.photo_step,
-        np.array(chosen, dtype=np.int64),
-        np.unique(sources, return_inverse=True)[1][chosen],
-        calibration.histories[real[chosen]],
+    heads = SharedHeads.from_tensors(fit.tensors, config.heads.limit)
+    keys = np.array(
+        [
+            row.extra.get("blob") or row.sha256 or row.path
+            for row in (calibration.rows[i] for i in calibration.images)
+        ]
     )
+    sources = np.unique(calibration.sources, return_inverse=True)[1]
+
+    def keep(of: NDArray[np.int64], chosen: NDArray[np.int64]) -> ReferencePhotos:
+        """Keep some of the views `of`, which are the rows that the detector's scores have."""
+        at = of[chosen]
+        return ReferencePhotos(
+            heads.standardise(calibration.features[at].astype(np.float32)),
+            config.photo_step,
+            chosen,
+            sources[at],
+            calibration.histories[at],
+        )
+
+    real = np.flatnonzero(calibration.generators == REAL)
+    photos = keep(
+        real,
+        np.array(spread_over_sources(sources[real].tolist(), keys[real].tolist(), config.photos)),
+    )
+    own = np.flatnonzero(np.isin(calibration.generators, fit.generators))
+    chosen: list[int] = []
+    for name in fit.generators:
+        at = np.flatnonzero(calibration.generators[own] == name)
+        spread = spread_over_sources(
+            sources[own[at]].tolist(), keys[own[at]].tolist(), config.images
+        )
+        chosen += at[spread].tolist()
+    return photos, keep(own, np.array(sorted(chosen))) if config.images else None
 
 
 # --- the run -----------------------------------------------------------------------------------
@@ -681,7 +704,7 @@ def train_shared(
         tensors=fit.tensors,
         head_config={"limit": config.heads.limit},
     )
-    photos = reference_photos(calibration, fit.tensors, config)
+    kept = reference_images(calibration, fit, config)
     file = DetectorFile(
         config={"name": config.name, "recipe": "shared"},
         branches=(branch,),
@@ -690,7 +713,7 @@ def train_shared(
             "own_similarities": fit.own_similarities,
             "own_generators": fit.own_generators,
         },
-        photos=None if photos is None else photos.to_arrays,
+        photos=None if kept is None else lambda: pack(*kept),
         provenance={
             "training": asdict(config),
             "manifest_sha256": manifest_hash(chosen.rows),
@@ -706,7 +729,7 @@ def train_shared(
             "calibration": {
                 "photos": len(fit.real_similarities),
                 "sources": len(np.unique(calibration.sources[calibration.generators == REAL])),
-                "for_enrolling": 0 if photos is None else len(photos.features),
+                "for_enrolling": 0 if kept is None else len(kept[0].features),
                 "how": f"cross-validated over sources in {config.folds} folds, one view a photo",
             },
             "cross_validated_auroc": {k: round(v, 4) for k, v in fit.cross_validated_auroc.items()},

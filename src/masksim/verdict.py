@@ -25,11 +25,10 @@ LEVELS: tuple[tuple[float, Level], ...] = (
 )
 """Largest joint false-positive rate of each level, the strongest first."""
 
-UNTYPICAL = 0.05
-"""A generator whose own images score lower than this one less often does not explain it."""
-
 NEAR = 3.0
-"""A generator whose rate is up to so many times that of the best one may be meant as well."""
+"""A generator that is up to so many times less likely than the one named may be meant as well.
+
+Likely by the posterior among the known generators; where there is none, by the rates."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +42,9 @@ class Verdict:
         the image is unlike the photos that the rates were measured on; ``"uncalibrated"`` where
         the detector has no scores of real photos to compare with.
     generator
-        The generator whose pattern is matched best, that is with the lowest rate of its own; None
-        where there is no evidence, and where no known generator explains it (`unknown_generator`).
-        `cautions` names others that match nearly as well (`NEAR`).
+        The generator that explains the image best; None where there is no evidence, and where no
+        known generator does (`unknown_generator`). `cautions` names others that may be meant as
+        well (`NEAR`).
     false_positive_rate
         Joint over all generators: the share of real photos, the image itself counted as one,
         that resemble some generator at least as much. In (0, 1]; None if uncalibrated.
@@ -56,9 +55,9 @@ class Verdict:
     cautions
         What makes the verdict less certain than its rate says.
     unknown_generator
-        There is evidence, but for every generator that is matched the image scores lower than
-        nearly all of that generator's own images (`UNTYPICAL`): a generator that the detector
-        does not know, or an image changed so much that its pattern is weak.
+        There is evidence, but no known generator explains the image: nine in ten images of any
+        generator that is matched are more clearly its own. It may be of a generator that the
+        detector does not know, or have been changed a lot.
     """
 
     level: Level
@@ -79,7 +78,8 @@ def decide(
     similarities: Sequence[float],
     cautions: Sequence[str] = (),
     unlike_photos: str | None = None,
-    typicality: Sequence[float] | None = None,
+    explains: Sequence[bool] | None = None,
+    posterior: Sequence[float] | None = None,
 ) -> Verdict:
     """Turn the rates of one image into a verdict.
 
@@ -100,9 +100,10 @@ def decide(
     unlike_photos
         Why the image is unlike the photos that the rates were measured on, as the middle of a
         sentence; None if it is like them. What would be evidence is then inconclusive.
-    typicality
-        One a generator, in (0, 1], see `masksim.calibration.typicality`; None where the detector
-        has no scores of the generators' own images.
+    explains, posterior
+        One a generator, see `masksim.calibration.Attribution`: whether it explains the image, and
+        its probability among the known ones. None where the detector has no scores of the
+        generators' own images: then the rates alone tell.
 
     Returns
     -------
@@ -128,8 +129,12 @@ def decide(
         )
     if len(false_positive_rates) != len(generators):
         raise UsageError("a verdict needs one rate for each generator")
-    if typicality is not None and len(typicality) != len(generators):
-        raise UsageError("a verdict needs one typicality for each generator")
+    if (explains is None) != (posterior is None) or any(
+        part is not None and len(part) != len(generators) for part in (explains, posterior)
+    ):
+        raise UsageError(
+            "a verdict needs `explains` and `posterior` for each generator, or neither"
+        )
     rate = format_rate(joint, sample_size)
     level = next((level for limit, level in LEVELS if joint <= limit), None)
     if level is None:
@@ -155,10 +160,15 @@ def decide(
     ranked = sorted(
         range(len(generators)), key=lambda g: (false_positive_rates[g], -similarities[g])
     )
-    matched = [g for g in ranked if false_positive_rates[g] <= LEVELS[-1][0]] or ranked[:1]
-    explaining = [g for g in matched if typicality is None or typicality[g] > UNTYPICAL]
+    if explains is None or posterior is None:
+        limit = NEAR * false_positive_rates[ranked[0]]
+        explaining = [g for g in ranked if false_positive_rates[g] <= min(limit, LEVELS[-1][0])]
+        explaining = explaining or ranked[:1]
+    else:
+        explaining = sorted((g for g in ranked if explains[g]), key=lambda g: -posterior[g])
+        explaining = [g for g in explaining if posterior[g] * NEAR >= posterior[explaining[0]]]
     if not explaining:
-        closest = generators[matched[0]]
+        closest = generators[ranked[0]]
         return Verdict(
             level,
             None,
@@ -169,14 +179,13 @@ def decide(
             "some generator.",
             (
                 *cautions,
-                f"Nearest is {closest}, whose own images nearly all score higher: another "
-                f"generator, or an image of {closest} that was changed a lot.",
+                f"It matches {closest} best, but nine in ten images of any known generator are "
+                "more clearly its own: this may be another generator, or the image was changed.",
             ),
             unknown_generator=True,
         )
     best, *others = explaining
-    limit = NEAR * false_positive_rates[best]
-    near = [generators[g] for g in others if false_positive_rates[g] <= limit]
+    near = [generators[g] for g in others]
     match = "matches" if len(near) == 1 else "match"
     doubt = (
         [f"Which generator is uncertain: {', '.join(near)} {match} nearly as well."] if near else []
