@@ -7,6 +7,7 @@ import math
 import os
 import pickle
 import resource
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -346,21 +347,31 @@ with processes(RunOptions(device="cpu")) as ranks:
 """
 
 
-def torchrun(count: int, arguments: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
-         str(count), *arguments],
-        capture_output=True, text=True, timeout=300, check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-
-
 def test_two_processes_train_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torchrun starts them; this process is one of the two."""
     (tmp_path / "work.py").write_text(WORKER)
-    done = torchrun(2, [str(tmp_path / "work.py"), str(tmp_path)])
-    assert done.returncode == 0, done.stderr[-3000:]
-    (tmp_path / "run").rename(tmp_path / "two")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     monkeypatch.setattr(sys, "argv", ["work.py", str(tmp_path)])
+    with monkeypatch.context() as patch:
+        for name, value in {
+            "WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+        }.items():
+            patch.setenv(name, str(value))
+        with subprocess.Popen(
+            [sys.executable, str(tmp_path / "work.py"), str(tmp_path)],
+            env={**os.environ, "RANK": "1"},
+        ) as other:
+            patch.setenv("RANK", "0")
+            try:
+                exec(compile(WORKER, "work.py", "exec"), {"__name__": "__main__"})
+                assert other.wait(120) == 0
+            finally:
+                other.kill()
+    (tmp_path / "run").rename(tmp_path / "two")
     exec(compile(WORKER, "work.py", "exec"), {"__name__": "__main__"})  # the same, alone
     first, second, single = (
         json.loads((tmp_path / f"{name}.json").read_text()) for name in ("0of2", "1of2", "0of1")

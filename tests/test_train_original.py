@@ -291,13 +291,12 @@ def assert_same_detector(one: DetectorFile, other: DetectorFile) -> None:
 def test_a_killed_run_goes_on_to_the_same_detector(
     small: Manifest, quick: tuple[Path, Trained], tmp_path: Path
 ) -> None:
-    arguments = [
-        sys.executable, "-m", "masksim",
-        *command(small, tmp_path / "d", "--workers", "0", "--save-every", "2"),
-    ]  # fmt: skip
+    arguments = command(small, tmp_path / "d", "--workers", "0", "--save-every", "2")
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     log = tmp_path / "d.run" / "outer" / "log.jsonl"
-    process = subprocess.Popen(arguments, env=environment, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "masksim", *arguments], env=environment, stderr=subprocess.DEVNULL
+    )
     try:
         end = time.monotonic() + 120
         while time.monotonic() < end and process.poll() is None:
@@ -310,8 +309,9 @@ def test_a_killed_run_goes_on_to_the_same_detector(
         process.wait()
     assert process.returncode == -signal.SIGKILL  # and not done before
     assert not (tmp_path / "d").exists()
-    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    assert load_state(log.parent / "last.pt")["step"] < 12
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
     assert_same_detector(DetectorFile.load(tmp_path / "d"), quick[1].file)
     one, other = (
         load_state(folder / "outer" / "last.pt")["module"]
