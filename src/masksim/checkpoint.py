@@ -64,6 +64,13 @@ _MAX_BRANCHES = 1000
 _GENERATOR = re.compile(r"(?!\.)[^/\\\x00-\x1f\x7f]{1,100}")
 
 
+# Columns of tables of scores, and rows of those of generators.
+_RESERVED = frozenset(
+    {"filename", "typ", "source", "history", "format", "processing"}
+    | {"real", "unknown", "no evidence", "mean"}
+)
+
+
 def _invalid(message: str) -> ModelError:
     return ModelError(message, code="model_invalid")
 
@@ -114,8 +121,7 @@ class Branch:
         if not self.generators or len(set(self.generators)) != len(self.generators):
             raise _invalid(f"a branch needs generators, each once; got {list(self.generators)}")
         for name in self.generators:
-            if not isinstance(name, str) or not _GENERATOR.fullmatch(name):
-                raise _invalid(f"invalid name of a generator: {name!r}")
+            check_generator_name(name)
         if not self.onnx:
             raise _invalid("a branch needs the graph of its residual")
         check_weights(self.residual, self.residual_weights)
@@ -127,6 +133,20 @@ class Branch:
             if type(window) is not int or window < 1:
                 raise _invalid(f"an original head needs the side of its window, got {window!r}")
             model.check_tensors(self.tensors, size=window - 2 * self.residual.margin)
+
+
+def check_generator_name(name: str) -> None:
+    """Refuse what cannot name a generator: it names files and columns of tables.
+
+    Raises
+    ------
+    ModelError
+        Code ``model_invalid``.
+    """
+    if not isinstance(name, str) or not _GENERATOR.fullmatch(name):
+        raise _invalid(f"invalid name of a generator: {name!r}")
+    if name.lower() in _RESERVED:
+        raise _invalid(f"a generator cannot be named {name!r}: the word has a meaning in tables")
 
 
 def _check_finite(tensors: Mapping[str, NDArray[Any]]) -> None:
@@ -212,7 +232,7 @@ class DetectorFile:
             If something in it cannot be stored.
         """
         target = Path(folder)
-        _check_target(target, overwrite)
+        check_target(target, overwrite)
         parts = self._parts()
         try:
             # Through JSON and back, so that the digest is of what a reader will see.
@@ -367,7 +387,19 @@ def _digest(described: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _check_target(target: Path, overwrite: bool) -> None:
+def check_target(target: Path, overwrite: bool) -> None:
+    """Refuse a folder that a detector cannot be written to, before minutes of work.
+
+    Raises
+    ------
+    UsageError
+        It is there and must not be replaced, or its place cannot be written.
+    """
+    place = target.absolute().parent
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise UsageError(f"cannot write the detector {target}: {place} is no folder to write in")
     if not target.exists() and not target.is_symlink():
         return
     if not target.is_dir() or target.is_symlink():
@@ -830,7 +862,7 @@ def import_original(
     """
     if colour not in COLOUR_SPACES:
         raise UsageError(f"unknown colour space {colour!r}; known: {', '.join(COLOUR_SPACES)}")
-    _check_target(Path(folder), overwrite)  # before minutes of work, not after
+    check_target(Path(folder), overwrite)  # before minutes of work, not after
     source = Path(source)
     if source.is_dir():
         paths, notes = _selected(sorted(p for p in source.glob("*.ckpt") if p.is_file()))

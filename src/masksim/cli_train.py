@@ -382,13 +382,12 @@ def enroll(
 ) -> None:
     """Add a generator to a detector, from a folder of 50 to 500 of its images."""
     with errors():
-        from masksim.checkpoint import DetectorFile
+        from masksim.checkpoint import DetectorFile, check_target
         from masksim.detector import bundled_path
         from masksim.enroll import EnrollConfig
         from masksim.enroll import enroll as add
 
-        if out.exists() and not overwrite:
-            raise UsageError(f"{out} is there already; --overwrite replaces a detector")
+        check_target(out, overwrite)  # before minutes of work, not after
         before = DetectorFile.load(bundled_path() if model is None else model)
         with stages() as progress:
             made, outcome = add(
@@ -409,6 +408,11 @@ def enroll(
             f"  cross-validated AUROC {auroc.value:.3f}, 95 % interval {auroc.low:.3f} to "
             f"{auroc.high:.3f}"
         )
+        if (elsewhere := outcome.auroc_new_sources) is not None:
+            write(
+                f"  with whole sources left out {elsewhere.value:.3f}, 95 % interval "
+                f"{elsewhere.low:.3f} to {elsewhere.high:.3f}"
+            )
         if outcome.skipped:
             say(f"note: images left out, by reason: {to_json(dict(outcome.skipped))}")
         for warning in outcome.warnings:

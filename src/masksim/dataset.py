@@ -327,10 +327,27 @@ def evaluation_view(
 
 
 def calibration_view(
-    pixels: Pixels, row: Row, rng: np.random.Generator, config: ViewConfig
+    pixels: Pixels,
+    row: Row,
+    rng: np.random.Generator,
+    config: ViewConfig,
+    *,
+    once: bool = False,
 ) -> View:
-    """Process a photo as photos come: a third as it is, the others as for evaluation."""
+    """Process an image as photos come: a third as it is, the others as for evaluation.
+
+    With `once` an image that comes lossless gets one JPEG in most of the draws in which a photo,
+    which mostly was a JPEG, stays as it is: so that both were compressed once as often.
+    """
     if rng.random() < 1 / 3:
+        if once and history_of(row.format) == "lossless":
+            one, none = config.shares["jpeg"], config.shares["lossless"]
+            if rng.random() < one / (one + none):
+                log: list[str] = []
+                quality = int(rng.choice(config.first_qualities))
+                crop = _crop(pixels, config.region, None)
+                crop = _jpeg(crop, quality, _subsampling(rng, config.first_subsampled), log)
+                return View(crop, "jpeg", tuple(log))
         history: History = "lossless" if history_of(row.format) == "lossless" else "jpeg"
         return View(_crop(pixels, config.region, None), history, ())
     allowed = histories(row, config)
@@ -380,7 +397,7 @@ def views(
         for number in range(count):
             rng = rng_for(seed, key, purpose, number)
             if purpose == "enroll":
-                yield calibration_view(pixels, row, rng, config)
+                yield calibration_view(pixels, row, rng, config, once=True)
                 continue
             # Rare histories are drawn more often than their share; the weights put that right.
             drawn = allowed[0]

@@ -363,6 +363,14 @@ class Detector:
     providers
         Execution providers of ONNX Runtime; by default the processor's.
 
+    Attributes
+    ----------
+    generators
+        Names, in the order of `similarities`.
+    attribution
+        Tells which generator explains an image; None where the file has no scores of the
+        generators' own images.
+
     Raises
     ------
     ModelError
@@ -397,7 +405,7 @@ class Detector:
             if isinstance(sources, Mapping) and sources.get(name, FEW_SOURCES) < FEW_SOURCES
         }
         self._real: NDArray[np.float64] | None = None
-        self._attribution: calibration.Attribution | None = None
+        self.attribution: calibration.Attribution | None = None
         if file.calibration is not None:
             self._calibrate(file.calibration)
 
@@ -419,7 +427,7 @@ class Detector:
             raise ModelError(f"of {sorted(own)} the calibration has only one")
         if arrays["own_similarities"].shape[1:] != (len(self.generators),):
             raise ModelError("own images are scored for another number of heads")
-        self._attribution = calibration.Attribution.fit(
+        self.attribution = calibration.Attribution.fit(
             arrays["own_similarities"], arrays["own_generators"]
         )
 
@@ -529,10 +537,10 @@ class Detector:
         posterior: list[float] | None = None
         typical: list[float] = []
         explains: list[bool] | None = None
-        if self._attribution is not None and rates is not None:
-            posterior = self._attribution.posterior(similarity).tolist()
-            typical = self._attribution.typicality(similarity).tolist()
-            explains = self._attribution.explaining(similarity, np.array(rates)).tolist()
+        if self.attribution is not None and rates is not None:
+            posterior = self.attribution.posterior(similarity).tolist()
+            typical = self.attribution.typicality(similarity).tolist()
+            explains = self.attribution.explaining(similarity, np.array(rates)).tolist()
             if not np.isfinite(posterior).all():  # too few own images of any
                 posterior = explains = None
         scores = [

@@ -21,7 +21,7 @@ import numpy as np
 
 from masksim import __version__, metrics
 from masksim.calibration import false_positive_rate
-from masksim.checkpoint import Branch, DetectorFile
+from masksim.checkpoint import Branch, DetectorFile, check_generator_name
 from masksim.dataset import (
     FeatureTable,
     ViewConfig,
@@ -56,8 +56,13 @@ FEW_IMAGES = 50
 WEAK_AUROC = 0.8
 """If the interval of the cross-validated AUROC reaches below this there is a warning."""
 
+FEW_SOURCES = 5
+"""With fewer sources of the generator there is a warning."""
+
 EXPLAINED = 0.05
 """A head that is already there knows an image if the image's rate for it is at most this."""
+
+_NEUTRAL = "enrolled"
 
 
 @dataclass(frozen=True)
@@ -105,8 +110,12 @@ class Enrollment:
     photos
         Real photos it was set against and calibrated on.
     auroc
-        Cross-validated against the photos, histories matched; the interval draws sources where the
-        generator has at least three, else images.
+        Cross-validated against the photos, histories matched; photos by sources left out, the
+        generator's images by images (with five sources or more by sources). The interval draws
+        sources where the generator has at least three, else images.
+    auroc_new_sources
+        The same with each source of the generator's images left out in turn: what to expect of
+        images from elsewhere. None with one source.
     known
         By generator that was there before: the share of the images that its own head would have
         given a rate of at most 5 %.
@@ -121,6 +130,7 @@ class Enrollment:
     sources: int
     photos: int
     auroc: Estimate
+    auroc_new_sources: Estimate | None
     known: Mapping[str, float]
     skipped: Mapping[str, int]
     warnings: tuple[str, ...]
@@ -179,6 +189,7 @@ def enroll(
         ``too_few_images``, or nothing to set them against.
     """
     config = config or EnrollConfig()
+    check_generator_name(name)
     at, branch = _shared_branch(file)
     if name in file.generators:
         raise UsageError(f"the detector knows a generator {name!r} already")
@@ -196,13 +207,19 @@ def enroll(
             progress=(lambda done, count: progress(stage, done, count)) if progress else None,
         )  # fmt: skip
 
-    rows, skipped = _rows((), [(name, folder) for folder in images])
+    if file.photos is None and file.calibration is not None:
+        raise UsageError(
+            "the detector is calibrated on photos that it does not carry, so that a further "
+            "generator cannot be ranked among them: train it with photos above 0"
+        )
+    rows, photo_rows, skipped = _rows(images, real)
     if len(rows) < config.smallest:
         raise DataError(
             f"{len(rows)} different images of {name}; at least {config.smallest} are needed, 50 to "
             "500 are good",
             code="too_few_images",
         )
+    # Under a neutral name, so that what is computed serves whatever the generator is called.
     own = compute(rows, f"images of {name}")
     skipped.update(own.failures.values())
     n_images = len(np.unique(own.images))
@@ -213,7 +230,7 @@ def enroll(
             code="too_few_images",
         )
     kit, others = (None, None) if file.photos is None else unpack(file.photos())
-    photos, scored = _photos(kit, heads, real, compute, config.smallest_photos)
+    photos, scored = _photos(kit, heads, photo_rows, compute, config.smallest_photos)
     fit = _fit(name, own, photos, heads, views.shares, heads_config, config, progress)
     similarity, tensors = fit.similarity, fit.tensors
 
@@ -227,10 +244,13 @@ def enroll(
         np.char.add("image ", fit.table.images.astype(str)),
         np.char.add("source ", fit.table.sources),
     )
-    auroc = metrics.bootstrap(
-        metrics.auroc, similarity[used], synthetic[used], pair[used],
-        groups=groups[used], samples=config.samples,
-    )  # fmt: skip
+
+    def auroc_of(scores: NDArray[np.float64]) -> Estimate:
+        return metrics.bootstrap(
+            metrics.auroc, scores[used], synthetic[used], pair[used],
+            groups=groups[used], samples=config.samples,
+        )  # fmt: skip
+
     tensors["a"], tensors["b"] = (
         np.array([value], np.float32)
         for value in fit_probability(similarity[used], synthetic[used], pair[used])
@@ -245,7 +265,8 @@ def enroll(
         noise = np.full(len(flat), others.noise)
         known = others.rows, similarities_with_noise(flat, noise, tensors)
     outcome = Enrollment(
-        name, n_images, len(np.unique(own.sources)), n, auroc,
+        name, n_images, len(np.unique(own.sources)), n, auroc_of(similarity),
+        None if fit.by_source is None else auroc_of(fit.by_source),
         _known(file, branch, own_scores[:, :-1]), dict(skipped), (),
     )  # fmt: skip
     outcome = replace(outcome, warnings=tuple(_warnings(outcome, own, photos)))
@@ -335,50 +356,59 @@ def _settings(file: DetectorFile, config: EnrollConfig) -> tuple[ViewConfig, Hea
     training = file.provenance.get("training")
     if not isinstance(training, Mapping):
         raise UsageError("the detector does not say how its training processed images")
-    views = ViewConfig.from_dict({**training["views"], "views": {"*": config.views}})
+    # Of a photo one view, so that photos count alike and can be ranked among.
+    views = ViewConfig.from_dict({**training["views"], "views": {"*": config.views, REAL: 1}})
     return views, HeadConfig(**training["heads"])
 
 
 def _rows(
-    real: Sequence[str | os.PathLike[str]],
-    synthetic: Sequence[tuple[str, str | os.PathLike[str]]],
-) -> tuple[list[Row], Counter[str]]:
-    """List the images of folders, each content once."""
-    manifest, _ = scan_folders(real, synthetic, shares={"train": 1.0})
-    rows: list[Row] = []
-    seen: set[str] = set()
+    images: Sequence[str | os.PathLike[str]], real: Sequence[str | os.PathLike[str]]
+) -> tuple[list[Row], list[Row], Counter[str]]:
+    """List synthetic images and photos of folders, each content once, and what is left out."""
+    manifest, _ = scan_folders(
+        real, [(_NEUTRAL, folder) for folder in images], shares={"train": 1.0}
+    )
+    found: dict[str, Row] = {}
     skipped: Counter[str] = Counter()
     for row in manifest.rows:
         digest = hashlib.sha256(manifest.file(row).read_bytes()).hexdigest()
-        if digest in seen:
+        if digest not in found:
+            found[digest] = replace(row, sha256=digest)
+        elif found[digest].is_real != row.is_real:
+            raise DataError(
+                f"{row.path} and {found[digest].path} are the same image, given as real and as "
+                "synthetic",
+                code="manifest_invalid",
+            )
+        elif not row.is_real:
             skipped["duplicate"] += 1
-            continue
-        seen.add(digest)
-        rows.append(replace(row, sha256=digest))
-    return rows, skipped
+    rows = list(found.values())
+    return (
+        [row for row in rows if not row.is_real],
+        [row for row in rows if row.is_real],
+        skipped,
+    )
 
 
 def _photos(
     kit: ReferencePhotos | None,
     heads: SharedHeads,
-    real: Sequence[str | os.PathLike[str]],
+    rows: Sequence[Row],
     compute: Callable[[Sequence[Row], str], FeatureTable],
     smallest: int,
 ) -> tuple[ReferencePhotos, NDArray[np.float32] | None]:
     """Give the photos to compare with, and their scores for the earlier generators if needed."""
     own = None
-    if real:
-        table = compute(_rows(real, ())[0], "real photos")
-        # One view a photo, so that photos count alike and can be ranked among.
-        first = np.concatenate([[True], table.images[1:] != table.images[:-1]])
-        z = _in_parts(heads.standardise, table.features[first])
-        names = np.unique(table.sources[first], return_inverse=True)[1]
+    if rows:
+        table = compute(rows, "real photos")
+        z = _in_parts(heads.standardise, table.features)
+        names = np.unique(table.sources, return_inverse=True)[1]
         offset = 0 if kit is None else int(kit.sources.max()) + 1
-        own = ReferencePhotos(z, 0.0, np.full(len(z), -1), names + offset, table.histories[first])
+        own = ReferencePhotos(z, 0.0, np.full(len(z), -1), names + offset, table.histories)
     photos = next((part for part in (kit, own) if part is not None), None)
     scored = None
     if kit is None and own is not None:
-        scored = _in_parts(heads.similarities, table.features[first])
+        scored = _in_parts(heads.similarities, table.features)
     elif kit is not None and own is not None:
         photos = ReferencePhotos(
             np.concatenate([kit.features, own.features]), kit.step,
@@ -413,6 +443,7 @@ def _in_parts(
 class _Fitted:
     tensors: dict[str, NDArray[Any]]
     similarity: NDArray[np.float64]  # cross-validated: the photos, then the images' views
+    by_source: NDArray[np.float64] | None  # the same, each source of the images left out
     table: FeatureTable  # without features
 
 
@@ -461,17 +492,29 @@ def _fit(
         return stored({"masks": masks, "references": references})
 
     noise = np.where(np.arange(len(z)) < (photos.rows >= 0).sum(), photos.noise, 0.0)
-    similarity = np.zeros(len(z))
-    for k in range(config.folds):
+
+    def cross_validated(parts: NDArray[np.int64], stage: str) -> NDArray[np.float64]:
+        out = np.zeros(len(z))
+        count = int(parts.max()) + 1
+        for k in range(count):
+            if progress:
+                progress(stage, k, count)
+            held = parts == k
+            if held.any():
+                out[held] = similarities_with_noise(flat[held], noise[held], head(~held))
         if progress:
-            progress("fold", k, config.folds)
-        held = folds == k
-        if not held.any():
-            continue
-        similarity[held] = similarities_with_noise(flat[held], noise[held], head(~held))
-    if progress:
-        progress("fold", config.folds, config.folds)
-    return _Fitted(head(np.ones(len(z), bool)), similarity, table)
+            progress(stage, count, count)
+        return out
+
+    names, source = np.unique(own.sources, return_inverse=True)
+    similarity = cross_validated(folds, "fold")
+    by_source = None
+    if len(names) >= config.folds:
+        by_source = similarity  # the folds are of whole sources already
+    elif len(names) > 1:
+        left_out = np.concatenate([folds[:n] % len(names), source])
+        by_source = cross_validated(left_out, "source left out")
+    return _Fitted(head(np.ones(len(z), bool)), similarity, by_source, table)
 
 
 def similarities_with_noise(
@@ -578,17 +621,22 @@ def _warnings(outcome: Enrollment, own: FeatureTable, photos: ReferencePhotos) -
         found.append(
             f"Only {outcome.images} images: with fewer than {FEW_IMAGES} the pattern is uncertain."
         )
-    if outcome.sources < 2:
+    sources = "one folder" if outcome.sources == 1 else f"{outcome.sources} sources only"
+    if outcome.sources < FEW_SOURCES:
         found.append(
-            "All images come from one folder: what they have in common may be how they were "
-            "saved, not who made them. Images of several origins, in sub-folders, are better."
+            f"All images come from {sources}: what they have in common may be how they were saved, "
+            "not who made them. Images of several origins, in sub-folders, are better."
         )
-    if outcome.auroc.low < WEAK_AUROC:
-        found.append(
-            f"The cross-validated AUROC is {outcome.auroc.value:.2f} "
-            f"[{outcome.auroc.low:.2f}, {outcome.auroc.high:.2f}]: too little evidence that the "
-            "generator has a pattern of its own. Its verdicts will be rare or wrong."
-        )
+    for what, auroc in (
+        ("The cross-validated AUROC", outcome.auroc),
+        ("With whole sources left out the AUROC", outcome.auroc_new_sources),
+    ):
+        if auroc is not None and auroc.low < WEAK_AUROC:
+            found.append(
+                f"{what} is {auroc.value:.2f} [{auroc.low:.2f}, {auroc.high:.2f}]: too little "
+                "evidence that the generator has a pattern of its own that is found in images from "
+                "elsewhere. Its verdicts may be rare or wrong."
+            )
     known = {name: share for name, share in outcome.known.items() if share >= 0.5}
     if known:
         found.append(

@@ -402,8 +402,9 @@ def scale_of(detector: Detector) -> Scale:
     stored = detector.file.calibration
     real = None if stored is None else np.asarray(stored["real_similarities"], dtype=np.float64)
     return Scale(
-        detector.generators, np.concatenate(slope), np.concatenate(offset), real_scores=real
-    )
+        detector.generators, np.concatenate(slope), np.concatenate(offset), real_scores=real,
+        attribution=detector.attribution,
+    )  # fmt: skip
 
 
 def weighing(table: ScoreTable, shares: Mapping[str, float]) -> protocols.Weigh:
@@ -821,7 +822,7 @@ def measure(
     out["cross_validated_auroc"] = dict(validated) if isinstance(validated, Mapping) else {}
     out["histories"] = _histories(table, joint)
     out["false_alarms"] = _false_alarms(table, joint)
-    out["attribution"] = _attribution(table, real_scores)
+    out["attribution"] = _attribution(table, detector, joint)
     return out
 
 
@@ -931,18 +932,18 @@ def _false_alarms(table: ScoreTable, joint: NDArray[np.float64]) -> dict[str, An
     }
 
 
-def _attribution(table: ScoreTable, real_scores: NDArray[np.float64]) -> dict[str, dict[str, int]]:
-    """For each true generator, how often each head has the lowest false-positive rate."""
-    from masksim.calibration import false_positive_rate
-
-    rates = false_positive_rate(table.similarities, real_scores)
-    best = rates.argmin(axis=1)
+def _attribution(
+    table: ScoreTable, detector: Detector, joint: NDArray[np.float64]
+) -> dict[str, dict[str, int]]:
+    """For the views of each generator with evidence, how often which generator is named."""
+    found = protocols.confusion(
+        table.select(joint <= protocols.EVIDENCE),
+        scale_of(detector),
+        weigh=lambda histories, classes: np.sum(classes, axis=0, dtype=np.float64),
+    )
     return {
-        generator: {
-            other: int((best[table.typ == generator] == g).sum())
-            for g, other in enumerate(table.generators)
-        }
-        for generator in np.unique(table.typ).tolist()
+        generator: {name: round(count) for name, count in row["named"].items()}
+        for generator, row in found.items()
         if generator != REAL
     }
 
@@ -1080,16 +1081,16 @@ def false_alarms_markdown(measured: Mapping[str, Any], smallest: int = 10) -> st
 
 
 def attribution_markdown(measured: Mapping[str, Any]) -> str:
-    """Write how often each head is the most telling, in per cent of each generator's views."""
-    names = list(measured["specific"])
-    lines = ["| made by | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
+    """Write which generator is named for views with evidence, in per cent of them."""
+    names = [*measured["specific"], protocols.UNKNOWN]
+    lines = [
+        "| made by | views with evidence | " + " | ".join(names) + " |",
+        "|---|---|" + "---|" * len(names),
+    ]
     for generator, row in measured["attribution"].items():
-        total = max(1, sum(row.values()))
-        lines.append(
-            f"| {generator} | "
-            + " | ".join(f"{100 * row.get(n, 0) / total:.0f}" for n in names)
-            + " |"
-        )
+        total = sum(row.values())
+        shares = (f"{100 * row.get(n, 0) / max(1, total):.0f}" for n in names)
+        lines.append(f"| {generator} | {total} | " + " | ".join(shares) + " |")
     return "\n".join(lines)
 
 

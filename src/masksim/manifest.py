@@ -640,13 +640,15 @@ def _natural(name: str) -> list[tuple[int, str]]:
 BLOCKS = 20  # parts a single source is cut into
 
 
-def _sources_of(generator: str, folder: Path, files: Sequence[Path]) -> tuple[list[str], str]:
+def _sources_of(
+    generator: str, folder: Path, files: Sequence[Path], label: str
+) -> tuple[list[str], str]:
     """Name the source of each file: sub-folder, else camera, else the folder alone."""
     subs = [
         file.relative_to(folder).parts[0] if len(file.relative_to(folder).parts) > 1 else ""
         for file in files
     ]
-    top = f"{generator}:{folder.name}"
+    top = f"{generator}:{label}"
     if len(set(subs)) > 1:
         return [f"{top}/{sub}" if sub else top for sub in subs], "folders"
     if generator == REAL:
@@ -712,15 +714,18 @@ def scan_folders(
     warnings: list[str] = []
     for generator, folders in sorted(by_class.items()):
         units: list[tuple[Path, str]] = []
+        folders = [folder.absolute() for folder in folders]
+        names = Counter(folder.name for folder in folders)
         for folder in folders:
-            folder = folder.absolute()
+            # Two folders "images" of different people are two sources.
+            label = folder.name if names[folder.name] == 1 else folder.as_posix()
             if not folder.is_dir():
                 raise DataError(f"no folder {folder}", code="not_found")
             files = find_images(folder)
             if not files:
                 raise DataError(f"no image in {folder}", code="no_images")
-            names, _ = _sources_of(generator, folder, files)
-            units += list(zip(files, names, strict=True))
+            sources, _ = _sources_of(generator, folder, files, label)
+            units += list(zip(files, sources, strict=True))
         rows += _split_class(generator, units, shares, single_source, warnings)
     if not rows:
         raise UsageError("no folder was given")

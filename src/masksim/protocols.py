@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import csv
 import io
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -42,6 +43,7 @@ BREAKDOWNS: tuple[Breakdown, ...] = ("source", "format", "history", "last step")
 
 FACTS = ("filename", "typ", "source", "history", "format", "processing")
 LEVELS = (0.01, 0.05)  # of the false-positive rates that are claimed
+UNKNOWN = "unknown"  # evidence, but of no generator that the detector knows
 EVIDENCE = 0.05  # the joint rate up to which a generator is named
 FEW_SOURCES = 3  # with fewer, intervals draw images
 SMALLEST = 10  # images of a source with a row of its own
@@ -255,6 +257,8 @@ class Scale:
         Whether the scores are probabilities in [0, 1].
     real_scores
         (n, G) scores of calibration photos; None: not calibrated.
+    attribution
+        Tells which generator explains an image, as in verdicts; None: the rates alone do.
     """
 
     generators: tuple[str, ...]
@@ -262,6 +266,7 @@ class Scale:
     offset: Floats | None = None
     probabilities: bool = False
     real_scores: Floats | None = None
+    attribution: calibration.Attribution | None = None
 
     @classmethod
     def of_table(cls, table: ScoreTable, real_scores: Floats | None = None) -> Scale:
@@ -441,7 +446,12 @@ def _measured(
     labels, kinds = _groups(table, synthetic)
     values = _statistics(found, synthetic, weights, ranks_only=ranks_only)
     draws = {name: np.full(samples, np.nan) for name in values}
-    drawn = metrics.resampled_weights(synthetic, weights, groups=labels, samples=samples)
+    # Draws of the reals are the same for all generators, those of the generators' images are not.
+    name_of = zlib.crc32("".join(np.unique(table.typ[synthetic])).encode())
+    streams = (np.random.default_rng([0, 0, name_of]), np.random.default_rng([0, 1]))
+    drawn = metrics.resampled_weights(
+        synthetic, weights, groups=labels, samples=samples, streams=streams
+    )
     for b, sample in enumerate(drawn):
         if sample[synthetic].sum() > 0 and sample[~synthetic].sum() > 0:
             for name, value in _statistics(found, synthetic, sample, ranks_only=ranks_only).items():
@@ -453,13 +463,26 @@ def _measured(
         "interval": kinds[0],
         "interval_of_reals": kinds[1],
     }
-    row |= {name: _interval(value, draws[name]) for name, value in values.items()}
+    units = [len(np.unique(labels[used & mask])) for mask in (synthetic, ~synthetic)]
+    for name, value in values.items():
+        kind = name.split("_")[0]
+        n = {"tpr": units[0], "fpr": units[1]}.get(kind)
+        row[name] = _interval(value, draws[name], units=n)
     return _Measured(row, draws)
 
 
-def _interval(value: float, draws: Floats) -> Interval:
+def _interval(value: float, draws: Floats, *, units: int | None = None) -> Interval:
+    """Make an interval of draws; of a share of `units` that is 0 or 1, the exact one.
+
+    If none of n units has a trait, no bootstrap draws one: then the interval is that of Clopper
+    and Pearson, as if the units were independent.
+    """
     found = metrics.estimate(value, draws)
-    return Interval(found.value, found.low, found.high)
+    low, high = found.low, found.high
+    if units and value in (0.0, 1.0) and low == high == value:
+        far = 1.0 - 0.025 ** (1.0 / units)
+        low, high = (0.0, far) if value == 0.0 else (1.0 - far, 1.0)
+    return Interval(found.value, low, high)
 
 
 def _mean(parts: Sequence[_Measured]) -> dict[str, Any]:
@@ -574,22 +597,25 @@ def confusion(
     table, scale, weigh
         As in `run_protocol`.
     limit
-        Up to this joint rate the head with the lowest rate of its own is named. Without a
-        calibration: the most probable head, if its probability is above one half; without
-        probabilities: always the head of the highest score.
+        Up to this joint rate a generator is named, as in a verdict: the one that explains the
+        image best, or "unknown"; where the scale has no attribution, the head with the lowest
+        rate of its own. Without a calibration: the most probable head, if its probability is
+        above one half; without probabilities: always the head of the highest score.
 
     Returns
     -------
     dict
         By class, ``"real"`` first: ``images``, and ``named``: shares by head and for
-        ``"no evidence"``, 1 in sum.
+        ``"unknown"`` and ``"no evidence"``, 1 in sum.
     """
     scores = table.similarities
     odds = scale.log_odds(scores)
     if scale.real_scores is not None:
         rates = calibration.false_positive_rate(scores, scale.real_scores)
-        # As in a verdict: the lowest rate, of equals the highest similarity.
+        # The lowest rate, of equals the highest similarity.
         best = np.lexsort((-scores, rates), axis=1)[:, 0]
+        if scale.attribution is not None:
+            best = scale.attribution.name(scores, rates)
         silent = calibration.joint_false_positive_rate(scores, scale.real_scores) > limit
     elif odds is not None:
         best, silent = odds.argmax(axis=1), odds.max(axis=1) <= 0
@@ -605,6 +631,7 @@ def confusion(
             head: float(weights[own & ~silent & (best == g)].sum())
             for g, head in enumerate(scale.generators)
         }
+        named[UNKNOWN] = float(weights[own & ~silent & (best < 0)].sum())
         named["no evidence"] = float(weights[own & silent].sum())
         out[name] = {"images": len(np.unique(table.filenames[own])), "named": named}
     return out
@@ -760,7 +787,8 @@ def _flagged(
             for w in metrics.resampled_weights(every, weights, groups=labels, samples=samples)
         ]
     )
-    return _interval(float(weights @ flags / weights.sum()), draws)
+    value = float(weights @ flags / weights.sum())
+    return _interval(value, draws, units=len(np.unique(labels[weights > 0])))
 
 
 def second_opinions(

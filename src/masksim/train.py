@@ -112,6 +112,13 @@ class TrainConfig:
     features: FeatureConfig = field(default_factory=FeatureConfig)
     heads: HeadConfig = field(default_factory=HeadConfig)
 
+    def __post_init__(self) -> None:
+        if min(self.photos, self.images) < 0 or not 0.1 <= self.photo_step <= 2:
+            raise UsageError(
+                "photos and images must not be negative and photo_step in 0.1 .. 2, got "
+                f"{self.photos}, {self.images} and {self.photo_step}"
+            )
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
         """Make a configuration of plain values, as a TOML file holds them; unknown keys fail.

@@ -185,7 +185,8 @@ def decide(
             unknown_generator=True,
         )
     best, *others = explaining
-    near = [generators[g] for g in others]
+    # The evidence is above all that of the lowest rate: it is never left unsaid.
+    near = [generators[g] for g in dict.fromkeys((*others, ranked[0])) if g != best]
     match = "matches" if len(near) == 1 else "match"
     doubt = (
         [f"Which generator is uncertain: {', '.join(near)} {match} nearly as well."] if near else []
