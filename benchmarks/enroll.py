@@ -26,7 +26,11 @@ from model_card import fill
 
 from masksim import metrics
 from masksim.augment import rng_for
-from masksim.calibration import false_positive_rate, joint_false_positive_rate, typicality
+from masksim.calibration import (
+    Attribution,
+    false_positive_rate,
+    joint_false_positive_rate,
+)
 from masksim.checkpoint import DetectorFile
 from masksim.dataset import FeatureTable, ViewConfig, compute_features, history_weights
 from masksim.detector import bundled_path
@@ -35,7 +39,7 @@ from masksim.evaluate import seen_in_training
 from masksim.features import FeatureConfig
 from masksim.manifest import REAL, Manifest, read_manifest
 from masksim.model import SharedHeads
-from masksim.verdict import LEVELS, UNTYPICAL
+from masksim.verdict import LEVELS
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -84,14 +88,12 @@ def verdicts(file: DetectorFile, scores: np.ndarray[Any, Any]) -> dict[str, Any]
     assert arrays is not None
     joint = joint_false_positive_rate(scores, arrays["real_similarities"])
     rates = false_positive_rate(scores, arrays["real_similarities"])
-    typical = typicality(scores, arrays["own_similarities"], arrays["own_generators"])
+    model = Attribution.fit(arrays["own_similarities"], arrays["own_generators"])
     evidence = joint <= LEVELS[1][0]
-    explains = (rates <= LEVELS[-1][0]) & (typical > UNTYPICAL)
-    unknown = evidence & ~explains.any(axis=1)
-    best = np.where(explains, rates, 2.0).argmin(axis=1)
+    named_as = model.name(scores, rates)
+    unknown = evidence & (named_as < 0)
     named = {
-        name: int((evidence & ~unknown & (best == g)).sum())
-        for g, name in enumerate(file.generators)
+        name: int((evidence & (named_as == g)).sum()) for g, name in enumerate(file.generators)
     }
     return {
         "images": len(scores),
@@ -163,6 +165,8 @@ def main() -> None:
             "photos": outcome.photos,
             "seconds": round(seconds, 1),
             "cross_validated": asdict(outcome.auroc),
+            "cross_validated_new_sources": outcome.auroc_new_sources
+            and asdict(outcome.auroc_new_sources),
             "val_images": len(np.unique(table.images[own])),
             "enrolled": auroc_of(scores[:, -1], table, own, views.shares, args.samples),
             "unseen": auroc_of(scores[:, -1], table, own & ~known, views.shares, args.samples),
@@ -200,30 +204,45 @@ def markdown(report: dict[str, Any]) -> str:
 
     rows = report["generators"]
     lines = [
-        "| enrolled | images (sources) | cross-validated AUROC | `val` AUROC, enrolled | of them "
-        "unseen sources | `val` AUROC, trained with all | seconds |",
-        "|---|---|---|---|---|---|---|",
+        "| enrolled | images (sources) | cross-validated AUROC | with sources left out | `val` AUROC, "
+        "enrolled | of them unseen sources | `val` AUROC, trained with all | seconds |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name, row in rows.items():
         lines.append(
             f"| {name} | {row['images']} ({row['sources']}) | {value(row['cross_validated'])} | "
+            f"{value(row['cross_validated_new_sources'])} | "
             f"{value(row['enrolled'])} | {value(row['unseen'])} | {value(row['trained'])} | "
             f"{row['seconds']:.0f} |"
         )
     mean = [np.mean([row[k]["value"] for row in rows.values()]) for k in ("enrolled", "trained")]
-    lines.append(f"| **mean** | | | **{mean[0]:.3f}** | | **{mean[1]:.3f}** | |")
+    lines.append(f"| **mean** | | | | **{mean[0]:.3f}** | | **{mean[1]:.3f}** | |")
     lines += [
         "",
-        "| `val` images of, as found | n | not enrolled: evidence | of which unknown | enrolled: "
-        "evidence | of which unknown | of which named so |",
-        "|---|---|---|---|---|---|---|",
+        "| `val` images of, as found | n | not known: evidence | of which unknown | enrolled: "
+        "evidence | of which unknown | of which named so | trained with all: of which unknown | "
+        "of which named so |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, row in rows.items():
-        before, after = row["before"], row["after"]
+        before, after, trained = row["before"], row["after"], report["bundled"][name]
         lines.append(
             f"| {name} | {before['images']} | {before['evidence']} | {before['unknown']} | "
-            f"{after['evidence']} | {after['unknown']} | {after['named'].get(name, 0)} |"
+            f"{after['evidence']} | {after['unknown']} | {after['named'].get(name, 0)} | "
+            f"{trained['unknown']} | {trained['named'].get(name, 0)} |"
         )
+    total = {
+        kind: [sum(part[key] for part in parts) for key in ("evidence", "unknown")]
+        for kind, parts in (
+            ("before", [row["before"] for row in rows.values()]),
+            ("after", [row["after"] for row in rows.values()]),
+            ("trained", [report["bundled"][name] for name in rows]),
+        )
+    }
+    lines.append(
+        f"| **all** | | {total['before'][0]} | {total['before'][1]} | {total['after'][0]} | "
+        f"{total['after'][1]} | | {total['trained'][1]} of {total['trained'][0]} | |"
+    )
     return "\n".join(lines)
 
 

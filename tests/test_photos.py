@@ -11,7 +11,7 @@ import pytest
 
 from masksim.enroll import similarities_with_noise
 from masksim.errors import ModelError
-from masksim.photos import ReferencePhotos, spread_over_sources
+from masksim.photos import ReferencePhotos, pack, spread_over_sources, unpack
 
 
 def photos(m: int = 40, step: float = 1.0) -> ReferencePhotos:
@@ -31,6 +31,18 @@ def test_a_round_trip_costs_half_a_step() -> None:
         np.testing.assert_array_equal(getattr(after, name), getattr(before, name))
     again = ReferencePhotos.from_arrays(after.to_arrays())
     np.testing.assert_array_equal(again.features, after.features)
+
+
+def test_photos_and_images_travel_together() -> None:
+    a, b = photos(m=40), photos(m=12)
+    for images in (None, b):
+        found, others = unpack(pack(a, images))
+        np.testing.assert_array_equal(found.rows, a.rows)
+        assert (others is None) == (images is None)
+        if others is not None:
+            assert others.features.shape == b.features.shape
+    with pytest.raises(ModelError, match="unknown reference images"):
+        unpack({**pack(a, None), "films.codes": np.zeros(1)})
 
 
 def test_it_is_small() -> None:
