@@ -204,8 +204,8 @@ def markdown(report: dict[str, Any]) -> str:
 
     rows = report["generators"]
     lines = [
-        "| enrolled | images (sources) | cross-validated AUROC | with sources left out | `val` AUROC, "
-        "enrolled | of them unseen sources | `val` AUROC, trained with all | seconds |",
+        "| enrolled | images (sources) | cross-validated AUROC | with sources left out | `val` "
+        "AUROC, enrolled | of them unseen sources | `val` AUROC, trained with all | seconds |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, row in rows.items():

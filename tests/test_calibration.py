@@ -8,7 +8,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from masksim.calibration import false_positive_rate, joint_false_positive_rate
+from masksim.calibration import (
+    Attribution,
+    false_positive_rate,
+    joint_false_positive_rate,
+)
 from masksim.errors import ModelError
 
 Scores = NDArray[np.float64]
@@ -218,3 +222,103 @@ def test_what_cannot_be_is_refused(
     with pytest.raises(ModelError, match=message) as caught:
         rate(scores, real)
     assert caught.value.code == "model_invalid"
+
+
+# --- which generator -----------------------------------------------------------------------------
+
+
+def clouds(rng: np.random.Generator, sizes: tuple[int, ...]) -> tuple[Scores, NDArray[np.int64]]:
+    """Score vectors of several generators: each high for its own head, wider along some axis."""
+    count = len(sizes)
+    parts = [
+        rng.standard_normal((n, count)) * (0.5 + np.arange(count) % 2) + 2.5 * np.eye(count)[g]
+        for g, n in enumerate(sizes)
+    ]
+    return np.concatenate(parts), np.repeat(np.arange(count), sizes)
+
+
+def test_posteriors_are_those_of_normal_distributions() -> None:
+    stats = pytest.importorskip("scipy.stats")
+    own, of = clouds(np.random.default_rng(0), (60, 200, 90))
+    model = Attribution.fit(own, of)
+    covariances = [np.cov(own[of == g].T, bias=True) for g in range(3)]
+    density = []
+    for g, n in enumerate((60, 200, 90)):
+        mixed = n / (n + 50) * covariances[g] + 50 / (n + 50) * np.mean(covariances, axis=0)
+        mixed = 0.9 * mixed + 0.1 * np.diag(np.diag(mixed))
+        density.append(stats.multivariate_normal(own[of == g].mean(axis=0), mixed))
+    tested = np.random.default_rng(1).standard_normal((40, 3)) * 2
+    weights = np.array([d.pdf(tested) for d in density]).T
+    expected = weights / weights.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(model.posterior(tested), expected, rtol=1e-6, atol=1e-12)
+
+
+def test_typicality_is_a_p_value_of_being_the_generators() -> None:
+    rng = np.random.default_rng(2)
+    own, of = clouds(rng, (150, 150, 150))
+    model = Attribution.fit(own, of)
+    fresh, truth = clouds(rng, (4000, 4000, 4000))
+    p = model.typicality(fresh)
+    for g in range(3):
+        mine = p[truth == g, g]
+        for q in (0.05, 0.1, 0.3):
+            # 150 own images, and an own one is a little closer to the model: within that.
+            assert (mine <= q).mean() == pytest.approx(q, abs=0.06), (g, q)
+    named = model.name(fresh, np.full(fresh.shape, 0.01))
+    assert (named[named >= 0] == truth[named >= 0]).mean() > 0.85
+    assert (named < 0).mean() == pytest.approx(0.1, abs=0.06)  # none is theirs to be explained by
+
+
+def test_what_lies_between_generators_is_explained_by_none() -> None:
+    own, of = clouds(np.random.default_rng(3), (200, 200))
+    model = Attribution.fit(own * 0.2, of)
+    rates = np.full((1, 2), 0.01)
+    for g in range(2):
+        assert model.name(model.means[g][None], rates)[0] == g
+    assert model.name(model.means.mean(axis=0)[None], rates)[0] == -1
+    # A generator that is not matched explains nothing, but for the best of them.
+    assert not model.explaining(model.means[:1], np.array([[0.5, 0.01]]))[0, 0]
+
+
+def test_generators_with_few_own_images_are_never_excluded() -> None:
+    own, of = clouds(np.random.default_rng(4), (100, 9, 100))
+    own[-3:] = np.nan  # not scored by every head
+    model = Attribution.fit(own, of)
+    assert [len(part) for part in model.own_posteriors] == [100, 0, 97]
+    posterior = model.posterior(own[:5])
+    assert (posterior[:, 1] == 0).all()
+    np.testing.assert_allclose(posterior.sum(axis=1), 1)
+    assert (model.typicality(own[:5])[:, 1] == 1).all()
+    nothing = Attribution.fit(own[:4], of[:4])
+    assert np.isnan(nothing.posterior(own[0])).all()
+    assert (nothing.typicality(own[0]) == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("own", "of"),
+    [
+        (np.zeros(4), np.zeros(4, int)),
+        (np.zeros((4, 2)), np.zeros(3, int)),
+        (np.zeros((4, 2)), np.full(4, 2)),
+        (np.zeros((4, 2)), np.full(4, -1)),
+        (np.zeros((4, 2)), np.zeros(4)),
+        (np.full((4, 2), np.inf), np.zeros(4, int)),
+    ],
+)
+def test_invalid_own_scores_are_refused(own: Scores, of: NDArray[np.int64]) -> None:
+    with pytest.raises(ModelError):
+        Attribution.fit(own, of)
+
+
+def test_photos_with_gaps_count_where_they_are_scored() -> None:
+    rng = np.random.default_rng(5)
+    real = rng.standard_normal((50, 3))
+    real[20:, 2] = np.nan
+    scores = rng.standard_normal((30, 3))
+    rates = false_positive_rate(scores, real)
+    np.testing.assert_allclose(rates[:, :2], count_rates(scores[:, :2], real[:, :2]))
+    np.testing.assert_allclose(rates[:, 2:], count_rates(scores[:, 2:], real[:20, 2:]))
+    joint = joint_false_positive_rate(scores, real)
+    np.testing.assert_allclose(joint, [count_joint(row, real[:20]) for row in scores])
+    with pytest.raises(ModelError, match="every generator"):
+        joint_false_positive_rate(scores, np.where(np.arange(3) == 1, np.nan, real))

@@ -111,11 +111,13 @@ def test_earlier_scores_are_bit_equal(
             assert mine.sample_size == score.sample_size
     shown, known = (d.similarity_maps(unseen[0][1]) for d in (detector, old))
     for name in known:
-        for mine, theirs in zip(shown[name].planes, known[name].planes, strict=True):
-            np.testing.assert_array_equal(mine.values, theirs.values)
+        for ours_, theirs in zip(shown[name].planes, known[name].planes, strict=True):
+            np.testing.assert_array_equal(ours_.values, theirs.values)
 
 
-def test_forgetting_undoes_enrolling(before: DetectorFile, enrolled: Any, tmp_path: Path) -> None:
+def test_forgetting_undoes_enrolling(
+    before: DetectorFile, enrolled: Any, folder: Path, cache: Path, tmp_path: Path
+) -> None:
     made, _ = enrolled
     without = forget(made, "stripes")
     assert without.generators == before.generators
@@ -128,6 +130,11 @@ def test_forgetting_undoes_enrolling(before: DetectorFile, enrolled: Any, tmp_pa
     found = other.detect(stripes(970_000))
     assert found.verdict.generator == "stripes"
     assert found.scores[0].typicality is not None
+    # And it can be enrolled again: the rows of what is kept fit.
+    again, _ = enroll(forget(before, "ring"), "stripes", [folder], cache=cache, config=CONFIG)
+    own, of = (again.calibration[f"own_{k}"] for k in ("similarities", "generators"))  # type: ignore[index]
+    assert np.isfinite(own).all()
+    assert auroc(own[:, 1], of == 1) > 0.85
     with pytest.raises(UsageError, match="cannot take 'none'"):
         forget(made, "none")
 

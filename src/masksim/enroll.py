@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,7 @@ from masksim.features import FeatureConfig
 from masksim.manifest import REAL, Manifest, Row, manifest_hash, scan_folders
 from masksim.metrics import Estimate
 from masksim.model import SharedHeads
-from masksim.photos import ReferencePhotos, unpack
+from masksim.photos import ReferencePhotos, pack, unpack
 from masksim.train import (
     HeadConfig,
     fisher_coefficients,
@@ -316,7 +317,7 @@ def forget(file: DetectorFile, name: str) -> DetectorFile:
         key: values if key in ("mean", "deviation") else values[keep]
         for key, values in branch.tensors.items()
     }
-    calibration = None
+    calibration, photos = None, file.photos
     if file.calibration is not None:
         column = file.generators.index(name)
         calibration = dict(file.calibration)
@@ -325,6 +326,11 @@ def forget(file: DetectorFile, name: str) -> DetectorFile:
         )
         if "own_generators" in calibration:
             of = calibration["own_generators"]
+            if file.photos is not None:
+                kit, others = unpack(file.photos())
+                photos = partial(
+                    pack, kit, None if others is None else _without(others, of != column)
+                )
             calibration["own_similarities"] = np.delete(
                 calibration["own_similarities"], column, axis=1
             )[of != column]
@@ -337,8 +343,18 @@ def forget(file: DetectorFile, name: str) -> DetectorFile:
             *file.branches[at + 1 :],
         ),
         calibration=calibration,
+        photos=photos,
         sha256="",
     )
+
+
+def _without(images: ReferencePhotos, kept: NDArray[np.bool_]) -> ReferencePhotos:
+    """Leave out the images whose row of the own similarities goes, and count the rows anew."""
+    stay = kept[images.rows]
+    return ReferencePhotos(
+        images.features[stay], images.step, (np.cumsum(kept) - 1)[images.rows[stay]],
+        images.sources[stay], images.histories[stay],
+    )  # fmt: skip
 
 
 def _shared_branch(file: DetectorFile) -> tuple[int, Branch]:
