@@ -606,7 +606,7 @@ def confusion(
     -------
     dict
         By class, ``"real"`` first: ``images``, and ``named``: shares by head and for
-        ``"unknown"`` and ``"no evidence"``, 1 in sum.
+        ``"unknown"`` (where there is an attribution) and ``"no evidence"``, 1 in sum.
     """
     scores = table.similarities
     odds = scale.log_odds(scores)
@@ -631,7 +631,8 @@ def confusion(
             head: float(weights[own & ~silent & (best == g)].sum())
             for g, head in enumerate(scale.generators)
         }
-        named[UNKNOWN] = float(weights[own & ~silent & (best < 0)].sum())
+        if scale.attribution is not None:
+            named[UNKNOWN] = float(weights[own & ~silent & (best < 0)].sum())
         named["no evidence"] = float(weights[own & silent].sum())
         out[name] = {"images": len(np.unique(table.filenames[own])), "named": named}
     return out
