@@ -88,7 +88,9 @@ def verdicts(file: DetectorFile, scores: np.ndarray[Any, Any]) -> dict[str, Any]
     assert arrays is not None
     joint = joint_false_positive_rate(scores, arrays["real_similarities"])
     rates = false_positive_rate(scores, arrays["real_similarities"])
-    model = Attribution.fit(arrays["own_similarities"], arrays["own_generators"])
+    model = Attribution.fit(
+        arrays["own_similarities"], arrays["own_generators"], arrays["real_similarities"]
+    )
     evidence = joint <= LEVELS[1][0]
     named_as = model.name(scores, rates)
     unknown = evidence & (named_as < 0)

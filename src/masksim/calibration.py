@@ -22,14 +22,15 @@ from masksim.errors import ModelError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-EXPLAINING_RATE = 0.10
-"""A generator whose own rate is above this is not matched, and explains nothing."""
+MATCHING_RATE = 0.10
+"""A generator whose own rate is above this is not matched."""
 
-UNTYPICAL = 0.10
-"""A generator does not explain an image that is less typical of it than this."""
+UNCLEAR = 0.20
+"""An image whose clarity is at most this is not said to be of any known generator."""
 
 _FEWEST = 10  # own images, with which something can be said of what is typical
 _POOLED_LIKE = 50  # with so many own images half of the covariance is their own
+_MATCHED = 0.05  # own images that are found at this rate tell how clearly such images are told
 _DIAGONAL = 0.1  # share of the covariance's diagonal alone
 
 
@@ -164,18 +165,24 @@ class Attribution:
         (G, G): row g is the mean of generator g's images for each head; NaN where it has too few.
     precisions
         (G, G, G): inverse covariances.
-    own_posteriors
-        G sorted arrays: the `posterior` of each own image for its own generator, its own share in
-        the mean taken out.
+    own_clearest
+        Sorted (m,): the largest `posterior` of each own image that is found at all, the image's own
+        share in its generator's mean taken out.
+    own_weights
+        (m,): 1 in sum, each generator the same.
     """
 
     means: NDArray[np.float64]
     precisions: NDArray[np.float64]
-    own_posteriors: tuple[NDArray[np.float64], ...]
+    own_clearest: NDArray[np.float64]
+    own_weights: NDArray[np.float64]
 
     @classmethod
     def fit(
-        cls, own_similarities: NDArray[Any], own_generators: NDArray[np.integer[Any]]
+        cls,
+        own_similarities: NDArray[Any],
+        own_generators: NDArray[np.integer[Any]],
+        real_scores: NDArray[Any],
     ) -> Attribution:
         """Fit to score vectors of synthetic images by heads that had not seen them.
 
@@ -185,6 +192,8 @@ class Attribution:
             ``(k, G)``; rows with a NaN are left out.
         own_generators
             ``(k,)``: whose image each is.
+        real_scores
+            ``(n, G)``, see `false_positive_rate`.
 
         Raises
         ------
@@ -215,17 +224,20 @@ class Attribution:
             covariance = share * spread[g] + (1 - share) * pooled
             diagonal = np.diag(np.diag(covariance)) + 1e-12 * np.eye(count)
             precisions[g] = np.linalg.inv((1 - _DIAGONAL) * covariance + _DIAGONAL * diagonal)
-        model = cls(means, precisions, ())
-        own = []
-        for g in range(count):
-            if g not in spread:
-                own.append(np.zeros(0))
-                continue
+        model = cls(means, precisions, np.zeros(0), np.zeros(0))
+        found = np.zeros(len(scores), bool)
+        if len(scores):
+            found = false_positive_rate(scores, real_scores).min(axis=1) <= _MATCHED
+        clearest, weights = [np.zeros(0)], [np.zeros(0)]
+        for g in known:
+            own = scores[(of == g) & found]
             # The mean without the image itself is farther from it, by n / (n - 1).
-            n = int(sizes[g])
-            odds = model._log_likelihoods(scores[of == g], stretch=(g, n / (n - 1)))
-            own.append(np.sort(_normalised(odds)[:, g]))
-        return cls(means, precisions, tuple(own))
+            stretch = (g, float(sizes[g] / (sizes[g] - 1)))
+            clearest.append(_normalised(model._log_likelihoods(own, stretch)).max(axis=1))
+            weights.append(np.full(len(own), 1.0 / max(1, len(own))))
+        values, shares = np.concatenate(clearest), np.concatenate(weights)
+        order = np.argsort(values, kind="stable")
+        return cls(means, precisions, values[order], shares[order] / max(shares.sum(), 1e-12))
 
     def _log_likelihoods(
         self, scores: NDArray[np.float64], stretch: tuple[int, float] | None = None
@@ -258,11 +270,11 @@ class Attribution:
         flat = np.asarray(scores, dtype=np.float64).reshape(-1, len(self.means))
         return _normalised(self._log_likelihoods(flat)).reshape(np.shape(scores))
 
-    def typicality(self, scores: NDArray[Any]) -> NDArray[np.float64]:
-        """Share of each generator's own images that are told to be its no more clearly than this.
+    def clarity(self, scores: NDArray[Any]) -> NDArray[np.float64]:
+        """Share of the known generators' own images that are told no more clearly than this.
 
-        A conformal p-value of "this is an image of generator g": of its own images at most a share
-        q has a value of at most q.
+        How clearly an image is told is its largest `posterior`. Small where the image lies between
+        the generators, or beside all of them: there a generator lies that is not known.
 
         Parameters
         ----------
@@ -272,44 +284,42 @@ class Attribution:
         Returns
         -------
         ndarray
-            ``(..., G)`` float64: ``(1 + #{own posterior <= posterior}) / (k_g + 1)``; 1 for a
-            generator with too few own images, of which nothing can be said.
+            ``(...)`` float64 in (0, 1], each generator counting the same and the image itself as
+            one more; 1 where there are no own images, and nothing can be said.
         """
-        posterior = self.posterior(scores)
-        out = np.ones(posterior.shape)
-        for g, own in enumerate(self.own_posteriors):
-            if len(own):
-                count = np.searchsorted(own, posterior[..., g], side="right")
-                out[..., g] = (1.0 + count) / (len(own) + 1.0)
-        return out
+        clearest = np.asarray(self.posterior(scores).max(axis=-1))
+        below = np.concatenate([[0.0], np.cumsum(self.own_weights)])
+        m = len(self.own_clearest)
+        if not m:
+            return np.ones(clearest.shape)
+        count = np.searchsorted(self.own_clearest, clearest, side="right")
+        found: NDArray[np.float64] = (1.0 + m * below[count]) / (m + 1.0)
+        return np.minimum(found, 1.0)
 
     def name(self, scores: NDArray[Any], rates: NDArray[np.float64]) -> NDArray[np.int64]:
-        """Name the generator that explains each image best.
+        """Name the generator of each image, where it is clear.
 
         Parameters
         ----------
         scores
-            ``(n, G)``.
+            ``(..., G)``.
         rates
-            ``(n, G)``: each generator's own false-positive rate.
+            ``(..., G)``: each generator's own false-positive rate.
 
         Returns
         -------
         ndarray
-            int64 ``(n,)``: its column, or -1 where none explains the image.
+            int64 ``(...)``: the column of the largest `posterior`; -1 where the `clarity` is at
+            most `UNCLEAR`, or that generator is not matched (`MATCHING_RATE`). Where there are no
+            own images, the column of the lowest rate.
         """
-        explains, posterior = self.explaining(scores, rates), self._weights(scores)
-        best = np.where(explains, posterior, -1.0).argmax(axis=-1)
-        return np.where(explains.any(axis=-1), best, -1)
-
-    def explaining(self, scores: NDArray[Any], rates: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """Tell which generators explain each image: ``(n, G)``, see `name`."""
-        matched = rates <= np.maximum(EXPLAINING_RATE, rates.min(axis=-1, keepdims=True))
-        found: NDArray[np.bool_] = matched & (self.typicality(scores) > UNTYPICAL)
-        return found
-
-    def _weights(self, scores: NDArray[Any]) -> NDArray[np.float64]:
-        return np.nan_to_num(self.posterior(scores), nan=0.0)
+        posterior = self.posterior(scores)
+        if np.isnan(self.means).all():
+            return np.asarray(rates.argmin(axis=-1))
+        best = np.asarray(np.nan_to_num(posterior, nan=0.0).argmax(axis=-1))
+        rate = np.take_along_axis(rates, best[..., None], axis=-1)[..., 0]
+        clear = (self.clarity(scores) > UNCLEAR) & (rate <= MATCHING_RATE)
+        return np.where(clear, best, -1)
 
 
 def _normalised(log_likelihoods: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -62,9 +62,6 @@ class GeneratorScore:
     posterior
         Probability of this generator if it is one of those the detector knows, all equally likely
         before; None where the detector has no scores of their own images.
-    typicality
-        Share of the generator's own images that are told to be its no more clearly than this one,
-        in (0, 1]; None likewise. See `masksim.calibration.Attribution`.
     """
 
     generator: str
@@ -73,7 +70,6 @@ class GeneratorScore:
     false_positive_rate: float | None
     sample_size: int = 0
     posterior: float | None = None
-    typicality: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -428,7 +424,7 @@ class Detector:
         if arrays["own_similarities"].shape[1:] != (len(self.generators),):
             raise ModelError("own images are scored for another number of heads")
         self.attribution = calibration.Attribution.fit(
-            arrays["own_similarities"], arrays["own_generators"]
+            arrays["own_similarities"], arrays["own_generators"], self._real
         )
 
     @property
@@ -534,15 +530,16 @@ class Detector:
             rates = calibration.false_positive_rate(similarity, self._real).tolist()
             joint = float(calibration.joint_false_positive_rate(similarity, self._real))
             sizes = (~np.isnan(self._real)).sum(axis=0).tolist()
-        posterior: list[float] | None = None
-        typical: list[float] = []
-        explains: list[bool] | None = None
+        named: verdict.Named | None = None
         if self.attribution is not None and rates is not None:
-            posterior = self.attribution.posterior(similarity).tolist()
-            typical = self.attribution.typicality(similarity).tolist()
-            explains = self.attribution.explaining(similarity, np.array(rates)).tolist()
-            if not np.isfinite(posterior).all():  # too few own images of any
-                posterior = explains = None
+            posterior = self.attribution.posterior(similarity)
+            if np.isfinite(posterior).all():  # else there are too few own images of any generator
+                column = int(self.attribution.name(similarity, np.array(rates)))
+                named = verdict.Named(
+                    None if column < 0 else column,
+                    posterior.tolist(),
+                    float(self.attribution.clarity(similarity)),
+                )
         scores = [
             GeneratorScore(
                 generator,
@@ -550,8 +547,7 @@ class Detector:
                 float(probability[g]),
                 None if rates is None else rates[g],
                 sizes[g],
-                None if posterior is None else posterior[g],
-                None if posterior is None else typical[g],
+                None if named is None else named.posterior[g],
             )
             for g, generator in enumerate(self.generators)
         ]
@@ -574,8 +570,7 @@ class Detector:
                 if flat > FLAT
                 else None
             ),
-            explains=explains,
-            posterior=posterior,
+            attribution=named,
         )
         if decided.generator in self._narrow:
             note = (

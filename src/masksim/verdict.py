@@ -42,9 +42,8 @@ class Verdict:
         the image is unlike the photos that the rates were measured on; ``"uncalibrated"`` where
         the detector has no scores of real photos to compare with.
     generator
-        The generator that explains the image best; None where there is no evidence, and where no
-        known generator does (`unknown_generator`). `cautions` names others that may be meant as
-        well (`NEAR`).
+        The generator that it is most likely of; None where there is no evidence, and where that
+        is not clear (`unknown_generator`). `cautions` names others that may be meant (`NEAR`).
     false_positive_rate
         Joint over all generators: the share of real photos, the image itself counted as one,
         that resemble some generator at least as much. In (0, 1]; None if uncalibrated.
@@ -55,9 +54,11 @@ class Verdict:
     cautions
         What makes the verdict less certain than its rate says.
     unknown_generator
-        There is evidence, but no known generator explains the image: nine in ten images of any
-        generator that is matched are more clearly its own. It may be of a generator that the
-        detector does not know, or have been changed a lot.
+        There is evidence, but the image is not clearly of one of the known generators: it may be
+        of one that the detector does not know, or have been changed a lot.
+    clarity
+        Share of the known generators' own images that are told apart no more clearly than this
+        one, in (0, 1]; None where the detector has no scores of them.
     """
 
     level: Level
@@ -67,6 +68,26 @@ class Verdict:
     text: str
     cautions: tuple[str, ...] = ()
     unknown_generator: bool = False
+    clarity: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """Which generator an image is of, if it is one's: from `masksim.calibration.Attribution`.
+
+    Attributes
+    ----------
+    column
+        Of the generator; None where it is not clear.
+    posterior
+        One a generator: its probability among those that are known.
+    clarity
+        See `Verdict`.
+    """
+
+    column: int | None
+    posterior: Sequence[float]
+    clarity: float
 
 
 def decide(
@@ -78,8 +99,7 @@ def decide(
     similarities: Sequence[float],
     cautions: Sequence[str] = (),
     unlike_photos: str | None = None,
-    explains: Sequence[bool] | None = None,
-    posterior: Sequence[float] | None = None,
+    attribution: Named | None = None,
 ) -> Verdict:
     """Turn the rates of one image into a verdict.
 
@@ -100,10 +120,9 @@ def decide(
     unlike_photos
         Why the image is unlike the photos that the rates were measured on, as the middle of a
         sentence; None if it is like them. What would be evidence is then inconclusive.
-    explains, posterior
-        One a generator, see `masksim.calibration.Attribution`: whether it explains the image, and
-        its probability among the known ones. None where the detector has no scores of the
-        generators' own images: then the rates alone tell.
+    attribution
+        Which generator it is, see `Named`; None where the detector has no scores of the generators'
+        own images: then the lowest rate tells.
 
     Returns
     -------
@@ -129,12 +148,8 @@ def decide(
         )
     if len(false_positive_rates) != len(generators):
         raise UsageError("a verdict needs one rate for each generator")
-    if (explains is None) != (posterior is None) or any(
-        part is not None and len(part) != len(generators) for part in (explains, posterior)
-    ):
-        raise UsageError(
-            "a verdict needs `explains` and `posterior` for each generator, or neither"
-        )
+    if attribution is not None and len(attribution.posterior) != len(generators):
+        raise UsageError("a verdict needs one posterior for each generator")
     rate = format_rate(joint, sample_size)
     level = next((level for limit, level in LEVELS if joint <= limit), None)
     if level is None:
@@ -160,33 +175,32 @@ def decide(
     ranked = sorted(
         range(len(generators)), key=lambda g: (false_positive_rates[g], -similarities[g])
     )
-    if explains is None or posterior is None:
-        limit = NEAR * false_positive_rates[ranked[0]]
-        explaining = [g for g in ranked if false_positive_rates[g] <= min(limit, LEVELS[-1][0])]
-        explaining = explaining or ranked[:1]
+    first = ranked[0]
+    if attribution is None:
+        limit = min(NEAR * false_positive_rates[first], LEVELS[-1][0])
+        best, others = first, [g for g in ranked[1:] if false_positive_rates[g] <= limit]
     else:
-        explaining = sorted((g for g in ranked if explains[g]), key=lambda g: -posterior[g])
-        explaining = [g for g in explaining if posterior[g] * NEAR >= posterior[explaining[0]]]
-    if not explaining:
-        closest = generators[ranked[0]]
-        return Verdict(
-            level,
-            None,
-            joint,
-            sample_size,
-            f"{level.capitalize()} of a generator's spectral pattern, but of none that this "
-            f"detector knows; {rate} of {sample_size} real photos score at least this high for "
-            "some generator.",
-            (
-                *cautions,
-                f"It matches {closest} best, but nine in ten images of any known generator are "
-                "more clearly its own: this may be another generator, or the image was changed.",
-            ),
-            unknown_generator=True,
-        )
-    best, *others = explaining
-    # The evidence is above all that of the lowest rate: it is never left unsaid.
-    near = [generators[g] for g in dict.fromkeys((*others, ranked[0])) if g != best]
+        likely = sorted(ranked, key=lambda g: -attribution.posterior[g])
+        limit = attribution.posterior[likely[0]] / NEAR
+        others = [g for g in likely if attribution.posterior[g] >= limit]
+        # The evidence is above all that of the lowest rate: it is never left unsaid.
+        others = list(dict.fromkeys((*others, first)))
+        if attribution.column is None:
+            names = ", ".join(generators[g] for g in others)
+            return Verdict(
+                level,
+                None,
+                joint,
+                sample_size,
+                f"{level.capitalize()} of a generator's spectral pattern, but not clearly of one "
+                f"that this detector knows; {rate} of {sample_size} real photos score at least "
+                "this high for some generator.",
+                (*cautions, f"It comes nearest to {names}; it may also be another generator's."),
+                unknown_generator=True,
+                clarity=attribution.clarity,
+            )
+        best = attribution.column
+    near = [generators[g] for g in others if g != best]
     match = "matches" if len(near) == 1 else "match"
     doubt = (
         [f"Which generator is uncertain: {', '.join(near)} {match} nearly as well."] if near else []
@@ -199,6 +213,7 @@ def decide(
         f"{level.capitalize()} of {generators[best]}'s spectral pattern; {rate} of {sample_size} "
         "real photos score at least this high for some generator.",
         (*cautions, *doubt),
+        clarity=None if attribution is None else attribution.clarity,
     )
 
 
