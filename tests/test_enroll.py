@@ -129,7 +129,7 @@ def test_forgetting_undoes_enrolling(
     assert other.generators == ("ring", "stripes")
     found = other.detect(stripes(970_000))
     assert found.verdict.generator == "stripes"
-    assert found.scores[0].typicality is not None
+    assert found.scores[0].posterior is not None
     # And it can be enrolled again: the rows of what is kept fit.
     again, _ = enroll(forget(before, "ring"), "stripes", [folder], cache=cache, config=CONFIG)
     own, of = (again.calibration[f"own_{k}"] for k in ("similarities", "generators"))  # type: ignore[index]
@@ -230,25 +230,27 @@ def test_own_photos_join_the_fit_and_the_new_rates(
     assert Detector(alone, threads=1).detect(stripes(960_001)).verdict.level != "uncalibrated"
 
 
-def test_an_image_between_two_generators_is_of_an_unknown_one(trained: Any) -> None:
-    """Both fingerprints at once: far more than photos have, and typical of neither."""
-    file = DetectorFile.load(trained.folder)
-    detector = Detector(file, threads=1)
+def test_an_image_between_two_generators_is_not_named(trained: Any) -> None:
+    detector = Detector(DetectorFile.load(trained.folder), threads=1)
     assert detector.attribution is not None
     natural = make_natural(560, 560, seed=77)
     for name in ("grid", "ring"):
         found = detector.detect(plant(natural, name, 77))
         assert found.verdict.generator == name
         assert not found.verdict.unknown_generator
-        assert found.scores[0].typicality > 0.1  # type: ignore[operator]
+        assert found.verdict.clarity > 0.2  # type: ignore[operator]
         assert found.scores[0].posterior > 0.9  # type: ignore[operator]
-    # Own images that are all told apart without doubt: then a doubtful one is none of theirs.
-    sure = tuple(np.full(40, 1.0) for _ in range(2))
-    detector.attribution = replace(detector.attribution, own_posteriors=sure)
-    middle = np.mean(detector.attribution.means, axis=0)
-    rates = np.array([0.01, 0.01])
-    assert not detector.attribution.explaining(middle, rates).any()
-    assert detector.attribution.name(middle[None], rates[None])[0] == -1
+    # Generators whose images are all told without doubt: then a doubtful one is of neither.
+    sure = replace(detector.attribution, own_clearest=np.ones(40), own_weights=np.full(40, 1 / 40))
+    level = detector.detect(plant(natural, "grid", 77)).verdict.level
+    detector.attribution = replace(sure, precisions=detector.attribution.precisions * 1e-3)
+    found = detector.detect(plant(natural, "grid", 77))
+    assert found.verdict.unknown_generator
+    assert found.verdict.generator is None
+    assert found.verdict.level == level
+    assert "not clearly of one" in found.verdict.text
+    assert "grid" in " ".join(found.verdict.cautions)
+    assert found.verdict.clarity == pytest.approx(1 / 41)
 
 
 def test_what_cannot_be_enrolled(
