@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from masksim import calibration, metrics
+from masksim import metrics
 from masksim.errors import UsageError
 from masksim.metrics import Estimate, auroc, bootstrap, tpr_at_fpr
 
@@ -378,23 +378,6 @@ def test_min_cllr_is_that_of_pooled_violators(ties: bool) -> None:
         assert metrics.min_cllr(np.exp(s / 2), y, w) == pytest.approx(metrics.min_cllr(s, y, w))
     assert metrics.min_cllr([1, 2, 3, 4], [0, 0, 1, 1]) == 0
     assert metrics.min_cllr([4, 3, 2, 1], [0, 0, 1, 1]) == pytest.approx(1.0)
-
-
-@pytest.mark.parametrize("n", [1, 19, 20, 99, 100, 101])
-@pytest.mark.parametrize("fpr", [0.0, 0.01, 0.05, 0.5, 1.0])
-def test_a_calibration_threshold_claims_what_the_rate_says(n: int, fpr: float) -> None:
-    rng = np.random.default_rng(n)
-    real = np.round(rng.normal(size=n), 1)  # with ties
-    tested = np.concatenate([np.round(rng.normal(size=200), 1), real, [-99.0, 99.0]])
-    rate = calibration.false_positive_rate(tested[:, None], real[:, None])[:, 0]
-    above = tested > metrics.calibration_threshold(real, fpr)
-    np.testing.assert_array_equal(above, rate <= fpr + 1e-12)
-
-
-def test_a_threshold_needs_real_photos() -> None:
-    for scores in ([], [np.nan], [[1.0]]):
-        with pytest.raises(UsageError, match="threshold"):
-            metrics.calibration_threshold(scores, 0.05)
 
 
 def test_intervals_are_those_of_scipy() -> None:

@@ -143,32 +143,6 @@ def false_positive_rate(
     return fp / (fp + tn)
 
 
-def calibration_threshold(real_scores: Any, fpr: float) -> float:
-    """Threshold, from scores of calibration photos, above which at most `fpr` is claimed.
-
-    Parameters
-    ----------
-    real_scores
-        (n,) scores of real photos that are not those of the test.
-    fpr
-        In [0, 1].
-
-    Returns
-    -------
-    float
-        The k-th largest of the n scores with ``k = floor(fpr (n + 1))``: a score is above it just
-        if its conformal rate ``(1 + #{real >= score}) / (n + 1)`` is at most `fpr`. Infinite where
-        no score, or every score, is.
-    """
-    real = np.sort(np.asarray(real_scores, dtype=np.float64))
-    if real.ndim != 1 or not len(real) or not np.isfinite(real).all() or not 0 <= fpr <= 1:
-        raise UsageError(f"a threshold needs finite scores of real photos and fpr in [0, 1]: {fpr}")
-    k = int(np.floor(fpr * (len(real) + 1) * (1 + 1e-12)))
-    if k < 1:
-        return float("inf")
-    return float(real[-k]) if k <= len(real) else float("-inf")
-
-
 def ranking(scores: Any, synthetic: Any, weights: Any | None = None) -> dict[str, float]:
     """``auroc``, ``eer`` and ``best_mcc`` of one ROC curve, by scikit-learn.
 
