@@ -12,6 +12,7 @@ benchmarks/results/label_leak.json and the table of docs/experiments.md.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 from collections import Counter, defaultdict
 from dataclasses import asdict, replace
@@ -50,8 +51,9 @@ def cut(manifest: Manifest, folder: Path, region: int, limits: dict[str, int]) -
     """Cut the central region of chosen images into lossless files, and list them."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
+    seen: set[str] = set()
     for split in ("train", "val"):
-        for generator in (REAL, *manifest.generators):
+        for generator in dict.fromkeys((REAL, *manifest.generators)):
             usable = [
                 row
                 for row in manifest.select(split, generator).rows
@@ -59,7 +61,12 @@ def cut(manifest: Manifest, folder: Path, region: int, limits: dict[str, int]) -
             ]
             key = "real" if generator == REAL else "synthetic"
             for row in some(usable, limits[f"{split} {key}"]):
-                name = f"{row.extra.get('blob') or Path(row.path).stem}.bmp"
+                # Stems repeat between folders: a hash of the content, or else of the whole path.
+                key = row.extra.get("blob") or hashlib.sha256(row.path.encode()).hexdigest()
+                name = f"{key}.bmp"
+                if name in seen:
+                    raise SystemExit(f"{row.path} is in the manifest twice")
+                seen.add(name)
                 if not (folder / name).exists():
                     try:
                         pixels = load_image(manifest.file(row)).pixels
@@ -70,7 +77,7 @@ def cut(manifest: Manifest, folder: Path, region: int, limits: dict[str, int]) -
                     Image.fromarray(pixels[y : y + region, x : x + region]).save(part, "BMP")
                     part.replace(folder / name)
                 rows.append(replace(row, path=name, width=region, height=region))
-    return Manifest(tuple({row.path: row for row in rows}.values()), folder)
+    return Manifest(tuple(rows), folder)
 
 
 def scores(detector: Detector, images: Manifest, scale: float) -> np.ndarray:

@@ -508,7 +508,7 @@ def test_a_folder_that_is_there_or_cannot_be_written(small: Manifest, tmp_path: 
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="cannot write"):
         train_original(small, tmp_path / "file" / "d", QUICK, options=CPU)
-    with pytest.raises(UsageError, match="there already"):
+    with pytest.raises(UsageError, match="is there; choose another"):
         train_original(small, tmp_path, QUICK, options=CPU)
 
 
@@ -578,7 +578,7 @@ def test_the_command_line_makes_the_same_detector(
     assert_same_detector(DetectorFile.load(tmp_path / "d"), quick[1].file)
     done = CliRunner().invoke(app, command(small, tmp_path / "d"))
     assert done.exit_code == 2
-    assert "there already" in done.stderr
+    assert "is there; choose another" in done.stderr
 
 
 def test_recipes_on_the_command_line(small: Manifest, tmp_path: Path) -> None:
@@ -599,3 +599,30 @@ def test_recipes_on_the_command_line(small: Manifest, tmp_path: Path) -> None:
     ]:
         done = CliRunner().invoke(app, [*base, *arguments])
         assert (done.exit_code, message in done.stderr) == (code, True), done.stderr
+
+
+def test_what_cannot_be_saved_is_refused_before_training(tmp_path: Path) -> None:
+    empty = Manifest((), tmp_path)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "kept.txt").write_text("")
+    with pytest.raises(UsageError, match="is not a detector"):
+        train_original(empty, tmp_path / "full", OriginalConfig(), overwrite=True)
+    with pytest.raises(UsageError, match="must not lie in"):
+        train_original(empty, tmp_path / "d", OriginalConfig(), run=tmp_path / "d" / "run")
+    assert [path.name for path in tmp_path.iterdir()] == ["full"]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"resize_range": 5},
+        {"resize_range": ["a", "b"]},
+        {"resize_range": [1, float("inf")]},
+        {"generators": "sd1"},
+        {"generators": 5},
+        {"lr": float("inf")},
+    ],
+)
+def test_values_of_the_wrong_kind_are_refused(values: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        OriginalConfig.from_dict(values)

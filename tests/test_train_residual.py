@@ -169,11 +169,21 @@ def test_a_detector_starts_from_it(
     for row in rows:
         (tmp_path / row.path).write_bytes((photos.root / row.path.removeprefix("g-")).read_bytes())
     config = OriginalConfig(
-        window=64, batch=4, epochs=1, limit_steps=2, smallest_class=2, freeze=True
-    )
+        window=64, batch=4, epochs=1, limit_steps=2, smallest_class=2, freeze=True,
+        preprocess="light",
+    )  # fmt: skip
+    images = Manifest(tuple(rows), tmp_path)
+    for wrong, message in (
+        (replace(config, preprocess="DnCNN"), "give -p light"),
+        (replace(config, colour="RGB"), "was trained in YCbCr"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            train_original(images, tmp_path / "d", wrong, residual_weights=trained[0], options=CPU)
+    # The file of the folder is read as the folder: its weights alone do not tell the padding.
+    file = trained[0] / "residual.safetensors"
+    assert read_residual(file)[0] == read_residual(trained[0])[0] == SMALL.residual
     made = train_original(
-        Manifest(tuple(rows), tmp_path), tmp_path / "d", config,
-        residual_weights=trained[0], options=CPU,
+        images, tmp_path / "d", config, residual_weights=trained[0], options=CPU,
     )  # fmt: skip
     (branch,) = made.file.branches
     assert branch.residual == SMALL.residual

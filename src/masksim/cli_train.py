@@ -57,7 +57,7 @@ RunPrecision = Annotated[
     Precision,
     typer.Option(
         "--precision",
-        help="Of residual networks; auto: bfloat16 where an accelerator has it.",
+        help="Of residual networks; auto: float32. bfloat16 rounds what is measured.",
         rich_help_panel=_OF_RUN,
     ),
 ]
@@ -178,8 +178,12 @@ def train(
         if seed is not None:
             values["seed"] = seed
         if chosen is Recipe.shared:
-            of_run = {"residual_weights": residual_weights, "run": run,
-                      "tensorboard": tensorboard or None}  # fmt: skip
+            of_run = {
+                "residual_weights": residual_weights, "run": run,
+                "tensorboard": tensorboard or None,
+                "device": None if device is Device.auto else device,
+                "precision": None if precision is Precision.auto else precision,
+            }  # fmt: skip
             more = [*given, *(key for key, value in of_run.items() if value is not None)]
             if more:
                 raise UsageError(
@@ -341,8 +345,8 @@ def train_residual(
         values = {} if config is None else read_toml(config)
         chosen = DenoiserConfig.from_dict(
             {
-                **(DenoiserConfig.light_values() if light else {}),
                 **values,
+                **(DenoiserConfig.light_values() if light else {}),
                 **{key: value for key, value in given.items() if value is not None},
             }
         )
@@ -358,8 +362,10 @@ def train_residual(
             return
         write(
             f"{out}: noise of {chosen.sigma:g} levels, PSNR {made['psnr_noisy']:.2f} dB -> "
-            f"{made['psnr']:.2f} dB on photos of other sources"
+            f"{made['psnr']:.2f} dB on other {made['validated_on']}"
         )
+        if made["psnr_gain"] <= 0:
+            say("warning: the network takes no noise away yet: train it longer (--steps)")
 
 
 def enroll(

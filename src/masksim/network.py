@@ -276,7 +276,7 @@ def read_residual(
     weights : dict of name to float32 array
         See `masksim.residual.weight_shapes`.
     facts : dict
-        ``file`` and ``sha256``, for the provenance.
+        ``file`` and ``sha256``, for the provenance, and ``colour`` where it is known.
 
     Raises
     ------
@@ -287,15 +287,21 @@ def read_residual(
     path = Path(path)
     config: ResidualConfig | None = None
     expected: str | None = None
+    colour: dict[str, str] = {}
     file = path
-    if path.is_dir():
-        file = path / RESIDUAL_WEIGHTS
+    folder = path if path.is_dir() else path.parent
+    # The file of such a folder is read as the folder is: weights alone do not tell the padding.
+    if path.is_dir() or (
+        path.name == RESIDUAL_WEIGHTS and (folder / RESIDUAL_DESCRIPTION).is_file()
+    ):
+        file = folder / RESIDUAL_WEIGHTS
         try:
-            described = json.loads((path / RESIDUAL_DESCRIPTION).read_text(encoding="utf-8"))
+            described = json.loads((folder / RESIDUAL_DESCRIPTION).read_text(encoding="utf-8"))
             if described["format"] != RESIDUAL_FORMAT:
                 raise ValueError("another format")
             config = ResidualConfig.from_dict(described["residual"])
             expected = str(described["sha256"])
+            colour = {"colour": str(described["training"]["colour"])}
         except OSError as error:
             raise ModelError(
                 f"{path} holds no residual network: no {RESIDUAL_DESCRIPTION}",
@@ -328,7 +334,7 @@ def read_residual(
     if config is None:
         config = describe_stack(weights)
     check_weights(config, weights)
-    return config, weights, {"file": path.name, "sha256": digest}
+    return config, weights, {"file": path.name, "sha256": digest, **colour}
 
 
 def _load_torch(file: Path) -> Any:

@@ -27,7 +27,7 @@ from torch.utils.data import Dataset
 
 from masksim import __version__, metrics, runs
 from masksim.augment import bilinear, reencode, rng_for
-from masksim.checkpoint import Branch, DetectorFile
+from masksim.checkpoint import Branch, DetectorFile, check_target
 from masksim.errors import DataError, ImageError, UsageError
 from masksim.image import load_image
 from masksim.manifest import REAL, Manifest, Row, group_of, manifest_hash
@@ -185,17 +185,25 @@ class OriginalConfig:
         low, high = self.qualities
         if not (1 <= low <= high <= 100):
             raise UsageError(f"quality must lie in 1..100, got {self.quality!r}")
-        if not (self.lr > 0 and self.residual_lr > 0 and 0 < self.decay <= 1):
+        rates = (self.lr, self.residual_lr)
+        if not (all(0 < rate < math.inf for rate in rates) and 0 < self.decay <= 1):
             raise UsageError("learning rates must be positive and decay in (0, 1]")
         if not (0 <= self.resize_share <= 1 and 0 < self.validation < 1):
             raise UsageError("resize_share must be in [0, 1] and validation in (0, 1)")
-        if len(self.resize_range) != 2 or not 1 <= self.resize_range[0] <= self.resize_range[1]:
+        ends = self.resize_range
+        if (
+            not isinstance(ends, tuple)
+            or len(ends) != 2
+            or not all(isinstance(end, (int, float)) for end in ends)
+            or not 1 <= ends[0] <= ends[1] < math.inf
+        ):
             raise UsageError(
                 "resize_range must be two numbers from 1 on, ascending: the shorter side must not "
-                f"become less than a window; got {list(self.resize_range)}"
+                f"become less than a window; got {ends!r}"
             )
-        if not all(isinstance(name, str) and name for name in self.generators):
-            raise UsageError(f"generators must be names, got {list(self.generators)}")
+        names = self.generators
+        if not isinstance(names, tuple) or not all(isinstance(n, str) and n for n in names):
+            raise UsageError(f"generators must be a list of names, got {names!r}")
         if self.window <= 2 * self.residual.margin:
             raise UsageError(
                 f"a window of {self.window} pixels is too small for {self.depth} layers without "
@@ -692,8 +700,9 @@ def _parts(rows: Sequence[Row], config: OriginalConfig) -> tuple[list[_Part], st
 
 def _folder_name(generator: str) -> str:
     plain = re.sub(r"[^\w.-]", "_", generator)
-    if plain == generator:
+    if plain == generator and not plain.startswith("."):
         return plain
+    plain = plain.lstrip(".")
     return f"{plain}-{hashlib.sha256(generator.encode()).hexdigest()[:8]}"
 
 
@@ -749,24 +758,34 @@ def train_original(
     """
     options = options or runs.RunOptions()
     out = Path(out)
-    if out.exists() and not overwrite:
-        raise UsageError(f"{out} is there already; --overwrite replaces a detector")
+    check_target(out, overwrite)  # before hours of work, not after
+    run = Path(run) if run is not None else out.with_name(out.name + ".run")
+    if out.absolute() in (run.absolute(), *run.absolute().parents):
+        raise UsageError(f"the run's folder {run} must not lie in the detector's, {out}")
     weights: Mapping[str, NDArray[Any]] | None = None
     initial: dict[str, Any] = {"from": "random numbers"}
     if residual_weights is not None:
         if not config.residual.is_stack:
             raise UsageError(f"a {config.preprocess!r} residual takes no --residual-weights")
         found, weights, initial = read_residual(residual_weights)
-        kind: Any = found.kind
+        if found.kind != config.preprocess:
+            raise UsageError(
+                f"the residual weights are of a {found.kind!r} network, the recipe asks for "
+                f"{config.preprocess!r}: give -p {found.kind}"
+            )
+        if initial.get("colour", config.space) != config.space:
+            raise UsageError(
+                f"the residual network was trained in {initial['colour']}, the detector's colour "
+                f"space is {config.space}"
+            )
         config = replace(
-            config, preprocess=kind, depth=found.depth, features=found.features,
+            config, depth=found.depth, features=found.features,
             padding=found.padding, batch_norm=found.batch_norm,
         )  # fmt: skip
     rows, skipped = _usable(manifest, config.window)
     parts, how = _parts(rows, config)
     used = [rows[i] for i in sorted({i for part in parts for i in _all_of(part)})]
     files = [str(manifest.file(row)) for row in rows]
-    run = Path(run) if run is not None else out.with_name(out.name + ".run")
     with runs.processes(options) as ranks:
         if config.batch % ranks.world:
             raise UsageError(
@@ -806,8 +825,8 @@ def train_original(
             provenance={
                 "training": asdict(config),
                 "manifest_sha256": described["manifest"],
-                "images": _counts(parts, rows, lambda row: row.path),
-                "sources": _counts(parts, rows, lambda row: row.source),
+                "images": _counts(parts, rows, failures, lambda row: row.path),
+                "sources": _counts(parts, rows, failures, lambda row: row.source),
                 "best": {name: dict(outcome.best) for name, outcome in outcomes.items()},
                 "residual": {**initial, **config.residual.to_dict()},
                 "calibration": {
@@ -843,12 +862,19 @@ def _all_of(part: _Part) -> tuple[int, ...]:
 
 
 def _counts(
-    parts: Sequence[_Part], rows: Sequence[Row], what: Callable[[Row], str]
+    parts: Sequence[_Part],
+    rows: Sequence[Row],
+    failures: Mapping[str, str],
+    what: Callable[[Row], str],
 ) -> dict[str, int]:
-    counts = {REAL: len({what(rows[i]) for i in parts[0].train_real})}
-    for part in parts:
-        counts[part.name] = len({what(rows[i]) for i in part.train_synthetic})
-    return counts
+    """Count what was used in training: images that could not be read were not."""
+
+    def count(chosen: Sequence[int]) -> int:
+        return len({what(rows[i]) for i in chosen if rows[i].path not in failures})
+
+    return {REAL: count(parts[0].train_real)} | {
+        part.name: count(part.train_synthetic) for part in parts
+    }
 
 
 def _train_part(

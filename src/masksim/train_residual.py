@@ -105,7 +105,8 @@ class DenoiserConfig:
             raise UsageError(f"seed must be an integer, got {self.seed!r}")
         for key in ("sigma", "lr", "decay", "validation"):
             value = getattr(self, key)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not number or not 0 < value < math.inf:
                 raise UsageError(f"{key} must be a positive number, got {value!r}")
         if self.decay > 1 or self.validation >= 1:
             raise UsageError("decay must be at most 1 and validation under 1")
@@ -133,7 +134,8 @@ class DenoiserConfig:
         unknown = sorted(set(values) - set(cls.__dataclass_fields__))
         if unknown:
             raise UsageError(f"unknown keys in the configuration of the residual: {unknown}")
-        return cls(**values)
+        small = cls.light_values() if values.get("kind") == "light" else {}
+        return cls(**{**small, **values})
 
     @staticmethod
     def light_values() -> dict[str, Any]:
@@ -302,8 +304,9 @@ def train_denoiser(
     Returns
     -------
     dict
-        ``sha256`` of the weights, ``psnr_noisy``, ``psnr`` and ``psnr_gain`` in dB on photos of
-        other sources, ``step`` of the weights, ``skipped``.
+        ``sha256`` of the weights, ``psnr_noisy``, ``psnr`` and ``psnr_gain`` in dB on photos that
+        training had not, ``validated_on`` (``sources`` not seen, or of a single source
+        ``photos``), ``step`` of the weights, ``skipped``.
 
     Raises
     ------
@@ -442,6 +445,8 @@ def train_denoiser(
         result = {
             "sha256": hashlib.sha256(data).hexdigest(),
             **{key: outcome.best[key] for key in ("psnr_noisy", "psnr", "psnr_gain")},
+            # Of one source the photos are parted, see `_divide`.
+            "validated_on": "sources" if len({group_of(row) for row in rows}) > 1 else "photos",
             "step": min(outcome.best["epoch"] * epoch_steps, config.steps),
             "skipped": dict(Counter(skipped.values())),
         }
