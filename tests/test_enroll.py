@@ -243,7 +243,7 @@ def test_an_image_between_two_generators_is_not_named(trained: Any) -> None:
     # Generators whose images are all told without doubt: then a doubtful one is of neither.
     sure = replace(detector.attribution, own_clearest=np.ones(40), own_weights=np.full(40, 1 / 40))
     level = detector.detect(plant(natural, "grid", 77)).verdict.level
-    detector.attribution = replace(sure, precisions=detector.attribution.precisions * 1e-3)
+    detector.attribution = replace(sure, precisions=sure.precisions * 1e-3)
     found = detector.detect(plant(natural, "grid", 77))
     assert found.verdict.unknown_generator
     assert found.verdict.generator is None

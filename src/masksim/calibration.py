@@ -22,9 +22,6 @@ from masksim.errors import ModelError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-MATCHING_RATE = 0.10
-"""A generator whose own rate is above this is not matched."""
-
 UNCLEAR = 0.20
 """An image whose clarity is at most this is not said to be of any known generator."""
 
@@ -154,7 +151,7 @@ def _check(scores: NDArray[Any], real_scores: NDArray[Any]) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Attribution:
-    """Which generator explains an image: by the scores of the generators' own images for all heads.
+    """How clear it is which generator an image is of: by the scores of the generators' own images for all heads.
 
     Each generator's images are a normal distribution of score vectors. Its covariance is in part
     the generator's own, the more so the more images there are, in part that of all generators.
@@ -309,17 +306,11 @@ class Attribution:
         Returns
         -------
         ndarray
-            int64 ``(...)``: the column of the largest `posterior`; -1 where the `clarity` is at
-            most `UNCLEAR`, or that generator is not matched (`MATCHING_RATE`). Where there are no
-            own images, the column of the lowest rate.
+            int64 ``(...)``: the column of the lowest rate, of equal ones that of the highest score;
+            -1 where the `clarity` is at most `UNCLEAR`.
         """
-        posterior = self.posterior(scores)
-        if np.isnan(self.means).all():
-            return np.asarray(rates.argmin(axis=-1))
-        best = np.asarray(np.nan_to_num(posterior, nan=0.0).argmax(axis=-1))
-        rate = np.take_along_axis(rates, best[..., None], axis=-1)[..., 0]
-        clear = (self.clarity(scores) > UNCLEAR) & (rate <= MATCHING_RATE)
-        return np.where(clear, best, -1)
+        best = np.lexsort((-np.asarray(scores), rates), axis=-1)[..., 0]
+        return np.where(self.clarity(scores) > UNCLEAR, best, -1)
 
 
 def _normalised(log_likelihoods: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -364,7 +364,7 @@ class Detector:
     generators
         Names, in the order of `similarities`.
     attribution
-        Tells which generator explains an image; None where the file has no scores of the
+        Tells how clear it is which generator an image is of; None where the file has no scores of the
         generators' own images.
 
     Raises
@@ -530,16 +530,11 @@ class Detector:
             rates = calibration.false_positive_rate(similarity, self._real).tolist()
             joint = float(calibration.joint_false_positive_rate(similarity, self._real))
             sizes = (~np.isnan(self._real)).sum(axis=0).tolist()
-        named: verdict.Named | None = None
-        if self.attribution is not None and rates is not None:
-            posterior = self.attribution.posterior(similarity)
-            if np.isfinite(posterior).all():  # else there are too few own images of any generator
-                column = int(self.attribution.name(similarity, np.array(rates)))
-                named = verdict.Named(
-                    None if column < 0 else column,
-                    posterior.tolist(),
-                    float(self.attribution.clarity(similarity)),
-                )
+        posterior: list[float] | None = None
+        clarity: float | None = None
+        if self.attribution is not None and len(self.attribution.own_clearest):
+            posterior = self.attribution.posterior(similarity).tolist()
+            clarity = float(self.attribution.clarity(similarity))
         scores = [
             GeneratorScore(
                 generator,
@@ -547,7 +542,7 @@ class Detector:
                 float(probability[g]),
                 None if rates is None else rates[g],
                 sizes[g],
-                None if named is None else named.posterior[g],
+                None if posterior is None else posterior[g],
             )
             for g, generator in enumerate(self.generators)
         ]
@@ -570,7 +565,7 @@ class Detector:
                 if flat > FLAT
                 else None
             ),
-            attribution=named,
+            clarity=clarity,
         )
         if decided.generator in self._narrow:
             note = (

@@ -258,7 +258,7 @@ class Scale:
     real_scores
         (n, G) scores of calibration photos; None: not calibrated.
     attribution
-        Tells which generator explains an image, as in verdicts; None: the rates alone do.
+        Tells how clear it is which generator an image is of, as in verdicts; None: not known.
     """
 
     generators: tuple[str, ...]
@@ -597,8 +597,8 @@ def confusion(
     table, scale, weigh
         As in `run_protocol`.
     limit
-        Up to this joint rate a generator is named, as in a verdict: the one that explains the
-        image best, or "unknown"; where the scale has no attribution, the head with the lowest
+        Up to this joint rate a generator is named, as in a verdict: the one of the lowest rate,
+        or "unknown" where it is not clear; where the scale has no attribution, the head with the lowest
         rate of its own. Without a calibration: the most probable head, if its probability is
         above one half; without probabilities: always the head of the highest score.
 

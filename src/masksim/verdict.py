@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from masksim.calibration import UNCLEAR
 from masksim.errors import UsageError
 
 if TYPE_CHECKING:
@@ -26,9 +27,7 @@ LEVELS: tuple[tuple[float, Level], ...] = (
 """Largest joint false-positive rate of each level, the strongest first."""
 
 NEAR = 3.0
-"""A generator that is up to so many times less likely than the one named may be meant as well.
-
-Likely by the posterior among the known generators; where there is none, by the rates."""
+"""A generator whose rate is up to so many times that of the best one may be meant as well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +41,9 @@ class Verdict:
         the image is unlike the photos that the rates were measured on; ``"uncalibrated"`` where
         the detector has no scores of real photos to compare with.
     generator
-        The generator that it is most likely of; None where there is no evidence, and where that
-        is not clear (`unknown_generator`). `cautions` names others that may be meant (`NEAR`).
+        The generator whose pattern is matched best, that is with the lowest rate of its own; None
+        where there is no evidence, and where it is not clear which one it is
+        (`unknown_generator`). `cautions` names others that match nearly as well (`NEAR`).
     false_positive_rate
         Joint over all generators: the share of real photos, the image itself counted as one,
         that resemble some generator at least as much. In (0, 1]; None if uncalibrated.
@@ -71,25 +71,6 @@ class Verdict:
     clarity: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Named:
-    """Which generator an image is of, if it is one's: from `masksim.calibration.Attribution`.
-
-    Attributes
-    ----------
-    column
-        Of the generator; None where it is not clear.
-    posterior
-        One a generator: its probability among those that are known.
-    clarity
-        See `Verdict`.
-    """
-
-    column: int | None
-    posterior: Sequence[float]
-    clarity: float
-
-
 def decide(
     generators: Sequence[str],
     false_positive_rates: Sequence[float] | None,
@@ -99,7 +80,7 @@ def decide(
     similarities: Sequence[float],
     cautions: Sequence[str] = (),
     unlike_photos: str | None = None,
-    attribution: Named | None = None,
+    clarity: float | None = None,
 ) -> Verdict:
     """Turn the rates of one image into a verdict.
 
@@ -120,9 +101,9 @@ def decide(
     unlike_photos
         Why the image is unlike the photos that the rates were measured on, as the middle of a
         sentence; None if it is like them. What would be evidence is then inconclusive.
-    attribution
-        Which generator it is, see `Named`; None where the detector has no scores of the generators'
-        own images: then the lowest rate tells.
+    clarity
+        See `masksim.calibration.Attribution`; None where the detector has no scores of the
+        generators' own images.
 
     Returns
     -------
@@ -148,8 +129,6 @@ def decide(
         )
     if len(false_positive_rates) != len(generators):
         raise UsageError("a verdict needs one rate for each generator")
-    if attribution is not None and len(attribution.posterior) != len(generators):
-        raise UsageError("a verdict needs one posterior for each generator")
     rate = format_rate(joint, sample_size)
     level = next((level for limit, level in LEVELS if joint <= limit), None)
     if level is None:
@@ -175,32 +154,23 @@ def decide(
     ranked = sorted(
         range(len(generators)), key=lambda g: (false_positive_rates[g], -similarities[g])
     )
-    first = ranked[0]
-    if attribution is None:
-        limit = min(NEAR * false_positive_rates[first], LEVELS[-1][0])
-        best, others = first, [g for g in ranked[1:] if false_positive_rates[g] <= limit]
-    else:
-        likely = sorted(ranked, key=lambda g: -attribution.posterior[g])
-        limit = attribution.posterior[likely[0]] / NEAR
-        others = [g for g in likely if attribution.posterior[g] >= limit]
-        # The evidence is above all that of the lowest rate: it is never left unsaid.
-        others = list(dict.fromkeys((*others, first)))
-        if attribution.column is None:
-            names = ", ".join(generators[g] for g in others)
-            return Verdict(
-                level,
-                None,
-                joint,
-                sample_size,
-                f"{level.capitalize()} of a generator's spectral pattern, but not clearly of one "
-                f"that this detector knows; {rate} of {sample_size} real photos score at least "
-                "this high for some generator.",
-                (*cautions, f"It comes nearest to {names}; it may also be another generator's."),
-                unknown_generator=True,
-                clarity=attribution.clarity,
-            )
-        best = attribution.column
-    near = [generators[g] for g in others if g != best]
+    best = ranked[0]
+    limit = min(NEAR * false_positive_rates[best], LEVELS[-1][0])
+    near = [generators[g] for g in ranked[1:] if false_positive_rates[g] <= limit]
+    if clarity is not None and clarity <= UNCLEAR:
+        names = ", ".join((generators[best], *near))
+        return Verdict(
+            level,
+            None,
+            joint,
+            sample_size,
+            f"{level.capitalize()} of a generator's spectral pattern, but not clearly of one "
+            f"that this detector knows; {rate} of {sample_size} real photos score at least "
+            "this high for some generator.",
+            (*cautions, f"It comes nearest to {names}; it may also be another generator's."),
+            unknown_generator=True,
+            clarity=clarity,
+        )
     match = "matches" if len(near) == 1 else "match"
     doubt = (
         [f"Which generator is uncertain: {', '.join(near)} {match} nearly as well."] if near else []
@@ -213,7 +183,7 @@ def decide(
         f"{level.capitalize()} of {generators[best]}'s spectral pattern; {rate} of {sample_size} "
         "real photos score at least this high for some generator.",
         (*cautions, *doubt),
-        clarity=None if attribution is None else attribution.clarity,
+        clarity=clarity,
     )
 
 
