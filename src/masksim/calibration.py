@@ -151,8 +151,9 @@ def _check(scores: NDArray[Any], real_scores: NDArray[Any]) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Attribution:
-    """How clear it is which generator an image is of: by the scores of the generators' own images for all heads.
+    """How clear it is which generator an image is of.
 
+    Told by the scores of the generators' own images for all heads.
     Each generator's images are a normal distribution of score vectors. Its covariance is in part
     the generator's own, the more so the more images there are, in part that of all generators.
 

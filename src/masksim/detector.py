@@ -364,8 +364,8 @@ class Detector:
     generators
         Names, in the order of `similarities`.
     attribution
-        Tells how clear it is which generator an image is of; None where the file has no scores of the
-        generators' own images.
+        Tells how clear it is which generator an image is of; None where the file has no scores of
+        the generators' own images.
 
     Raises
     ------

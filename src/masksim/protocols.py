@@ -598,9 +598,9 @@ def confusion(
         As in `run_protocol`.
     limit
         Up to this joint rate a generator is named, as in a verdict: the one of the lowest rate,
-        or "unknown" where it is not clear; where the scale has no attribution, the head with the lowest
-        rate of its own. Without a calibration: the most probable head, if its probability is
-        above one half; without probabilities: always the head of the highest score.
+        or "unknown" where it is not clear; where the scale has no attribution, always that head.
+        Without a calibration: the most probable head, if its probability is above one half;
+        without probabilities: always the head of the highest score.
 
     Returns
     -------
