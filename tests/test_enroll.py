@@ -139,6 +139,32 @@ def test_forgetting_undoes_enrolling(
         forget(made, "none")
 
 
+def test_a_second_generator_is_told_from_the_first(
+    enrolled: Any, folder: Path, cache: Path, trained: Any
+) -> None:
+    made, _ = enrolled
+    kept = unpack(made.photos())[1]
+    assert kept is not None
+    # All of the first one's images are kept, under their rows of the calibration.
+    assert (made.calibration["own_generators"][kept.rows] == 2).sum() == 16
+    twice, outcome = enroll(made, "twin", [folder], cache=cache, config=CONFIG)
+    assert twice.generators == ("grid", "ring", "stripes", "twin")
+    assert np.isfinite(twice.calibration["own_similarities"]).all()  # type: ignore[index]
+    attribution = Detector(twice, threads=1).attribution
+    assert attribution is not None
+    assert np.isfinite(attribution.means).all()
+    # It is made of the same images, and that is said.
+    assert outcome.known["stripes"] == 1
+    assert any("stripes 100 %" in warning for warning in outcome.warnings)
+    undone = forget(twice, "stripes")
+    assert undone.photos is not None
+    kept = unpack(undone.photos())[1]
+    assert kept is not None
+    of = undone.calibration["own_generators"]  # type: ignore[index]
+    assert np.bincount(of[kept.rows], minlength=3)[2] == 16
+    assert kept.rows.max() < len(of)
+
+
 def test_the_outcome_says_what_it_rests_on(enrolled: Any, before: DetectorFile) -> None:
     made, outcome = enrolled
     assert (outcome.images, outcome.sources, outcome.photos) == (16, 4, 60)

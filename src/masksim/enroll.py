@@ -36,7 +36,7 @@ from masksim.features import FeatureConfig
 from masksim.manifest import REAL, Manifest, Row, manifest_hash, scan_folders
 from masksim.metrics import Estimate
 from masksim.model import SharedHeads
-from masksim.photos import ReferencePhotos, pack, unpack
+from masksim.photos import ReferencePhotos, pack, spread_over_sources, unpack
 from masksim.train import (
     HeadConfig,
     fisher_coefficients,
@@ -56,6 +56,9 @@ FEW_IMAGES = 50
 
 WEAK_AUROC = 0.8
 """If the interval of the cross-validated AUROC reaches below this there is a warning."""
+
+KEPT_IMAGES = 50
+"""So many of its images are kept, as features, for generators that are enrolled later."""
 
 FEW_SOURCES = 5
 """With fewer sources of the generator there is a warning."""
@@ -280,6 +283,7 @@ def enroll(
         ),
         calibration=_calibration(file, at, photos, scored, similarity[:n], own_scores, known),
         provenance=_provenance(file, outcome, rows, config),
+        photos=None if kit is None else partial(pack, kit, _kept(file, others, own, first, heads)),
         sha256="",
     )
     return made, outcome
@@ -419,18 +423,13 @@ def _photos(
         table = compute(rows, "real photos")
         z = _in_parts(heads.standardise, table.features)
         names = np.unique(table.sources, return_inverse=True)[1]
-        offset = 0 if kit is None else int(kit.sources.max()) + 1
-        own = ReferencePhotos(z, 0.0, np.full(len(z), -1), names + offset, table.histories)
+        own = ReferencePhotos(z, 0.0, np.full(len(z), -1), names, table.histories)
     photos = next((part for part in (kit, own) if part is not None), None)
     scored = None
     if kit is None and own is not None:
         scored = _in_parts(heads.similarities, table.features)
     elif kit is not None and own is not None:
-        photos = ReferencePhotos(
-            np.concatenate([kit.features, own.features]), kit.step,
-            np.concatenate([kit.rows, own.rows]), np.concatenate([kit.sources, own.sources]),
-            np.concatenate([kit.histories, own.histories]),
-        )  # fmt: skip
+        photos = kit.joined(own)
     if photos is None or len(photos.features) < smallest:
         raise DataError(
             f"{0 if photos is None else len(photos.features)} real photos to set the images "
@@ -569,6 +568,28 @@ def _known(file: DetectorFile, branch: Branch, scores: NDArray[np.float64]) -> d
         name: round(float((rates[:, g] <= EXPLAINED).mean()), 4)
         for g, name in enumerate(branch.generators)
     }
+
+
+def _kept(
+    file: DetectorFile,
+    others: ReferencePhotos | None,
+    own: FeatureTable,
+    first: NDArray[np.bool_],
+    heads: SharedHeads,
+) -> ReferencePhotos:
+    """Add images of the new generator to those that later generators will be told from."""
+    at = np.flatnonzero(first)
+    keys = [own.rows[i].sha256 for i in own.images[at]]
+    chosen = np.array(spread_over_sources(own.sources[at].tolist(), keys, KEPT_IMAGES))
+    before = 0 if file.calibration is None else len(file.calibration.get("own_generators", ()))
+    new = ReferencePhotos(
+        _in_parts(heads.standardise, own.features[at[chosen]]),
+        1.0 if others is None else others.step,
+        before + chosen,
+        np.unique(own.sources[at], return_inverse=True)[1][chosen],
+        own.histories[at[chosen]],
+    )
+    return new if others is None else others.joined(new)
 
 
 def _with_head(branch: Branch, name: str, tensors: Mapping[str, NDArray[Any]]) -> Branch:

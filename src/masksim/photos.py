@@ -58,6 +58,17 @@ class ReferencePhotos:
         """Variance that rounding adds to a feature, in deviations²."""
         return self.step**2 / 12
 
+    def joined(self, other: ReferencePhotos) -> ReferencePhotos:
+        """Put others behind these, as images of other sources; the step stays that of these."""
+        offset = int(self.sources.max()) + 1
+        return ReferencePhotos(
+            np.concatenate([self.features, other.features]),
+            self.step,
+            np.concatenate([self.rows, other.rows]),
+            np.concatenate([self.sources, other.sources + offset]),
+            np.concatenate([self.histories, other.histories]),
+        )
+
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """Arrays for the detector file; `from_arrays` inverts it up to rounding."""
         codes = np.rint(self.features / self.step).astype(np.int8)
