@@ -533,7 +533,7 @@ def made_table(n: int, seed: int, images_a_source: int = 7) -> FeatureTable:
         np.zeros((3 * n, 1, 2, 1), np.float16),
         np.array([rows[i].generator for i in images]),
         np.array([rows[i].source for i in images]),
-        rng.choice(["jpeg", "reduced", "lossless"], 3 * n, p=[0.5, 0.3, 0.2]),
+        np.array(["jpeg", "reduced", "lossless"])[rng.choice(3, 3 * n, p=[0.5, 0.3, 0.2])],
         np.array([""] * (3 * n)),
         images,
         tuple(rows),

@@ -149,8 +149,8 @@ def test_bootstrap_covers_the_truth_as_often_as_it_says() -> None:
 def test_rows_of_a_group_are_drawn_together() -> None:
     rng = np.random.default_rng(4)
     group_values = rng.standard_normal(20)
-    s = np.repeat(group_values, 25)  # 500 rows, but 20 images
-    y = np.ones(500, bool)
+    s: NDArray[Any] = np.repeat(group_values, 25)  # 500 rows, but 20 images
+    y: NDArray[Any] = np.ones(500, bool)
     s, y = np.append(s, 0.0), np.append(y, False)
     names = np.append(np.repeat([f"image {k}" for k in range(20)], 25), "photo")
     grouped = bootstrap(mean_of_synthetic, s, y, groups=names, samples=1500)

@@ -163,7 +163,7 @@ def test_studio_levels_are_the_exact_floor() -> None:
         rgb = [Fraction(int(v), 255) for v in pixels[at]]
         for c, (*weights, offset) in enumerate(rows):
             exact = sum(Fraction(w) * v for w, v in zip(weights, rgb, strict=True)) + offset
-            assert levels[(c, *at)] == floor(exact)
+            assert levels[c][at] == floor(exact)
 
 
 def test_studio_levels_are_the_floating_point_ones_but_for_rounding() -> None:

@@ -222,7 +222,7 @@ def test_the_scale_is_symmetric_and_masked_cells_do_not_count() -> None:
     assert report._limit(values) == np.percentile(np.abs(values[0]), 99.5)
     assert report._limit(np.zeros((3, 3))) == 1.0
     assert report._scale(values)[0] == 0.0
-    far = np.linspace(-8.0, -5.0, 401).reshape(1, -1)
+    far: NDArray[Any] = np.linspace(-8.0, -5.0, 401).reshape(1, -1)
     assert report._scale(far) == pytest.approx((-6.5, 1.5), rel=0.01)
 
 

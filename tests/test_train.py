@@ -367,7 +367,8 @@ def test_each_generator_can_have_photos_of_its_own() -> None:
 def test_photos_are_matched_to_the_histories_of_each_generator() -> None:
     rng = np.random.default_rng(10)
     classes = rng.integers(-1, 3, 400)
-    histories = rng.choice(["jpeg", "reduced", "lossless"], 400, p=[0.6, 0.3, 0.1])
+    kinds = np.array(["jpeg", "reduced", "lossless"])
+    histories = kinds[rng.choice(3, 400, p=[0.6, 0.3, 0.1])]
     histories[(classes == 2) & (histories == "reduced")] = "jpeg"
     weights = rng.uniform(0, 1, 400)
     found = matched_real_weights(classes, weights, histories)

@@ -862,7 +862,7 @@ def _heif_orientation(image: Any, label: str) -> int | None:
     if turns is None:  # better no answer than one about turned pixels
         raise ImageError(f"{label}: HEIF needs pillow-heif 1.8 or later", code="unsupported")
     before = np.arange(6).reshape(2, 3)
-    after = before
+    after: NDArray[Any] = before
     for kind, *numbers in turns:
         if kind == "irot":  # degrees anticlockwise
             after = np.rot90(after, numbers[0] // 90)

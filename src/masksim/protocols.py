@@ -445,7 +445,7 @@ def _measured(
     weights = weights * np.where(synthetic, *sizes)
     labels, kinds = _groups(table, synthetic)
     values = _statistics(found, synthetic, weights, ranks_only=ranks_only)
-    draws = {name: np.full(samples, np.nan) for name in values}
+    draws: dict[str, Floats] = {name: np.full(samples, np.nan) for name in values}
     # Draws of the reals are the same for all generators, those of the generators' images are not.
     name_of = zlib.crc32("".join(np.unique(table.typ[synthetic])).encode())
     streams = (np.random.default_rng([0, 0, name_of]), np.random.default_rng([0, 1]))

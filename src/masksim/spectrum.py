@@ -213,7 +213,7 @@ def spread_cells(cells: NDArray[np.float32], side: int) -> NDArray[np.float32]:
     ndarray, shape (..., N, N) with N = R side
         Zero frequency at ``[N // 2, N // 2]``, the same at (-u, -v) as at (u, v).
     """
-    fine = np.repeat(np.repeat(cells, side, axis=-2), side, axis=-1)
+    fine: NDArray[Any] = np.repeat(np.repeat(cells, side, axis=-2), side, axis=-1)
     # A point of the column of frequency 0 is covered by two cells, one from each half.
     share = np.ones(fine.shape[-1], dtype=fine.dtype)
     share[0] = 0.5
