@@ -39,6 +39,7 @@ from masksim.evaluate import seen_in_training
 from masksim.features import FeatureConfig
 from masksim.manifest import REAL, Manifest, read_manifest
 from masksim.model import SharedHeads
+from masksim.train import in_parts
 from masksim.verdict import LEVELS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,11 +49,7 @@ def scores_of(file: DetectorFile, table: FeatureTable) -> np.ndarray[Any, Any]:
     """Similarities of all heads, (n, G)."""
     branch = file.branches[0]
     heads = SharedHeads.from_tensors(branch.tensors, float(branch.head_config["limit"]))
-    parts = [
-        heads.similarities(table.features[i : i + 64].astype(np.float32))
-        for i in range(0, len(table.features), 64)
-    ]
-    return np.concatenate(parts).astype(np.float64)
+    return in_parts(heads.similarities, table.features).astype(np.float64)
 
 
 def auroc_of(
@@ -68,12 +65,7 @@ def auroc_of(
         return None
     weights = history_weights(table.histories, [own, real], shares)
     used = weights > 0
-    few = len(np.unique(table.sources[own])) < 3
-    groups = np.where(
-        own & few,
-        np.char.add("image ", table.images.astype(str)),
-        np.char.add("source ", table.sources),
-    )
+    groups, _ = metrics.draw_together(own, table.images, table.sources)
     return asdict(
         metrics.bootstrap(
             metrics.auroc, scores[used], own[used], weights[used],

@@ -47,7 +47,7 @@ def main() -> None:
         if min(height, width) < config.window:
             continue
         sized = replace(row, height=height, width=width)
-        rng = rng_for(0, row.extra.get("blob") or row.sha256 or row.path, "leak probe")
+        rng = rng_for(0, row.key, "leak probe")
         view = evaluation_view(pixels, sized, "jpeg", rng, config).pixels
         for image, features in ((pixels, found), (view, viewed)):
             y, x = centre_window(image.shape[0], image.shape[1], config.window)

@@ -423,3 +423,15 @@ def test_an_estimate_leaves_out_what_could_not_be_measured() -> None:
     none = metrics.estimate(2.0, [np.nan, np.nan])
     assert none.value == 2
     assert np.isnan([none.low, none.high]).all()
+
+
+def test_what_is_drawn_together() -> None:
+    y = np.array([True, True, True, False, False])
+    images = np.array([7, 7, 8, 9, 10])
+    sources = np.array(["a", "a", "b", "c", "c"])
+    groups, over_images = metrics.draw_together(y, images, sources)
+    assert over_images
+    assert groups.tolist() == ["image 7", "image 7", "image 8", "source c", "source c"]
+    groups, over_images = metrics.draw_together(y, images, sources, few=2)
+    assert not over_images
+    assert groups.tolist() == ["source a", "source a", "source b", "source c", "source c"]

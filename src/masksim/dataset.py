@@ -381,7 +381,7 @@ def views(
     ------
     View
     """
-    key = row.extra.get("blob") or row.sha256 or row.path
+    key = row.key
     allowed = histories(row, config)
     if purpose == "evaluate":
         for history in allowed:
@@ -763,6 +763,6 @@ def source_folds(table: FeatureTable, count: int) -> NDArray[np.int64]:
         else:
             for i in np.flatnonzero(own):
                 row = table.rows[table.images[i]]
-                key = row.extra.get("blob") or row.sha256 or row.path
+                key = row.key
                 folds[i] = int(rng_for("fold", key).integers(count))
     return folds

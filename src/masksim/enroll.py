@@ -41,6 +41,7 @@ from masksim.train import (
     HeadConfig,
     fisher_coefficients,
     fit_probability,
+    in_parts,
     masks_and_references,
     matched_real_weights,
     stored,
@@ -242,12 +243,7 @@ def enroll(
     synthetic = np.arange(len(similarity)) >= n
     pair = history_weights(fit.table.histories, [synthetic, ~synthetic], views.shares)
     used = pair > 0
-    few = len(np.unique(own.sources)) < 3
-    groups = np.where(
-        synthetic & few,
-        np.char.add("image ", fit.table.images.astype(str)),
-        np.char.add("source ", fit.table.sources),
-    )
+    groups, _ = metrics.draw_together(synthetic, fit.table.images, fit.table.sources)
 
     def auroc_of(scores: NDArray[np.float64]) -> Estimate:
         return metrics.bootstrap(
@@ -261,7 +257,7 @@ def enroll(
     )
     first = np.concatenate([[True], own.images[1:] != own.images[:-1]])  # one view an image
     own_scores = np.column_stack(
-        [_in_parts(heads.similarities, own.features[first]), similarity[n:][first]]
+        [in_parts(heads.similarities, own.features[first]), similarity[n:][first]]
     )
     known = None
     if others is not None:
@@ -421,13 +417,13 @@ def _photos(
     own = None
     if rows:
         table = compute(rows, "real photos")
-        z = _in_parts(heads.standardise, table.features)
+        z = in_parts(heads.standardise, table.features)
         names = np.unique(table.sources, return_inverse=True)[1]
         own = ReferencePhotos(z, 0.0, np.full(len(z), -1), names, table.histories)
     photos = next((part for part in (kit, own) if part is not None), None)
     scored = None
     if kit is None and own is not None:
-        scored = _in_parts(heads.similarities, table.features)
+        scored = in_parts(heads.similarities, table.features)
     elif kit is not None and own is not None:
         photos = kit.joined(own)
     if photos is None or len(photos.features) < smallest:
@@ -443,15 +439,6 @@ def _photos(
             code="manifest_invalid",
         )
     return photos, scored
-
-
-def _in_parts(
-    function: Callable[[NDArray[Any]], NDArray[Any]], features: NDArray[Any], part: int = 64
-) -> NDArray[np.float32]:
-    """Apply to some rows at a time: masked features of all heads at once would fill the memory."""
-    return np.concatenate(
-        [function(features[i : i + part].astype(np.float32)) for i in range(0, len(features), part)]
-    ).astype(np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -474,7 +461,7 @@ def _fit(
 ) -> _Fitted:
     n = len(photos.features)
     shape = photos.features.shape[1:]
-    z = np.concatenate([photos.features, _in_parts(heads.standardise, own.features)])
+    z = np.concatenate([photos.features, in_parts(heads.standardise, own.features)])
     flat = z.reshape(len(z), -1)
     # Photos as rows of the same table, so that the same weights and folds serve.
     rows = [Row(f"photo {i}", REAL, f"photos {s}", "train") for i, s in enumerate(photos.sources)]
@@ -583,7 +570,7 @@ def _kept(
     chosen = np.array(spread_over_sources(own.sources[at].tolist(), keys, KEPT_IMAGES))
     before = 0 if file.calibration is None else len(file.calibration.get("own_generators", ()))
     new = ReferencePhotos(
-        _in_parts(heads.standardise, own.features[at[chosen]]),
+        in_parts(heads.standardise, own.features[at[chosen]]),
         1.0 if others is None else others.step,
         before + chosen,
         np.unique(own.sources[at], return_inverse=True)[1][chosen],

@@ -77,14 +77,9 @@ def _degraded(file: str, row: Row, name: str, seed: int) -> Iterator[tuple[Row, 
     loaded = load_image(file)
     height, width = loaded.pixels.shape[:2]
     sized = replace(row, width=width, height=height, format=row.format or loaded.facts.format)
-    rng = rng_for(seed, _key(row), "degrade", name)
+    rng = rng_for(seed, row.key, "degrade", name)
     history: History = "lossless" if history_of(sized.format) == "lossless" else "jpeg"
     yield sized, View(GRID[name].apply(loaded.pixels, rng), history, (name,))
-
-
-def _key(row: Row) -> str:
-    """Return what an image's draws depend on: its content, or failing that its path."""
-    return row.extra.get("blob") or row.sha256 or row.path
 
 
 def _work(
@@ -372,7 +367,7 @@ def bounded(
         drawn: dict[str, list[tuple[float, Row]]] = {}
         for row in manifest.rows:
             if row.generator == generator:
-                place = float(rng_for(seed, "bounded", _key(row)).random())
+                place = float(rng_for(seed, "bounded", row.key).random())
                 drawn.setdefault(row.source, []).append((place, row))
         turns = [
             (turn, place, row)
@@ -724,8 +719,7 @@ def _measures(
     used = weights > 0
     s, y, w, g = scores[used], synthetic[used], weights[used], images[used]
     collections = sources[used]
-    few = len(np.unique(collections[y])) < 3
-    groups = np.where(y & few, np.char.add("image ", g), np.char.add("source ", collections))
+    groups, few = metrics.draw_together(y, g, collections)
     measured: dict[str, Any] = {
         "synthetic_images": len(np.unique(g[y])),
         "synthetic_sources": len(np.unique(collections[y])),

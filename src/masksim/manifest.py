@@ -86,6 +86,11 @@ class Row:
         """Whether this is a photograph."""
         return self.generator == REAL
 
+    @property
+    def key(self) -> str:
+        """What seeds the draws of this image: a hash of its content, else its path."""
+        return self.extra.get("blob") or self.sha256 or self.path
+
 
 @dataclass(frozen=True)
 class Manifest:

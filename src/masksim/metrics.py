@@ -255,6 +255,33 @@ def min_cllr(scores: Any, synthetic: Any, weights: Any | None = None) -> float:
     return max(0.0, float(cost / 2))
 
 
+def draw_together(
+    synthetic: Any, images: Any, sources: Any, *, few: int = 3
+) -> tuple[NDArray[np.str_], bool]:
+    """Label what a bootstrap should draw together: whole sources, where there are enough of them.
+
+    Parameters
+    ----------
+    synthetic
+        (n,) see the module.
+    images, sources
+        (n,) what each row is a view of, and where that comes from.
+    few
+        With fewer sources of synthetic images than this, their images are drawn.
+
+    Returns
+    -------
+    groups
+        str (n,), for `bootstrap`.
+    over_images
+        Whether the synthetic ones are labelled by image.
+    """
+    y, source = np.asarray(synthetic, dtype=bool), np.asarray(sources).astype(np.str_)
+    over_images = len(np.unique(source[y])) < few
+    image = np.char.add("image ", np.asarray(images).astype(np.str_))
+    return np.where(y & over_images, image, np.char.add("source ", source)), over_images
+
+
 def bootstrap(
     statistic: Statistic,
     scores: Any,

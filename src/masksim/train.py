@@ -426,15 +426,37 @@ def stored(tensors: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     }
 
 
-def _score(
-    tensors: Mapping[str, NDArray[Any]], limit: float, features: NDArray[Any], chunk: int = 256
+def in_parts(
+    function: Callable[[NDArray[Any]], NDArray[Any]], features: NDArray[Any], part: int = 256
 ) -> NDArray[np.float32]:
-    heads = SharedHeads.from_tensors(tensors, limit)
-    parts = [np.zeros((0, heads.masks.shape[0]), np.float32)] + [
-        heads.similarities(features[i : i + chunk].astype(np.float32))
-        for i in range(0, len(features), chunk)
-    ]
-    return np.concatenate(parts).astype(np.float32)
+    """Apply to some rows at a time: masked features of all heads at once would fill the memory.
+
+    Parameters
+    ----------
+    function
+        Of `masksim.model.SharedHeads`: float32 (n, C, R, S) -> (n, ...), each row for itself.
+    features
+        (n, C, R, S).
+    part
+        Rows at a time.
+
+    Returns
+    -------
+    ndarray
+        float32 (n, ...).
+    """
+    return np.concatenate(
+        [
+            function(features[i : i + part].astype(np.float32))
+            for i in range(0, max(1, len(features)), part)
+        ]
+    ).astype(np.float32)
+
+
+def _score(
+    tensors: Mapping[str, NDArray[Any]], limit: float, features: NDArray[Any]
+) -> NDArray[np.float32]:
+    return in_parts(SharedHeads.from_tensors(tensors, limit).similarities, features)
 
 
 def fit_heads(
@@ -589,12 +611,7 @@ def reference_images(
     if config.photos < 1:
         return None
     heads = SharedHeads.from_tensors(fit.tensors, config.heads.limit)
-    keys = np.array(
-        [
-            row.extra.get("blob") or row.sha256 or row.path
-            for row in (calibration.rows[i] for i in calibration.images)
-        ]
-    )
+    keys = np.array([calibration.rows[i].key for i in calibration.images])
     sources = np.unique(calibration.sources, return_inverse=True)[1]
 
     def keep(of: NDArray[np.int64], chosen: NDArray[np.int64]) -> ReferencePhotos:

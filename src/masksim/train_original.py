@@ -348,10 +348,6 @@ def compress(window: Pixels, config: OriginalConfig, rng: np.random.Generator) -
     return reencode(np.ascontiguousarray(window), config.compression.upper(), quality)
 
 
-def _key(row: Row) -> str:
-    return row.extra.get("blob") or row.sha256 or row.path
-
-
 @dataclass(frozen=True)
 class _Item:
     """One place in a batch: which image, and what seeds its draw."""
@@ -380,7 +376,7 @@ class _Windows(Dataset[Any]):
             row = self.rows[index]
             try:
                 pixels = load_image(self.files[index]).pixels
-                key = (config.seed, self.name, _key(row))
+                key = (config.seed, self.name, row.key)
                 if item.draw is None:
                     return centre_of(pixels, config, rng_for(*key, "validation")), real, failures
                 rng = rng_for(*key, "train", *item.draw)
@@ -574,7 +570,7 @@ def _held_out(indices: Sequence[int], rows: Sequence[Row], share: float, seed: i
     count = max(1, round(share * len(indices)))
 
     def order(i: int) -> str:
-        return hashlib.sha256(f"{seed} validation {_key(rows[i])}".encode()).hexdigest()
+        return hashlib.sha256(f"{seed} validation {rows[i].key}".encode()).hexdigest()
 
     return set(sorted(indices, key=order)[:count])
 

@@ -170,7 +170,7 @@ class _Patches(Dataset[Any]):
         failures: dict[str, str] = {}
         for attempt in range(_ATTEMPTS):
             row = self.rows[index]
-            key = row.extra.get("blob") or row.sha256 or row.path
+            key = row.key
             rng = rng_for(config.seed, "denoiser", key, item.validation, *item.draw)
             try:
                 pixels = load_image(self.files[index]).pixels
