@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import masksim.detector
+from masksim.calibration import Calibration
 from masksim.detector import Detection, GeneratorScore, PlaneMap, SimilarityMap
 from masksim.errors import ImageError, ModelError
 from masksim.image import ImageFacts, LoadedImage, load_image
@@ -105,6 +106,9 @@ class Detector:
     sha256 = "0123456789abcdef" * 4
     sample_size = SAMPLE_SIZE
     file = File()
+    calibrations = {  # noqa: RUF012
+        "built-in": Calibration(np.linspace(0, 1, SAMPLE_SIZE)[:, None].repeat(3, axis=1))
+    }
 
     def detect(self, image: Any, *, name: str | None = None) -> Detection:
         loaded = image if isinstance(image, LoadedImage) else load_image(image, name=name)
@@ -125,8 +129,10 @@ calls: list[dict[str, Any]] = []
 """How `load_detector` was called."""
 
 
-def load_detector(path: Any = None, *, threads: Any = None, providers: Any = None) -> Detector:
-    calls.append({"path": path, "threads": threads, "providers": providers})
+def load_detector(
+    path: Any = None, *, threads: Any = None, providers: Any = None, **options: Any
+) -> Detector:
+    calls.append({"path": path, "threads": threads, "providers": providers, **options})
     if path is not None:
         raise ModelError(f"there is no detector in {path}", code="model_not_found")
     return Detector()

@@ -36,6 +36,7 @@ from masksim.errors import DataError, UsageError
 from masksim.features import FeatureConfig, shared_features
 from masksim.manifest import REAL, Manifest, Row
 from masksim.residual import OnnxResidual, ResidualConfig, residual_onnx
+from masksim.traits import TRAITS
 
 Natural = Callable[..., NDArray[np.uint8]]
 
@@ -531,6 +532,7 @@ def made_table(n: int, seed: int, images_a_source: int = 7) -> FeatureTable:
     images = np.repeat(np.arange(n), 3)
     return FeatureTable(
         np.zeros((3 * n, 1, 2, 1), np.float16),
+        np.zeros((3 * n, len(TRAITS)), np.float32),
         np.array([rows[i].generator for i in images]),
         np.array([rows[i].source for i in images]),
         np.array(["jpeg", "reduced", "lossless"])[rng.choice(3, 3 * n, p=[0.5, 0.3, 0.2])],

@@ -19,9 +19,10 @@ PACKAGE = Path(masksim.__file__).parent
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     (
-        *("image", "augment", "preprocess", "residual", "spectrum", "calibration"),
+        *("image", "augment", "preprocess", "residual", "spectrum", "traits"),
         *("manifest", "metrics", "sources", "tables"),
     ),
+    ("calibration",),
     ("features", "model", "verdict", "degrade", "protocols", "peers", "photos"),
     ("checkpoint", "dataset", "network", "prepare", "report", "verify"),
     ("console", "detector", "plots", "runs", "train"),
@@ -35,7 +36,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "train_original",
         "train_residual",
     ),
-    ("cli_evaluate", "cli_train"),
+    ("audit", "cli_evaluate", "cli_train"),
+    ("cli_audit",),
     ("cli",),
     ("__init__", "__main__"),
 )

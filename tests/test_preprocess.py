@@ -15,7 +15,6 @@ from masksim.errors import ImageError, UsageError
 from masksim.preprocess import (
     COLOUR_SPACES,
     centre_window,
-    flat_share,
     luma_chroma,
     shared_windows,
     spread_windows,
@@ -298,15 +297,3 @@ def test_an_image_under_the_smallest_is_refused(size: tuple[int, int]) -> None:
     with pytest.raises(ImageError, match=f"{size[1]}x{size[0]} pixels.*at least 256") as caught:
         shared_windows(*size, 512, 4, **WINDOWS)
     assert caught.value.code == "too_small"
-
-
-def test_flat_share() -> None:
-    noise = np.random.default_rng(0).integers(0, 256, (64, 80, 3), dtype=np.uint8)
-    assert flat_share(noise, [(0, 0, 80, 64)]) == 0
-    assert flat_share(np.full((64, 80, 3), 7, np.uint8), [(0, 0, 80, 64)]) == 1
-    half = noise.copy()
-    half[:, 40:] = 9
-    assert flat_share(half, [(0, 0, 40, 64), (40, 0, 40, 64)]) == pytest.approx(0.5)
-    # Equal along rows only, or in one channel only, is not flat.
-    rows = np.repeat(noise[:, :1], 80, axis=1)
-    assert flat_share(rows, [(0, 0, 80, 64)]) < 0.01

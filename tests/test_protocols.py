@@ -98,7 +98,12 @@ def test_probabilities_give_the_originals_figures(
 def test_rates_of_a_calibrated_detector(table: ScoreTable) -> None:
     raw = make({REAL: 60, "a": 25, "z": 15}, probabilities=False, seed=3)
     real = np.random.default_rng(4).normal(-1.0, 1.0, (199, 3))
-    scale = Scale(HEADS, slope=np.array([1.5, 1, 1]), offset=np.zeros(3), real_scores=real)
+    scale = Scale(
+        HEADS,
+        slope=np.array([1.5, 1, 1]),
+        offset=np.zeros(3),
+        calibration=calibration.Calibration(real),
+    )
     found: dict[str, Any] = {
         p: protocols.run_protocol(raw, scale, p, samples=20)["rows"] for p in protocols.PROTOCOLS
     }
@@ -213,7 +218,7 @@ def test_confusion_counts_the_silent(table: ScoreTable) -> None:
 def test_confusion_names_as_a_verdict_does() -> None:
     raw = make({REAL: 60, "a": 25, "b": 20}, probabilities=False, seed=8)
     real = np.random.default_rng(9).normal(-1.0, [1.0, 2.0, 0.5], (149, 3))
-    found = protocols.confusion(raw, Scale(HEADS, real_scores=real))
+    found = protocols.confusion(raw, Scale(HEADS, calibration=calibration.Calibration(real)))
     own = raw.similarities[raw.typ == "b"]
     joint = calibration.joint_false_positive_rate(own, real)
     rates = calibration.false_positive_rate(own, real)
@@ -309,7 +314,7 @@ def test_second_opinions_stand_on_the_same_reals(table: ScoreTable) -> None:
 def test_degradation_rows() -> None:
     raw = make({REAL: 40, "a": 20, "z": 10}, probabilities=False, seed=2)
     real = np.random.default_rng(3).normal(-1, 1, (99, 3))
-    scale = Scale(HEADS, real_scores=real)
+    scale = Scale(HEADS, calibration=calibration.Calibration(real))
     found = protocols.degradation(raw, scale, samples=10)
     joint = calibration.joint_false_positive_rate(raw.similarities, real)
     assert found["evidence"].value == pytest.approx((joint[raw.typ != REAL] <= 0.05).mean())

@@ -33,6 +33,7 @@ from masksim.train import (
     stored,
     train_shared,
 )
+from masksim.traits import TRAITS
 
 pytest.importorskip("sklearn")
 pytest.importorskip("onnx")
@@ -112,7 +113,10 @@ def test_the_fingerprint_lies_where_it_was_planted(trained: Any, detector: Detec
 def test_the_file_says_what_it_was_made_of(trained: Any) -> None:
     file = DetectorFile.load(trained.folder)
     assert file.sha256 == trained.file.sha256
-    assert file.config == {"name": "planted", "recipe": "shared"}
+    strata = file.config["strata"]
+    assert file.config == {"name": "planted", "recipe": "shared", "strata": strata}
+    assert [trait for trait, _ in strata["bands"]][:2] == ["energy", "distance"]
+    assert (strata["photos"], strata["sources"]) == (300, 20)
     provenance = file.provenance
     train = trained.manifest.select("train")
     assert provenance["manifest_sha256"] == manifest_hash(train.rows)
@@ -503,6 +507,7 @@ def table(counts: dict[tuple[str, str], int], seed: int = 0, views: int = 2) -> 
     n = len(images)
     return FeatureTable(
         np.array(features).astype(np.float16),
+        np.zeros((n, len(TRAITS)), np.float32),
         np.array([rows[i].generator for i in images]),
         np.array([rows[i].source for i in images]),
         np.array(["jpeg", "lossless"] * n)[:n],

@@ -5,6 +5,10 @@ is claimed is at least the rate at which real photos score as high, whatever the
 scores. Several generators are several tests; `joint_false_positive_rate` ranks the best of them
 among the best of every calibration photo, so that asking many generators is paid for.
 
+Photos are not all alike: noisy ones resemble generators more often than smooth ones. `Calibration`
+ranks an image among the photos of its own kind (`Strata`), told by traits that the image itself
+shows (`masksim.traits`), and says how sure the rate is with photos grouped by source.
+
 Not every photo need have a score for every generator (NaN): one that was enrolled later is
 calibrated on fewer photos. A generator's own rate ranks among the photos scored for it, the joint
 rate among those scored for all.
@@ -12,12 +16,16 @@ rate among those scored for all.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from masksim.errors import ModelError
+from masksim.errors import ModelError, UsageError
+from masksim.traits import TRAITS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -101,24 +109,69 @@ def joint_false_positive_rate(
     real = np.asarray(real_scores, dtype=np.float64)
     tested = np.asarray(scores, dtype=np.float64)
     _check(tested, real)
-    real = scored_for_all(real)
-    n = len(real)
-    among = np.empty(real.shape, dtype=np.int64)  # calibration photos >= this one, itself included
-    columns = np.sort(real, axis=0)
-    for g in range(real.shape[1]):
-        among[:, g] = n - np.searchsorted(columns[:, g], real[:, g], side="left")
+    ranked = _Ranked(scored_for_all(real))
     flat = tested.reshape(-1, real.shape[1])
-    out = np.empty(len(flat), dtype=np.float64)
-    for k, row in enumerate(flat):
+    n = len(ranked.real)
+    out = np.array([(1.0 + np.count_nonzero(ranked.as_extreme(row))) / (n + 1.0) for row in flat])
+    return out.reshape(tested.shape[:-1])
+
+
+def number_of_false_alarms(rates: NDArray[Any]) -> NDArray[np.float64]:
+    """Expect so many generators to match a real photo as well: the a-contrario reading.
+
+    The number of tests times the smallest rate (Desolneux, Moisan, Morel 2000). An alarm wherever
+    it is at most q gives at most q false alarms a photo, whatever the dependence of the tests; the
+    joint rate, which knows the dependence, is never far above it and mostly below.
+
+    Parameters
+    ----------
+    rates
+        ``(..., G)``, see `false_positive_rate`.
+
+    Returns
+    -------
+    ndarray
+        ``(...)`` float64 in ``(0, G]``.
+    """
+    tests = np.asarray(rates, dtype=np.float64)
+    found: NDArray[np.float64] = tests.shape[-1] * tests.min(axis=-1)
+    return found
+
+
+class _Ranked:
+    """Calibration photos (n, G), all complete, ranked once for any number of images."""
+
+    def __init__(self, real: NDArray[np.float64]) -> None:
+        self.real = real
+        n = len(real)
+        self.columns = np.sort(real, axis=0)
+        # Photos >= this one, itself included.
+        self.among = np.stack(
+            [
+                n - np.searchsorted(column, scores, side="left")
+                for column, scores in zip(self.columns.T, real.T, strict=True)
+            ],
+            axis=1,
+        )
+
+    def as_extreme(self, scores: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Tell which photos are at least as extreme as an image (G,) in the set of all: (n,)."""
+        n = len(self.real)
         own = np.array(
             [
-                1 + n - np.searchsorted(columns[:, g], row[g], side="left")
-                for g in range(real.shape[1])
+                1 + n - np.searchsorted(column, score, side="left")
+                for column, score in zip(self.columns.T, scores, strict=True)
             ]
         )
-        others = _extremity(among + (row >= real), n)
-        out[k] = (1.0 + np.count_nonzero(others <= _extremity(own[None], n))) / (n + 1.0)
-    return out.reshape(tested.shape[:-1])
+        others = _extremity(self.among + (scores >= self.real), n)
+        found: NDArray[np.bool_] = others <= _extremity(own[None], n)
+        return found
+
+    def most_extreme(self, count: int) -> NDArray[np.bool_]:
+        """Tell which photos are the `count` most extreme ones among themselves: (n,)."""
+        chosen = np.zeros(len(self.real), dtype=np.bool_)
+        chosen[np.argsort(_extremity(self.among, len(self.real)), kind="stable")[:count]] = True
+        return chosen
 
 
 def _extremity(ranks: NDArray[np.int64], n: int) -> NDArray[np.int64]:
@@ -147,6 +200,602 @@ def _check(scores: NDArray[Any], real_scores: NDArray[Any]) -> None:
         raise ModelError(
             "no calibration photo has a score for every generator", code="model_invalid"
         )
+
+
+# --- how sure a rate is ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """Where a rate lies, with a confidence of 95 %.
+
+    Attributes
+    ----------
+    low, high
+        In [0, 1].
+    """
+
+    low: float
+    high: float
+
+
+def clopper_pearson(count: float, size: float, *, confidence: float = 0.95) -> Interval:
+    """Exact binomial interval of a share (Clopper and Pearson 1934).
+
+    Parameters
+    ----------
+    count, size
+        So many of so many; need not be whole numbers, see `grouped_interval`.
+    confidence
+        In (0, 1).
+
+    Returns
+    -------
+    Interval
+
+    Raises
+    ------
+    UsageError
+        Not ``0 <= count <= size``, or nothing was counted.
+    """
+    if not 0 <= count <= size or not size > 0:
+        raise UsageError(f"no share: {count} of {size}")
+    tail = (1 - confidence) / 2
+    low = 0.0 if count == 0 else _beta_quantile(tail, count, size - count + 1)
+    high = 1.0 if count == size else _beta_quantile(1 - tail, count + 1, size - count)
+    return Interval(low, high)
+
+
+def design_effect(hits: NDArray[Any], sources: NDArray[Any]) -> float:
+    """By how much photos of few sources tell less than as many independent ones.
+
+    Variance of the share between sources over that of a simple random sample (Kish 1965).
+
+    Parameters
+    ----------
+    hits
+        bool (n,).
+    sources
+        (n,): photos with equal values are of one source.
+
+    Returns
+    -------
+    float
+        At least 1; 1 where all or none are hits, or all are of one source.
+    """
+    n = len(hits)
+    share = float(np.mean(hits))
+    totals, sizes = _by_source(hits, sources)
+    count = len(sizes)
+    if count < 2 or not 0 < share < 1:
+        return 1.0
+    between = count / (count - 1) * float(((totals - share * sizes) ** 2).sum()) / n**2
+    return max(1.0, between / (share * (1 - share) / n))
+
+
+def grouped_interval(hits: NDArray[Any], sources: NDArray[Any], effect: float = 1.0) -> Interval:
+    """Interval of a share among photos that come in sources (Korn and Graubard 1998).
+
+    Clopper and Pearson's with the number of photos divided by the `design_effect`, and widened for
+    the few sources that this was estimated from.
+
+    Parameters
+    ----------
+    hits, sources
+        See `design_effect`.
+    effect
+        The design effect is at least this: for shares so small that their own cannot be told.
+
+    Returns
+    -------
+    Interval
+    """
+    n, count = len(hits), int(np.sum(hits))
+    sources_count = len(np.unique(sources))
+    if sources_count < 2:
+        return clopper_pearson(count, n)
+    wider = (_t_quantile(0.975, sources_count - 1) / _t_quantile(0.975, n - 1)) ** 2
+    effective = n / max(effect, design_effect(hits, sources)) / wider if n > 1 else float(n)
+    effective = max(1.0, min(float(n), effective))
+    return clopper_pearson(count * effective / n, effective)
+
+
+def _by_source(
+    values: NDArray[Any], sources: NDArray[Any]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    of = np.unique(sources, return_inverse=True)[1]
+    totals = np.bincount(of, weights=np.asarray(values, dtype=np.float64))
+    return totals.astype(np.float64), np.bincount(of).astype(np.float64)
+
+
+def _beta_cdf(x: float, a: float, b: float) -> float:
+    """Regularised incomplete beta function, by Lentz's continued fraction (Press et al., 6.4)."""
+    if x <= 0 or x >= 1:
+        return float(x >= 1)
+    if x > (a + 1) / (a + b + 2):
+        return 1 - _beta_cdf(1 - x, b, a)
+    front = math.exp(
+        math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)
+    )
+    tiny = 1e-300
+    c, d = 1.0, 1 - (a + b) * x / (a + 1)
+    d = 1 / (d if abs(d) > tiny else tiny)
+    found = d
+    for m in range(1, 1000):
+        for step in (
+            m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m)),
+            -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1)),
+        ):
+            d = 1 + step * d
+            d = 1 / (d if abs(d) > tiny else tiny)
+            c = 1 + step / c
+            c = c if abs(c) > tiny else tiny
+            found *= d * c
+        if abs(d * c - 1) < 1e-15:
+            break
+    return front * found / a
+
+
+def _beta_quantile(share: float, a: float, b: float) -> float:
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _beta_cdf(middle, a, b) < share else (low, middle)
+    return (low + high) / 2
+
+
+@lru_cache(maxsize=4096)
+def _t_quantile(share: float, freedom: float) -> float:
+    """Quantile above one half of Student's t."""
+    x = _beta_quantile(2 * (1 - share), freedom / 2, 0.5)
+    return math.sqrt(freedom * (1 - x) / x)
+
+
+# --- photos of a kind --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Strata:
+    """How photos are parted by what they show, from the coarsest to the finest.
+
+    An image is ranked among the photos that share its first bands: as many bands as leave enough
+    photos of enough sources, none if even the first leaves too few.
+
+    Attributes
+    ----------
+    bands
+        (trait, cuts): a photo lies in band k of a trait if k of the cuts are at most its value. A
+        trait that is not known (NaN) lies in the last.
+    photos, sources
+        Fewest photos, and sources of them, of a stratum.
+    """
+
+    bands: tuple[tuple[str, tuple[float, ...]], ...] = ()
+    photos: int = 300
+    sources: int = 20
+
+    def __post_init__(self) -> None:
+        for trait, cuts in self.bands:
+            if trait not in TRAITS:
+                raise ModelError(
+                    f"strata of an unknown trait {trait!r}; known: {', '.join(TRAITS)}",
+                    code="model_invalid",
+                )
+            if not cuts or list(cuts) != sorted(set(cuts)) or not np.isfinite(cuts).all():
+                raise ModelError(
+                    f"the cuts of {trait} must ascend, got {cuts}", code="model_invalid"
+                )
+        if self.photos < 1 or self.sources < 1:
+            raise ModelError("a stratum needs at least one photo", code="model_invalid")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Strata:
+        """Make it of plain values, as a detector file holds them.
+
+        Raises
+        ------
+        ModelError
+            They are not what `to_dict` gives.
+        """
+        try:
+            bands = tuple(
+                (str(trait), tuple(float(cut) for cut in cuts)) for trait, cuts in values["bands"]
+            )
+            photos, sources = values["photos"], values["sources"]
+            if set(values) != {"bands", "photos", "sources"} or {type(photos), type(sources)} != {
+                int
+            }:
+                raise ValueError("its keys are bands, photos and sources")
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelError(f"invalid strata: {error}", code="model_invalid") from error
+        return cls(bands, photos, sources)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give plain values for JSON."""
+        return {
+            "bands": [[trait, list(cuts)] for trait, cuts in self.bands],
+            "photos": self.photos,
+            "sources": self.sources,
+        }
+
+    def place(self, traits: NDArray[Any]) -> NDArray[np.int64]:
+        """Tell the band of each trait: (..., T) -> (..., len(bands))."""
+        values = np.asarray(traits, dtype=np.float64)
+        out = np.empty((*values.shape[:-1], len(self.bands)), dtype=np.int64)
+        for k, (trait, cuts) in enumerate(self.bands):
+            # NaN is sorted to the end.
+            out[..., k] = np.searchsorted(cuts, values[..., TRAITS.index(trait)], side="right")
+        return out
+
+    def describe(self, place: Sequence[int]) -> str:
+        """Say in words which photos lie in these first bands; ``"all"`` for none."""
+        return ", ".join(
+            _band(trait, cuts, k)
+            for (trait, cuts), k in zip(self.bands[: len(place)], place, strict=True)
+        ) or "all"  # fmt: skip
+
+
+def _band(trait: str, cuts: tuple[float, ...], k: int) -> str:
+    if k == 0:
+        return f"{trait} below {cuts[0]:.3g}"
+    if k == len(cuts):
+        return f"{trait} {cuts[-1]:.3g} or more"
+    return f"{trait} {cuts[k - 1]:.3g} to {cuts[k]:.3g}"
+
+
+@dataclass(frozen=True, eq=False)
+class Rates:
+    """False-positive rates of one image.
+
+    Attributes
+    ----------
+    own
+        (G,) of each generator alone.
+    joint
+        Over all generators.
+    interval
+        Of the joint rate, photos grouped by source.
+    photos, sources
+        Behind the joint rate, and behind its interval.
+    own_photos
+        int (G,): behind each generator's own.
+    stratum
+        Which photos those are, in words.
+    """
+
+    own: NDArray[np.float64]
+    joint: float
+    interval: Interval
+    photos: int
+    sources: int
+    own_photos: NDArray[np.int64]
+    stratum: str
+
+
+_DESIGN_LEVEL = 0.05  # the share of photos from which a small rate's design effect is told
+_EVEN = 3  # so many sources must have shown as much
+
+
+class Calibration:
+    """Scores of real photos, parted into strata, ready to rank images among.
+
+    Parameters
+    ----------
+    real_scores
+        ``(n, G)``; NaN where a photo has none for a generator.
+    traits
+        ``(n, T)``, see `masksim.traits`; by default unknown, and then there are no strata.
+    sources
+        ``(n,)``: photos with equal values are of one source; by default each is its own.
+    strata
+        How photos are parted.
+
+    Raises
+    ------
+    ModelError
+        See `false_positive_rate`; or the shapes differ.
+    """
+
+    def __init__(
+        self,
+        real_scores: NDArray[Any],
+        traits: NDArray[Any] | None = None,
+        sources: NDArray[Any] | None = None,
+        strata: Strata | None = None,
+    ) -> None:
+        real = np.asarray(real_scores, dtype=np.float64)
+        if real.ndim != 2 or not len(real):
+            _check(np.zeros(1), real)
+        _check(np.zeros(real.shape[1]), real)
+        n = len(real)
+        self.real_scores = real
+        self.traits = (
+            np.full((n, len(TRAITS)), np.nan) if traits is None else np.asarray(traits, np.float64)
+        )
+        self.sources = np.arange(n) if sources is None else np.asarray(sources)
+        if self.traits.shape != (n, len(TRAITS)) or self.sources.shape != (n,):
+            raise ModelError(
+                f"{n} calibration photos with traits of shape {self.traits.shape} and sources of "
+                f"{self.sources.shape}",
+                code="model_invalid",
+            )
+        self.strata = Strata() if strata is None or traits is None else strata
+        self._complete = ~np.isnan(real).any(axis=1)
+        self._places = self.strata.place(self.traits)
+        self._ready: dict[tuple[int, ...], _Stratum] = {}
+        self._enough: dict[tuple[int, ...], bool] = {}
+
+    def only(self, generators: NDArray[np.bool_]) -> Calibration:
+        """Return the calibration of some of the generators, a mask (G,)."""
+        if generators.all():
+            return self
+        return Calibration(self.real_scores[:, generators], self.traits, self.sources, self.strata)
+
+    def _members(self, place: tuple[int, ...]) -> NDArray[np.bool_]:
+        found: NDArray[np.bool_] = (self._places[:, : len(place)] == place).all(axis=1)
+        return found
+
+    def locate(self, traits: NDArray[Any] | None) -> tuple[int, ...]:
+        """Find the finest stratum of an image (T,) that has enough photos: its first bands."""
+        if traits is None:
+            return ()
+        whole = tuple(int(k) for k in self.strata.place(traits))
+        place: tuple[int, ...] = ()
+        for depth in range(1, len(whole) + 1):
+            if whole[:depth] not in self._enough:
+                own = self._members(whole[:depth]) & self._complete
+                self._enough[whole[:depth]] = bool(
+                    own.sum() >= self.strata.photos
+                    and len(np.unique(self.sources[own])) >= self.strata.sources
+                )
+            # A fine stratum may have enough where a coarser one has not: no; it is a part of it.
+            if not self._enough[whole[:depth]]:
+                break
+            place = whole[:depth]
+        return place
+
+    def _stratum(self, place: tuple[int, ...]) -> _Stratum:
+        if place not in self._ready:
+            own = self._members(place)
+            self._ready[place] = _Stratum(
+                self.real_scores[own], self.sources[own], self.strata.describe(place)
+            )
+        return self._ready[place]
+
+    def rates(self, scores: NDArray[Any], traits: NDArray[Any] | None = None) -> Rates:
+        """Rank one image among the photos of its kind.
+
+        Parameters
+        ----------
+        scores
+            ``(G,)``, finite.
+        traits
+            ``(T,)``; None ranks it among all photos.
+
+        Returns
+        -------
+        Rates
+
+        Raises
+        ------
+        ModelError
+            See `false_positive_rate`.
+        """
+        return self._stratum(self.locate(traits)).rates(np.asarray(scores, dtype=np.float64))
+
+    def all_rates(
+        self, scores: NDArray[Any], traits: NDArray[Any] | None = None
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Rank many images: each generator's own rates (k, G), and the joint ones (k,).
+
+        Parameters
+        ----------
+        scores
+            ``(k, G)``.
+        traits
+            ``(k, T)`` or None.
+        """
+        tested = np.asarray(scores, dtype=np.float64)
+        own, joint = np.empty(tested.shape), np.empty(len(tested))
+        places = [self.locate(None if traits is None else traits[k]) for k in range(len(tested))]
+        for place in set(places):
+            at = [k for k, other in enumerate(places) if other == place]
+            real = self._stratum(place).real
+            own[at] = false_positive_rate(tested[at], real)
+            joint[at] = joint_false_positive_rate(tested[at], real)
+        return own, joint
+
+    def table(self) -> list[tuple[str, int, int]]:
+        """List the strata that images can be ranked in: (words, photos, sources)."""
+        places = {self.locate(traits) for traits in self.traits}
+        return [
+            (found.words, len(found.real), len(np.unique(found.sources)))
+            for found in (self._stratum(place) for place in sorted(places))
+        ]
+
+    def limits(self, trait: str) -> tuple[float, float]:
+        """Range of a trait that at least three sources of photos have shown at either end.
+
+        Returns
+        -------
+        low, high
+            Infinite where fewer than three sources have the trait.
+        """
+        values = self.traits[:, TRAITS.index(trait)]
+        known = ~np.isnan(values)
+        names = np.unique(self.sources[known])
+        if len(names) < _EVEN:
+            return -math.inf, math.inf
+        parts = [values[known & (self.sources == name)] for name in names]
+        return (
+            float(np.sort([part.min() for part in parts])[_EVEN - 1]),
+            float(np.sort([part.max() for part in parts])[-_EVEN]),
+        )
+
+
+class _Stratum:
+    """The photos of one kind."""
+
+    def __init__(self, real: NDArray[np.float64], sources: NDArray[Any], words: str) -> None:
+        self.real, self.sources, self.words = real, sources, words
+        complete = ~np.isnan(real).any(axis=1)
+        self.ranked = _Ranked(real[complete])
+        self.ranked_sources = sources[complete]
+        count = max(1, round(_DESIGN_LEVEL * len(self.ranked.real)))
+        self.effect = design_effect(self.ranked.most_extreme(count), self.ranked_sources)
+
+    def rates(self, scores: NDArray[np.float64]) -> Rates:
+        own = false_positive_rate(scores, self.real)
+        hits = self.ranked.as_extreme(scores)
+        return Rates(
+            own,
+            (1.0 + np.count_nonzero(hits)) / (len(hits) + 1.0),
+            grouped_interval(hits, self.ranked_sources, self.effect),
+            len(hits),
+            len(np.unique(self.ranked_sources)),
+            (~np.isnan(self.real)).sum(axis=0),
+            self.words,
+        )
+
+
+# --- strength of evidence ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class LikelihoodRatio:
+    """How much better "made by a known generator" explains a rate than "a photo".
+
+    Attributes
+    ----------
+    value
+        Within `low` and `high`.
+    low, high
+        What the calibration data supports: beyond them the ratio would be extrapolated.
+    bounded
+        The value was cut to a bound.
+    words
+        Verbal scale of ENFSI (2015).
+    """
+
+    value: float
+    low: float
+    high: float
+    bounded: bool
+    words: str
+
+
+_VERBAL = (
+    (2.0, "no support for either"),
+    (10.0, "weak support"),
+    (100.0, "moderate support"),
+    (1e3, "moderately strong support"),
+    (1e4, "strong support"),
+    (1e6, "very strong support"),
+    (math.inf, "extremely strong support"),
+)
+
+
+class LikelihoodRatios:
+    """Likelihood ratios of joint rates, from those of known synthetic images and of photos.
+
+    The ratio is monotone in the rate (isotonic regression, pool adjacent violators), and cut where
+    decisions by it would do no better than without it if one more image on either side were as
+    misleading as can be (ELUB: Vergeer et al., Science and Justice 56, 2016).
+
+    Parameters
+    ----------
+    synthetic
+        (k,): joint rates of synthetic images.
+    weights
+        (k,): not negative; such that each generator counts the same.
+    real
+        (n,): joint rates of photos.
+    effective
+        What the photos are worth: their number over the `design_effect`; by default their number.
+
+    Raises
+    ------
+    ModelError
+        One of both is empty, or a rate is not in (0, 1].
+    """
+
+    def __init__(
+        self,
+        synthetic: NDArray[Any],
+        weights: NDArray[Any],
+        real: NDArray[Any],
+        effective: float | None = None,
+    ) -> None:
+        own, photos = np.asarray(synthetic, np.float64), np.asarray(real, np.float64)
+        share = np.asarray(weights, np.float64)
+        both = np.concatenate([own, photos])
+        if not len(own) or not len(photos) or share.shape != own.shape or not share.sum() > 0:
+            raise ModelError("a likelihood ratio needs images of both kinds", code="model_invalid")
+        if not ((both > 0) & (both <= 1)).all():
+            raise ModelError("a joint rate is not in (0, 1]", code="model_invalid")
+        rates = np.unique(both)
+        made = np.zeros(len(rates))
+        taken = np.zeros(len(rates))
+        np.add.at(made, np.searchsorted(rates, own), share / share.sum())
+        np.add.at(taken, np.searchsorted(rates, photos), 1 / len(photos))
+        self.rates = rates
+        self.ratios = _descending_ratio(made, taken)
+        n = float(len(photos)) if effective is None else effective
+        # Kish: what unequal weights leave of the number.
+        k = float(share.sum() ** 2 / (share**2).sum())
+        self.low, self.high = _elub(self.ratios, made, taken, k, n)
+
+    def at(self, rate: float) -> LikelihoodRatio:
+        """Give the ratio of a joint rate in (0, 1]."""
+        # The last rate of the data that is not larger: between two the smaller ratio would be that
+        # of the larger rate; a rate below all has the ratio of the smallest.
+        place = int(np.searchsorted(self.rates, rate, side="left"))
+        ratio = float(self.ratios[min(place, len(self.rates) - 1)])
+        value = min(max(ratio, self.low), self.high)
+        strength = value if value >= 1 else 1 / value
+        words = next(words for limit, words in _VERBAL if strength < limit)
+        if strength >= 2:
+            words += " for a known generator" if value > 1 else " for a photo"
+        return LikelihoodRatio(value, self.low, self.high, value != ratio, words)
+
+
+def _descending_ratio(made: NDArray[np.float64], taken: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Ratio of two histograms over ascending rates, made descending by pooling (PAV)."""
+    blocks: list[list[float]] = []  # made, taken, bins
+    for a, b in zip(made.tolist(), taken.tolist(), strict=True):
+        blocks.append([a, b, 1])
+        # As shares, so that no division by 0 is needed.
+        while len(blocks) > 1 and blocks[-2][0] * blocks[-1][1] < blocks[-1][0] * blocks[-2][1]:
+            last = blocks.pop()
+            blocks[-1] = [x + y for x, y in zip(blocks[-1], last, strict=True)]
+    out: list[float] = []
+    for a, b, bins in blocks:
+        out += [math.inf if b == 0 else a / b] * int(bins)
+    return np.array(out)
+
+
+def _elub(
+    ratios: NDArray[np.float64],
+    made: NDArray[np.float64],
+    taken: NDArray[np.float64],
+    k: float,
+    n: float,
+) -> tuple[float, float]:
+    """Bounds within which decisions by the ratio beat none, with one misleading image added."""
+    grid = np.exp(np.linspace(-16, 16, 6401))
+    # With thresholds in the place of prior odds: wrong among the synthetic and among the photos.
+    missed = np.array([made[ratios < t].sum() for t in grid])
+    alarms = np.array([taken[ratios >= t].sum() for t in grid])
+    missed = (missed * k + 1) / (k + 1)
+    alarms = (alarms * n + 1) / (n + 1)
+    useful = missed + grid * alarms < np.minimum(1.0, grid)
+    if not useful.any():
+        return 1.0, 1.0
+    kept = grid[useful]
+    return min(1.0, float(kept[0])), max(1.0, float(kept[-1]))
+
+
+# --- which generator ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)

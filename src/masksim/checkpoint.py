@@ -359,6 +359,15 @@ class DetectorFile:
         )
 
 
+def population_arrays(k: int) -> tuple[str, str, str]:
+    """Names of a population's similarities, traits and sources in `DetectorFile.calibration`.
+
+    0 are the photos of the training, from 1 on those of ``config["populations"]`` in their order.
+    """
+    prefix = "real" if k == 0 else f"photos_{k}"
+    return f"{prefix}_similarities", f"{prefix}_traits", f"{prefix}_sources"
+
+
 def _graph_part(index: int) -> str:
     return f"residual-{index}.onnx"
 

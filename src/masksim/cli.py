@@ -1,8 +1,9 @@
 """The command ``masksim``.
 
 Results go to stdout, messages and progress to stderr. Exit codes: 0 everything was analysed,
-2 wrong usage, 3 at least one image could not be analysed, 4 the detector cannot be used, 5 data;
-130 after Ctrl-C, 141 where the reader of stdout has gone.
+1 ``audit --strict`` found a claim exceeded, 2 wrong usage, 3 at least one image could not be
+analysed, 4 the detector cannot be used, 5 data; 130 after Ctrl-C, 141 where the reader of stdout
+has gone.
 
 Nothing heavy is imported here, but inside the commands, so that ``masksim --help`` is quick.
 """
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from masksim import __version__, cli_data, cli_evaluate, cli_train
+from masksim import __version__, cli_audit, cli_data, cli_evaluate, cli_train
 from masksim.console import (
     NO_READER,
     Json,
@@ -95,7 +96,7 @@ def _masksim(
         raise typer.Exit
 
 
-def _load(model: Path | None, threads: int | None, device: Device) -> Detector:
+def _load(model: Path | None, threads: int | None, device: Device, **options: Any) -> Detector:
     from masksim.detector import load_detector
 
     if device is Device.cuda:
@@ -106,7 +107,7 @@ def _load(model: Path | None, threads: int | None, device: Device) -> Detector:
                 "--device cuda needs an ONNX Runtime with the CUDA provider (the package "
                 f"onnxruntime-gpu); this one has {', '.join(there)}"
             )
-    return load_detector(model, threads=threads, providers=_PROVIDERS[device])
+    return load_detector(model, threads=threads, providers=_PROVIDERS[device], **options)
 
 
 # ------------------------------------------------------------------------------------- detect
@@ -130,6 +131,22 @@ def detect(
         int | None, typer.Option(min=1, help="Processor threads; default: one a core.")
     ] = None,
     device: Annotated[Device, typer.Option(help="Where the network runs.")] = Device.cpu,
+    quick: Annotated[
+        bool,
+        typer.Option("--quick", help="Without the small re-encodings that check a verdict."),
+    ] = False,
+    population: Annotated[
+        str,
+        typer.Option(
+            "--population",
+            help="Photos that rates are measured on: auto (all, the largest rate counts), "
+            "built-in, or a name from `masksim calibrate`.",
+        ),
+    ] = "auto",
+    likelihood_ratio: Annotated[
+        bool,
+        typer.Option("--likelihood-ratio", help="Give verdicts a bounded likelihood ratio."),
+    ] = False,
 ) -> None:
     """Say of each image which generator's spectral pattern it carries, and how rare that is."""
     with errors():
@@ -140,7 +157,10 @@ def detect(
                 maps.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise UsageError(f"--maps {maps} cannot be made: {error.strerror}") from error
-        detector = _load(model, threads, device)
+        detector = _load(
+            model, threads, device,
+            stability=not quick, population=population, likelihood_ratio=likelihood_ratio,
+        )  # fmt: skip
         pictures = None if maps is None else _Pictures(maps)
         failed = 0
         for k, source in enumerate(_with_progress(images)):
@@ -262,6 +282,9 @@ def info(
         write(f"{facts['name']}, sha256 {facts['sha256']}")
         write(f"  generators: {', '.join(facts['generators'])}")
         write(f"  calibration: {f'{size} real photos' if size else 'none'}")
+        for name, strata in facts["calibration"]["populations"].items():
+            for row in strata:
+                write(f"    {name}, {row['stratum']}: {row['photos']} of {row['sources']} sources")
         _write_nested("config", facts["config"])
         for k, branch in enumerate(facts["branches"]):
             _write_nested(f"branch {k}", branch)
@@ -275,7 +298,16 @@ def _describe(detector: Detector) -> dict[str, Any]:
         "sha256": detector.sha256,
         "format_version": file.format_version,
         "generators": list(detector.generators),
-        "calibration": {"sample_size": detector.sample_size},
+        "calibration": {
+            "sample_size": detector.sample_size,
+            "populations": {
+                name: [
+                    {"stratum": words, "photos": photos, "sources": sources}
+                    for words, photos, sources in calibration.table()
+                ]
+                for name, calibration in detector.calibrations.items()
+            },
+        },
         "config": dict(file.config),
         "branches": [
             {
@@ -335,6 +367,8 @@ def import_original(
 
 
 # In the order of `masksim --help`.
+app.command()(cli_audit.audit)
+app.command()(cli_audit.calibrate)
 app.command()(cli_train.enroll)
 app.command()(cli_evaluate.evaluate)
 app.command()(cli_train.train)

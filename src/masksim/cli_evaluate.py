@@ -273,11 +273,13 @@ def _scores(
 def _calibrated(scale: Scale, calibration: Path | None) -> Scale:
     from dataclasses import replace
 
+    from masksim.calibration import Calibration
     from masksim.evaluate import read_real_scores
 
     if calibration is None:
         return scale
-    return replace(scale, real_scores=read_real_scores(calibration, scale.generators))
+    # Scores alone: what the photos show is not known, so that there are no strata.
+    return replace(scale, calibration=Calibration(read_real_scores(calibration, scale.generators)))
 
 
 def _degradations(names: str | None) -> list[Degradation]:

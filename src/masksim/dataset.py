@@ -35,6 +35,7 @@ from masksim.features import FeatureConfig, shared_features
 from masksim.image import estimate_jpeg_quality, load_image
 from masksim.manifest import REAL, Manifest, Row, manifest_hash
 from masksim.residual import OnnxResidual, ResidualConfig, residual_onnx
+from masksim.traits import TRAITS, measure
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -146,11 +147,14 @@ class View:
         One of `HISTORIES`.
     processing
         What was done, in order: ``"jpeg 92 4:2:0"``, ``"resize 0.5 lanczos"``.
+    quality
+        See `last_quality`.
     """
 
     pixels: Pixels
     history: History
     processing: tuple[str, ...]
+    quality: int | None = None
 
 
 def history_of(format: str) -> str:
@@ -414,7 +418,8 @@ def views_of_file(
     Yields
     ------
     Row, View
-        The row with the size, and where it lacks it the format, of the file.
+        The row with the size, and where it lacks it the format, of the file; the view with its
+        quality.
 
     Raises
     ------
@@ -425,7 +430,24 @@ def views_of_file(
     height, width = loaded.pixels.shape[:2]
     sized = replace(row, width=width, height=height, format=row.format or loaded.facts.format)
     for view in views(loaded.pixels, sized, purpose, config, seed):
-        yield sized, view
+        quality = last_quality(view.processing, loaded.facts.jpeg_quality)
+        yield sized, replace(view, quality=quality)
+
+
+def last_quality(processing: Sequence[str], found: int | None) -> int | None:
+    """Quality of the JPEG file that a view would be, None where it would be another one.
+
+    Parameters
+    ----------
+    processing
+        See `View`.
+    found
+        Quality of the file as found.
+    """
+    if not processing:
+        return found
+    kind, *rest = processing[-1].split()
+    return int(rest[0]) if kind == "jpeg" else None
 
 
 def chunked(rows: Sequence[Row]) -> list[Sequence[Row]]:
@@ -504,6 +526,8 @@ class FeatureTable:
     ----------
     features
         float16 (n, C, R, R // 2).
+    traits
+        float32 (n, T), see `masksim.traits.measure`; the distance is NaN, since it needs heads.
     generators, sources, histories, processing
         str (n,).
     images
@@ -515,6 +539,7 @@ class FeatureTable:
     """
 
     features: NDArray[np.float16]
+    traits: NDArray[np.float32]
     generators: NDArray[np.str_]
     sources: NDArray[np.str_]
     histories: NDArray[np.str_]
@@ -542,21 +567,28 @@ def _work(
 ) -> str:
     """Compute one chunk and write it whole or not at all."""
     out: list[NDArray[np.float16]] = []
+    shown: list[NDArray[np.float64]] = []
     facts: list[list[Any]] = []
     failures: dict[str, str] = {}
     residual = _worker["residual"]
     for number, (file, row) in enumerate(zip(files, rows, strict=True)):
         try:
             for _, view in views_of_file(file, row, purpose, config, seed):
-                found, _ = shared_features(view.pixels, features, residual)
+                found, windows = shared_features(view.pixels, features, residual)
                 out.append(found.astype(np.float16))
+                shown.append(measure(view.pixels, windows, quality=view.quality))
                 facts.append([number, view.history, ", ".join(view.processing)])
         except MasksimError as error:
             failures[row.path] = error.code
     array = np.stack(out) if out else np.zeros((0, 0, 0, 0), np.float16)
     folder = Path(target).parent
     with tempfile.NamedTemporaryFile(dir=folder, suffix=".part", delete=False) as part:
-        np.savez(part, features=array, facts=json.dumps([facts, failures]))
+        np.savez(
+            part,
+            features=array,
+            traits=np.array(shown, np.float32).reshape(len(shown), len(TRAITS)),
+            facts=json.dumps([facts, failures]),
+        )
     os.replace(part.name, target)
     return target
 
@@ -612,7 +644,7 @@ def compute_features(
         raise UsageError("the configuration of views has no first qualities to draw from")
     rows = tuple(sorted(manifest.rows, key=lambda row: row.path))
     key = json.dumps(
-        [manifest_hash(rows), purpose, asdict(views_config), asdict(feature_config), seed],
+        [manifest_hash(rows), purpose, asdict(views_config), asdict(feature_config), TRAITS, seed],
         sort_keys=True,
     )
     folder = Path(cache) / hashlib.sha256(key.encode()).hexdigest()[:16]
@@ -650,6 +682,7 @@ def _failures(target: Path) -> dict[str, str]:
 
 def _read_table(rows: tuple[Row, ...], targets: Sequence[Path]) -> FeatureTable:
     parts: list[NDArray[np.float16]] = []
+    shown: list[NDArray[np.float32]] = []
     images: list[int] = []
     kinds: list[str] = []
     processing: list[str] = []
@@ -659,6 +692,7 @@ def _read_table(rows: tuple[Row, ...], targets: Sequence[Path]) -> FeatureTable:
             facts, failed = json.loads(str(data["facts"]))
             if len(facts):
                 parts.append(data["features"])
+                shown.append(data["traits"])
         failures.update(failed)
         for number, history, done in facts:
             images.append(i * _CHUNK + number)
@@ -668,6 +702,7 @@ def _read_table(rows: tuple[Row, ...], targets: Sequence[Path]) -> FeatureTable:
         raise DataError("none of the images could be used", code="manifest_invalid")
     return FeatureTable(
         np.concatenate(parts),
+        np.concatenate(shown),
         np.array([rows[i].generator for i in images]),
         np.array([rows[i].source for i in images]),
         np.array(kinds),

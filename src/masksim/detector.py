@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -17,14 +17,24 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from masksim import calibration, preprocess, spectrum, verdict
-from masksim.checkpoint import Branch, DetectorFile
+from masksim import augment, preprocess, spectrum, verdict
+from masksim.calibration import (
+    Attribution,
+    Calibration,
+    LikelihoodRatios,
+    Rates,
+    Strata,
+    design_effect,
+    scored_for_all,
+)
+from masksim.checkpoint import Branch, DetectorFile, population_arrays
 from masksim.errors import ImageError, MasksimError, ModelError, UsageError
 from masksim.features import FeatureConfig, shared_features
 from masksim.image import ImageFacts, ImageSource, LoadedImage, load_image
 from masksim.model import OriginalHead, SharedHeads
 from masksim.residual import BANK, OnnxResidual
-from masksim.verdict import Verdict
+from masksim.traits import TRAITS, measure
+from masksim.verdict import NONE, Reason, Verdict
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -35,7 +45,43 @@ if TYPE_CHECKING:
 BUNDLED = "default"
 
 FLAT = 0.5
-"""Above this share of flat pixels an image is taken for a graphic (`preprocess.flat_share`)."""
+"""Above this share of flat pixels an image is taken for a graphic (`traits.flat_share`)."""
+
+FLAT_SCREENSHOT = 0.05
+"""A lossless image of a screen's size with more flat pixels than this is like a screenshot."""
+
+DARK = 8.0
+"""Mean luma, 0 to 255, under which there is too little light to leave a residual."""
+
+COMPRESSED = 50
+"""A JPEG quality under this leaves too little of a pattern to conclude from."""
+
+PROBED = 0.25
+"""Verdicts are checked by small re-encodings up to this joint rate."""
+
+BUILT_IN = "built-in"
+"""Name of the photos that a detector was calibrated on when it was trained."""
+
+# Sizes of screens, shorter side first, in pixels.
+_SCREENS = frozenset(
+    {(720, 1280), (768, 1366), (800, 1280), (864, 1536), (900, 1440), (900, 1600), (1050, 1680)}
+    | {(1080, 1920), (1200, 1920), (1080, 2340), (1080, 2400), (1440, 2560), (1600, 2560)}
+    | {(1440, 3200), (1440, 3440), (2160, 3840), (750, 1334), (828, 1792), (1125, 2436)}
+    | {(1170, 2532), (1179, 2556), (1206, 2622), (1242, 2208), (1242, 2688), (1284, 2778)}
+    | {(1290, 2796), (1320, 2868), (1640, 2360), (1668, 2388), (2048, 2732), (1664, 2560)}
+    | {(1964, 3024), (2234, 3456), (1800, 2880), (1864, 2880)}
+)
+
+
+PROBES: Mapping[str, Callable[[Pixels], Pixels]] = {
+    "JPEG of quality 75": lambda pixels: augment.reencode(pixels, "JPEG", 75),
+    "WebP of quality 80": lambda pixels: augment.reencode(pixels, "WEBP", 80),
+    "a reduction by 2 %": lambda pixels: augment.resize(pixels, 0.98, "bicubic"),
+    "an enlargement by 2 %": lambda pixels: augment.resize(pixels, 1.02, "bicubic"),
+}
+"""Small re-encodings, after which a verdict should still hold."""
+
+_PROBED_REGION = 1600  # pixels, a multiple of 16: what lies outside is not analysed
 
 FEW_SOURCES = 3
 """A head learned from fewer sources than this carries a caution."""
@@ -178,6 +224,7 @@ class _Evidence:
     probability: NDArray[np.float32]  # (G,)
     windows: Windows
     spectrum: NDArray[np.float32]  # as the branch's heads take it
+    distance: float | None = None  # see `masksim.traits.measure`
 
 
 class _Runner(Protocol):
@@ -223,7 +270,13 @@ class _SharedBranch:
     def analyse(self, pixels: Pixels) -> _Evidence:
         features, windows = shared_features(pixels, self.config, self.residual)
         similarity = self.heads.similarities(features)
-        return _Evidence(similarity, self.heads.probability(similarity), windows, features)
+        return _Evidence(
+            similarity,
+            self.heads.probability(similarity),
+            windows,
+            features,
+            self.heads.distance(features),
+        )
 
     def maps(self, evidence: _Evidence) -> list[SimilarityMap]:
         features = evidence.spectrum
@@ -358,11 +411,22 @@ class Detector:
         Threads for the residual; by default one a core.
     providers
         Execution providers of ONNX Runtime; by default the processor's.
+    stability
+        Check verdicts near evidence by small re-encodings (`PROBES`): it costs as many further
+        analyses, for images with a joint rate up to `PROBED`.
+    population
+        Which photos rates are measured on: ``"auto"`` for all that the file has, of which the
+        largest rate counts; `BUILT_IN` for those of the training; or the name of those that
+        `masksim calibrate` added.
+    likelihood_ratio
+        Give verdicts a likelihood ratio.
 
     Attributes
     ----------
     generators
         Names, in the order of `similarities`.
+    calibrations
+        By the name of their photos; empty if the file has none.
     attribution
         Tells how clear it is which generator an image is of; None where the file has no scores of
         the generators' own images.
@@ -372,7 +436,8 @@ class Detector:
     ModelError
         The file's parts do not fit each other.
     UsageError
-        A provider is not available.
+        A provider is not available, or the file has no photos of that name, or no scores of the
+        generators' own images for likelihood ratios.
     """
 
     def __init__(
@@ -381,11 +446,15 @@ class Detector:
         *,
         threads: int | None = None,
         providers: Sequence[str] | None = None,
+        stability: bool = True,
+        population: str = "auto",
+        likelihood_ratio: bool = False,
     ) -> None:
         self.file = file
         self.name = str(file.config.get("name", file.config.get("recipe", "detector")))
         self.sha256 = file.sha256
         self.generators = tuple(file.generators)
+        self.stability = stability
         if len(self.generators) != sum(len(branch.generators) for branch in file.branches):
             raise ModelError("a generator stands in two branches")
         self._branches: list[_Runner] = [
@@ -400,37 +469,102 @@ class Detector:
             for name in self.generators
             if isinstance(sources, Mapping) and sources.get(name, FEW_SOURCES) < FEW_SOURCES
         }
-        self._real: NDArray[np.float64] | None = None
-        self.attribution: calibration.Attribution | None = None
-        if file.calibration is not None:
-            self._calibrate(file.calibration)
+        self.calibrations = read_calibrations(file)
+        self.attribution = self._attribution()
+        self._ratios = self._likelihood_ratios() if likelihood_ratio else None
+        if population != "auto":
+            if population not in self.calibrations:
+                raise UsageError(
+                    f"the detector has no calibration {population!r}; it has "
+                    f"{', '.join(self.calibrations) or 'none'}"
+                )
+            self.calibrations = {population: self.calibrations[population]}
+        self._limits = {
+            trait: _widest([c.limits(trait) for c in self.calibrations.values()])
+            for trait in ("side", "energy", "sharpness", "distance")
+        }
 
-    def _calibrate(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        own = {"own_similarities", "own_generators"}
-        if "real_similarities" not in arrays or set(arrays) - own - {"real_similarities"}:
-            raise ModelError(f"unknown calibration: {sorted(arrays)}")
-        self._real = np.asarray(arrays["real_similarities"], dtype=np.float64)
-        shape = self._real.shape
-        if len(shape) != 2 or shape[0] < 1 or shape[1] != len(self.generators):
-            raise ModelError(f"a calibration of shape {shape} for {len(self.generators)} heads")
-        if np.isinf(self._real).any():
-            raise ModelError("the calibration has scores that are not finite")
-        if not len(calibration.scored_for_all(self._real)):
-            raise ModelError("the calibration has no photo with a score for every head")
-        if not own & set(arrays):
-            return
-        if not own <= set(arrays):
-            raise ModelError(f"of {sorted(own)} the calibration has only one")
-        if arrays["own_similarities"].shape[1:] != (len(self.generators),):
-            raise ModelError("own images are scored for another number of heads")
-        self.attribution = calibration.Attribution.fit(
-            arrays["own_similarities"], arrays["own_generators"], self._real
+    def _own(self) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any] | None] | None:
+        """Scores, generators and traits of the generators' own images, if the file has them."""
+        arrays = self.file.calibration or {}
+        names = {"own_similarities", "own_generators"}
+        if not names & set(arrays):
+            return None
+        if not names <= set(arrays):
+            raise ModelError(f"of {sorted(names)} the calibration has only one")
+        scores, of, traits = (
+            arrays.get(name) for name in ("own_similarities", "own_generators", "own_traits")
         )
+        if scores is None or of is None or scores.shape[1:] != (len(self.generators),):
+            raise ModelError("own images are scored for another number of heads")
+        if traits is not None and traits.shape != (len(scores), len(TRAITS)):
+            raise ModelError(f"traits of own images have the shape {traits.shape}")
+        return scores, of, traits
+
+    def _attribution(self) -> Attribution | None:
+        own = self._own()
+        if own is None or BUILT_IN not in self.calibrations:
+            return None
+        return Attribution.fit(own[0], own[1], self.calibrations[BUILT_IN].real_scores)
+
+    def _likelihood_ratios(self) -> LikelihoodRatios:
+        own = self._own()
+        if own is None or BUILT_IN not in self.calibrations:
+            raise UsageError(
+                "this detector has no scores of its generators' images to compare with"
+            )
+        found = self.calibrations[BUILT_IN]
+        scores, of, traits = own
+        complete = ~np.isnan(scores).any(axis=1)
+        scores, of = scores[complete].astype(np.float64), of[complete]
+        made = found.all_rates(scores, None if traits is None else traits[complete])[1]
+        kept = ~np.isnan(found.real_scores).any(axis=1)
+        # Each photo among all of them, itself included: once too many, of some hundred.
+        real = found.all_rates(found.real_scores[kept], found.traits[kept])[1]
+        counts = np.bincount(of)
+        effect = design_effect(real <= NONE, found.sources[kept])
+        return LikelihoodRatios(made, 1.0 / counts[of], real, len(real) / effect)
 
     @property
     def sample_size(self) -> int:
-        """Number of calibration photos behind the joint rate; 0 if it is not calibrated."""
-        return 0 if self._real is None else len(calibration.scored_for_all(self._real))
+        """Number of calibration photos that were scored by all heads; 0 if it is not calibrated."""
+        return sum(len(scored_for_all(c.real_scores)) for c in self.calibrations.values())
+
+    def rates(self, similarity: NDArray[Any], traits: NDArray[Any]) -> Rates | None:
+        """Rank scores (G,) of an image with traits (T,) among the photos of its kind.
+
+        Of several populations of photos the one with the largest joint rate counts: what is rare
+        among some photos only is not evidence.
+        """
+        found = [c.rates(similarity, traits) for c in self.calibrations.values()]
+        return max(found, key=lambda rates: rates.joint, default=None)
+
+    def measure_pixels(
+        self, pixels: Pixels, quality: int | None = None
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Score pixels and measure what they show, for programs that calibrate and measure.
+
+        Parameters
+        ----------
+        pixels
+            uint8 (H, W, 3), sRGB.
+        quality
+            Estimated JPEG quality of the file; None if it is no JPEG.
+
+        Returns
+        -------
+        similarities
+            float64 (G,), in the order of `generators`.
+        traits
+            float64 (T,), see `masksim.traits.measure`.
+
+        Raises
+        ------
+        ImageError
+            Code ``too_small`` or ``unsupported``.
+        """
+        found = self._analyse(pixels)
+        return _together(found)[0], _traits(pixels, found, quality)
 
     def similarities(self, pixels: Pixels) -> NDArray[np.float64]:
         """Score pixels, for programs.
@@ -523,13 +657,9 @@ class Detector:
 
     def _decide(self, loaded: LoadedImage, found: list[_Evidence], start: float) -> Detection:
         similarity, probability, windows = _together(found)
-        rates: list[float] | None = None
-        joint: float | None = None
-        sizes = [0] * len(similarity)
-        if self._real is not None:
-            rates = calibration.false_positive_rate(similarity, self._real).tolist()
-            joint = float(calibration.joint_false_positive_rate(similarity, self._real))
-            sizes = (~np.isnan(self._real)).sum(axis=0).tolist()
+        traits = _traits(loaded.pixels, found, loaded.facts.jpeg_quality)
+        rates = self.rates(similarity, traits)
+        after: dict[str, float] = {}
         posterior: list[float] | None = None
         clarity: float | None = None
         if self.attribution is not None and len(self.attribution.own_clearest):
@@ -540,8 +670,8 @@ class Detector:
                 generator,
                 float(similarity[g]),
                 float(probability[g]),
-                None if rates is None else rates[g],
-                sizes[g],
+                None if rates is None else float(rates.own[g]),
+                0 if rates is None else int(rates.own_photos[g]),
                 None if posterior is None else posterior[g],
             )
             for g, generator in enumerate(self.generators)
@@ -552,21 +682,28 @@ class Detector:
                 -s.similarity,
             )
         )
-        flat = preprocess.flat_share(loaded.pixels, windows)
+        reasons = self._reasons(loaded, traits)
+        if rates is not None and self.stability and not reasons and rates.joint <= PROBED:
+            after = self._probe(loaded.pixels)
+            if changes := verdict.unstable(rates.joint, after):
+                reasons.append(changes)
         decided = verdict.decide(
             self.generators,
-            rates,
-            joint,
-            self.sample_size,
+            None if rates is None else rates.own.tolist(),
+            None if rates is None else rates.joint,
+            0 if rates is None else rates.photos,
             similarities=similarity.tolist(),
-            cautions=self._cautions(loaded, flat),
-            unlike_photos=(
-                "large parts of the image are perfectly flat, as in drawings, screenshots and text"
-                if flat > FLAT
-                else None
-            ),
+            cautions=self._cautions(loaded, traits),
+            reasons=reasons,
             clarity=clarity,
+            interval=None if rates is None else rates.interval,
+            stratum="all" if rates is None else rates.stratum,
+            sources=0 if rates is None else rates.sources,
         )
+        ratio = None
+        if rates is not None and self._ratios is not None and decided.level != "inconclusive":
+            ratio = self._ratios.at(rates.joint)
+        decided = replace(decided, stability=after or None, likelihood_ratio=ratio)
         if decided.generator in self._narrow:
             note = (
                 f"{decided.generator}'s pattern was learned from too few collections of images: it "
@@ -583,7 +720,90 @@ class Detector:
             time.perf_counter() - start,
         )
 
-    def _cautions(self, loaded: LoadedImage, flat: float) -> list[str]:
+    def _probe(self, pixels: Pixels) -> dict[str, float]:
+        """Joint rate after each small re-encoding of the part that is analysed."""
+        part = _middle(pixels, _PROBED_REGION)
+        after = {}
+        for name, change in PROBES.items():
+            changed = change(part)
+            try:
+                found = self._analyse(changed)
+            except ImageError:  # a side of just the smallest size there may be
+                continue
+            quality = 75 if name.startswith("JPEG") else None
+            rates = self.rates(_together(found)[0], _traits(changed, found, quality))
+            if rates is not None:
+                after[name] = rates.joint
+        return after
+
+    def _reasons(self, loaded: LoadedImage, traits: NDArray[np.float64]) -> list[Reason]:
+        """Tell why nothing can be concluded from this image, whatever its rate."""
+        shown = dict(zip(TRAITS, traits.tolist(), strict=True))
+        sides = tuple(sorted(loaded.pixels.shape[:2]))
+        low = {trait: limits[0] for trait, limits in self._limits.items()}
+        high = {trait: limits[1] for trait, limits in self._limits.items()}
+        quality = loaded.facts.jpeg_quality
+        found = []
+        if shown["side"] < low["side"]:
+            found.append(
+                Reason(
+                    "too_small",
+                    f"the image is smaller ({shown['side']:.0f} pixels) than the photos that the "
+                    f"rates were measured on ({low['side']:.0f} and more)",
+                    hides=True,
+                )
+            )
+        if shown["brightness"] < DARK:
+            found.append(Reason("too_dark", "the image is nearly black", hides=True))
+        if shown["flat"] > FLAT:
+            found.append(
+                Reason(
+                    "flat",
+                    "large parts of the image are perfectly flat, as in drawings, screenshots and "
+                    "text, and such images can match a pattern by accident",
+                )
+            )
+        elif (
+            sides in _SCREENS
+            and shown["flat"] > FLAT_SCREENSHOT
+            and loaded.facts.format not in ("JPEG", "MPO", "HEIF", "AVIF")
+        ):
+            found.append(
+                Reason("screenshot_like", "the image has the size and flat parts of a screenshot")
+            )
+        if quality is not None and quality < COMPRESSED:
+            found.append(
+                Reason(
+                    "heavily_compressed",
+                    f"the JPEG quality is about {quality}, which leaves little of a pattern",
+                    hides=True,
+                )
+            )
+        if shown["sharpness"] < low["sharpness"]:
+            found.append(
+                Reason(
+                    "resized",
+                    "the image has less fine detail than any of the photos that the rates were "
+                    "measured on, as after strong enlarging or smoothing",
+                    hides=True,
+                )
+            )
+        beyond = [
+            trait
+            for trait in ("energy", "sharpness", "distance")
+            if shown[trait] > high[trait] or (trait == "energy" and shown[trait] < low[trait])
+        ]
+        if beyond:
+            found.append(
+                Reason(
+                    "out_of_range",
+                    "the image is unlike the photos that the rates were measured on "
+                    f"({', '.join(beyond)})",
+                )
+            )
+        return found
+
+    def _cautions(self, loaded: LoadedImage, traits: NDArray[np.float64]) -> list[str]:
         cautions = []
         wanted = max(branch.window for branch in self._branches)
         if min(loaded.pixels.shape[:2]) < wanted:
@@ -591,15 +811,17 @@ class Detector:
                 f"A side of the image is under {wanted} pixels: there is less to measure than in "
                 "the photos the rates were measured on."
             )
+        flat = float(traits[TRAITS.index("flat")])
         if flat > FLAT:
             cautions.append(
                 f"{100 * flat:.0f} % of the analysed pixels equal their neighbours: there is "
                 "little residual to measure."
             )
-        if loaded.facts.jpeg_quality is not None and loaded.facts.jpeg_quality < 60:
+        quality = loaded.facts.jpeg_quality
+        if quality is not None and COMPRESSED <= quality < 60:
             cautions.append(
-                f"JPEG quality {loaded.facts.jpeg_quality} is below what the detector was trained "
-                "on (65 and more): most of a generator's pattern may be gone."
+                f"JPEG quality {quality} is below what the detector was trained on (65 and more): "
+                "most of a generator's pattern may be gone."
             )
         return cautions
 
@@ -649,6 +871,81 @@ def _together(
     return similarity, probability, windows
 
 
+def _traits(pixels: Pixels, found: Sequence[_Evidence], quality: int | None) -> NDArray[np.float64]:
+    distances = [part.distance for part in found if part.distance is not None]
+    windows = [window for part in found for window in part.windows]
+    return measure(
+        pixels,
+        list(dict.fromkeys(windows)),
+        quality=quality,
+        distance=max(distances) if distances else None,
+    )
+
+
+def _middle(pixels: Pixels, side: int) -> Pixels:
+    """Cut the middle out, keeping the grid of JPEG's blocks and of chroma."""
+    top, left = ((n - min(n, side)) // 2 // 16 * 16 for n in pixels.shape[:2])
+    return np.ascontiguousarray(pixels[top : top + side, left : left + side])
+
+
+def _widest(ranges: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    return (
+        min((low for low, _ in ranges), default=-np.inf),
+        max((high for _, high in ranges), default=np.inf),
+    )
+
+
+def read_calibrations(file: DetectorFile) -> dict[str, Calibration]:
+    """Read the scores of real photos that a detector file holds, by the name of their population.
+
+    Returns
+    -------
+    dict
+        `BUILT_IN` first, then those that were added, in the order they were; empty for a detector
+        without any.
+
+    Raises
+    ------
+    ModelError
+        The arrays do not fit each other or the heads.
+    """
+    arrays = file.calibration
+    if arrays is None:
+        return {}
+    populations = file.config.get("populations", [])
+    own = {"own_similarities", "own_generators", "own_traits"}
+    known = own | set(population_arrays(0))
+    names = [BUILT_IN]
+    for k, population in enumerate(populations, 1):
+        if not isinstance(population, Mapping) or not isinstance(population.get("name"), str):
+            raise ModelError(f"invalid description of a calibration: {population}")
+        names.append(population["name"])
+        known |= set(population_arrays(k))
+    if len(set(names)) != len(names):
+        raise ModelError(f"two calibrations have one name: {names}")
+    if unknown := sorted(set(arrays) - known):
+        raise ModelError(f"unknown calibration: {unknown}")
+    strata = Strata.from_dict(file.config["strata"]) if "strata" in file.config else None
+    found = {}
+    for k, name in enumerate(names):
+        similarities, traits, sources = (arrays.get(array) for array in population_arrays(k))
+        if similarities is None:
+            # A detector that came without photos may be calibrated on one's own alone.
+            if k == 0 and len(names) > 1 and not set(arrays) & set(population_arrays(0)):
+                continue
+            raise ModelError(f"unknown calibration: {sorted(arrays)}")
+        if similarities.ndim != 2 or similarities.shape[1] != len(file.generators):
+            raise ModelError(
+                f"a calibration of shape {similarities.shape} for {len(file.generators)} heads"
+            )
+        if np.isinf(similarities).any():
+            raise ModelError("the calibration has scores that are not finite")
+        if not len(scored_for_all(similarities)):
+            raise ModelError("the calibration has no photo with a score for every head")
+        found[name] = Calibration(similarities, traits, sources, strata)
+    return found
+
+
 def bundled_path() -> Path:
     """Return the folder of the detector inside the package."""
     return Path(str(resources.files("masksim"))) / "weights" / BUNDLED
@@ -659,6 +956,9 @@ def load_detector(
     *,
     threads: int | None = None,
     providers: Sequence[str] | None = None,
+    stability: bool = True,
+    population: str = "auto",
+    likelihood_ratio: bool = False,
 ) -> Detector:
     """Load a detector file, verified part by part.
 
@@ -666,7 +966,7 @@ def load_detector(
     ----------
     path
         Folder of a detector; by default the one inside the package.
-    threads, providers
+    threads, providers, stability, population, likelihood_ratio
         See `Detector`.
 
     Returns
@@ -680,4 +980,11 @@ def load_detector(
     """
     if path is None:
         path = bundled_path()
-    return Detector(DetectorFile.load(path), threads=threads, providers=providers)
+    return Detector(
+        DetectorFile.load(path),
+        threads=threads,
+        providers=providers,
+        stability=stability,
+        population=population,
+        likelihood_ratio=likelihood_ratio,
+    )

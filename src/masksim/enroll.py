@@ -22,7 +22,7 @@ import numpy as np
 
 from masksim import __version__, metrics
 from masksim.calibration import false_positive_rate
-from masksim.checkpoint import Branch, DetectorFile, check_generator_name
+from masksim.checkpoint import Branch, DetectorFile, check_generator_name, population_arrays
 from masksim.dataset import (
     FeatureTable,
     ViewConfig,
@@ -45,7 +45,9 @@ from masksim.train import (
     masks_and_references,
     matched_real_weights,
     stored,
+    with_distance,
 )
+from masksim.traits import TRAITS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -235,7 +237,7 @@ def enroll(
             code="too_few_images",
         )
     kit, others = (None, None) if file.photos is None else unpack(file.photos())
-    photos, scored = _photos(kit, heads, photo_rows, compute, config.smallest_photos)
+    photos, scored, traits = _photos(kit, heads, photo_rows, compute, config.smallest_photos)
     fit = _fit(name, own, photos, heads, views.shares, heads_config, config, progress)
     similarity, tensors = fit.similarity, fit.tensors
 
@@ -269,7 +271,13 @@ def enroll(
         None if fit.by_source is None else auroc_of(fit.by_source),
         _known(file, branch, own_scores[:, :-1]), dict(skipped), (),
     )  # fmt: skip
-    outcome = replace(outcome, warnings=tuple(_warnings(outcome, own, photos)))
+    warnings = _warnings(outcome, own, photos)
+    if lost := [population["name"] for population in file.config.get("populations", [])]:
+        warnings.append(
+            f"The calibration on photos of your own ({', '.join(lost)}) is gone: the new head has "
+            "no scores of them. Calibrate again."
+        )
+    outcome = replace(outcome, warnings=tuple(warnings))
     made = replace(
         file,
         branches=(
@@ -277,7 +285,19 @@ def enroll(
             _with_head(branch, name, tensors),
             *file.branches[at + 1 :],
         ),
-        calibration=_calibration(file, at, photos, scored, similarity[:n], own_scores, known),
+        # Photos of one's own have no score for the new head, and no features to give them one.
+        config={key: value for key, value in file.config.items() if key != "populations"},
+        calibration=_calibration(
+            file,
+            at,
+            photos,
+            scored,
+            similarity[:n],
+            own_scores,
+            known,
+            traits,
+            with_distance(own, heads)[first],
+        ),
         provenance=_provenance(file, outcome, rows, config),
         photos=None if kit is None else partial(pack, kit, _kept(file, others, own, first, heads)),
         sha256="",
@@ -335,6 +355,11 @@ def forget(file: DetectorFile, name: str) -> DetectorFile:
                 calibration["own_similarities"], column, axis=1
             )[of != column]
             calibration["own_generators"] = (of - (of > column))[of != column]
+            if "own_traits" in calibration:
+                calibration["own_traits"] = calibration["own_traits"][of != column]
+        for k in range(1, 1 + len(file.config.get("populations", []))):
+            scores = population_arrays(k)[0]
+            calibration[scores] = np.delete(calibration[scores], column, axis=1)
     return replace(
         file,
         branches=(
@@ -412,14 +437,19 @@ def _photos(
     rows: Sequence[Row],
     compute: Callable[[Sequence[Row], str], FeatureTable],
     smallest: int,
-) -> tuple[ReferencePhotos, NDArray[np.float32] | None]:
-    """Give the photos to compare with, and their scores for the earlier generators if needed."""
+) -> tuple[ReferencePhotos, NDArray[np.float32] | None, NDArray[np.float32]]:
+    """Give the photos to compare with, and of those that were given now the rest of what is kept.
+
+    That are their scores for the earlier generators, if the file has no photos, and their traits.
+    """
     own = None
+    traits = np.zeros((0, len(TRAITS)), np.float32)
     if rows:
         table = compute(rows, "real photos")
         z = in_parts(heads.standardise, table.features)
         names = np.unique(table.sources, return_inverse=True)[1]
         own = ReferencePhotos(z, 0.0, np.full(len(z), -1), names, table.histories)
+        traits = with_distance(table, heads)
     photos = next((part for part in (kit, own) if part is not None), None)
     scored = None
     if kit is None and own is not None:
@@ -438,7 +468,7 @@ def _photos(
             "of their own",
             code="manifest_invalid",
         )
-    return photos, scored
+    return photos, scored, traits
 
 
 @dataclass(frozen=True, eq=False)
@@ -467,6 +497,7 @@ def _fit(
     rows = [Row(f"photo {i}", REAL, f"photos {s}", "train") for i, s in enumerate(photos.sources)]
     table = FeatureTable(
         np.zeros((0, 0, 0, 0), np.float16),
+        np.zeros((0, len(TRAITS)), np.float32),
         np.array([REAL] * n + [name] * len(own.images)),
         np.concatenate([[row.source for row in rows], own.sources]),
         np.concatenate([photos.histories, own.histories]),
@@ -601,12 +632,15 @@ def _calibration(
     real: NDArray[np.float64],
     own: NDArray[np.float64],
     known: tuple[NDArray[np.int64], NDArray[np.float64]] | None,
+    traits: NDArray[np.float32],
+    own_traits: NDArray[np.float32],
 ) -> dict[str, NDArray[Any]]:
     """Add a column to the calibration; NaN where an image was not scored by a head.
 
     `real` are the new head's scores of `photos`, `scored` the earlier heads' of those that came
-    without; `own` the scores of the new generator's images, by the branch's heads and the new one;
-    `known` rows of ``own_similarities`` and their scores by the new head.
+    without, `traits` theirs; `own` the scores of the new generator's images, by the branch's heads
+    and the new one, `own_traits` theirs; `known` rows of ``own_similarities`` and their scores by
+    the new head.
     """
     before = file.calibration or {}
     count = len(file.generators)
@@ -623,6 +657,15 @@ def _calibration(
         np.concatenate([old, more]), column, np.concatenate([new, real[~listed]]), axis=1
     )
     found: dict[str, NDArray[Any]] = {"real_similarities": table.astype(np.float32)}
+    if not len(old) or "real_traits" in before:
+        earlier = before.get("real_traits", np.zeros((0, len(TRAITS)), np.float32))
+        found["real_traits"] = np.concatenate([earlier, traits]).astype(np.float32)
+    if not len(old) or "real_sources" in before:
+        numbers = np.asarray(before.get("real_sources", np.zeros(0)), np.int64)
+        after = int(numbers.max(initial=-1)) + 1
+        found["real_sources"] = np.concatenate(
+            [numbers, after + np.unique(photos.sources[~listed], return_inverse=True)[1]]
+        ).astype(np.int32)
     scores = before.get("own_similarities", np.zeros((0, count), np.float32))
     of = np.asarray(before.get("own_generators", np.zeros(0, np.int64)), np.int64)
     added = np.full(len(scores), np.nan)
@@ -636,6 +679,9 @@ def _calibration(
     found["own_generators"] = np.concatenate(
         [of + (of >= column), np.full(len(own), column)]
     ).astype(np.int32)
+    if not len(of) or "own_traits" in before:
+        shown = before.get("own_traits", np.zeros((0, len(TRAITS)), np.float32))
+        found["own_traits"] = np.concatenate([shown, own_traits]).astype(np.float32)
     return found
 
 

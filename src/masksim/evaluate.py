@@ -28,7 +28,7 @@ import numpy as np
 
 from masksim import metrics, protocols
 from masksim.augment import rng_for
-from masksim.calibration import joint_false_positive_rate
+from masksim.calibration import Calibration
 from masksim.dataset import (
     HISTORIES,
     History,
@@ -50,6 +50,7 @@ from masksim.peers import Peer, open_peer
 from masksim.protocols import FACTS, Protocol, Scale
 from masksim.protocols import ScoreTable as ScoreTable
 from masksim.tables import Column, Interval, Table
+from masksim.traits import TRAITS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -59,17 +60,23 @@ if TYPE_CHECKING:
 
 # --- scoring -----------------------------------------------------------------------------------
 
-_worker: dict[str, Callable[[Pixels], Sequence[float]]] = {}
+# Scores of a view, and after them its traits where they are known.
+_worker: dict[str, Callable[[View], Sequence[float]]] = {}
 _LASTING = {"too_small"}  # failures that the next run would meet again
 
 
 def _start_worker(model: str) -> None:
     detector = load_detector(model, threads=1)
-    _worker["score"] = lambda pixels: detector.similarities(pixels).tolist()
+
+    def score(view: View) -> Sequence[float]:
+        similarities, traits = detector.measure_pixels(view.pixels, view.quality)
+        return [*similarities.tolist(), *traits.tolist()]
+
+    _worker["score"] = score
 
 
 def _lend(peer: Peer) -> None:
-    _worker["score"] = lambda pixels: peer.score([pixels])
+    _worker["score"] = lambda view: peer.score([view.pixels])
 
 
 def _degraded(file: str, row: Row, name: str, seed: int) -> Iterator[tuple[Row, View]]:
@@ -106,7 +113,7 @@ def _work(
                     row.path, row.generator, row.source, view.history, sized.format,
                     ", ".join(view.processing),
                 ]  # fmt: skip
-                lines.append([*facts, *score(view.pixels)])
+                lines.append([*facts, *score(view)])
         except MasksimError as error:
             if error.code == "peer_failed":  # nor will it score any other
                 raise
@@ -173,10 +180,12 @@ def _score(
         lines += part
         failures.update(failed)
     facts = [np.array([line[i] for line in lines], dtype=np.str_) for i in range(len(FACTS))]
-    scores = np.array([line[len(FACTS) :] for line in lines], dtype=np.float64)
+    width = len(lines[0]) - len(FACTS) if lines else len(columns)
+    numbers = np.array([line[len(FACTS) :] for line in lines], dtype=np.float64)
+    scores, traits = np.hsplit(numbers.reshape(len(lines), width), [len(columns)])
     return ScoreTable(
         facts[0], facts[1], facts[2], facts[3], facts[4], facts[5],
-        columns, scores.reshape(len(lines), len(columns)), failures,
+        columns, scores, failures, traits if traits.shape[1] else None,
     )  # fmt: skip
 
 
@@ -227,7 +236,7 @@ def score_manifest(
     detector = load_detector(model, threads=1)
     if config is None:
         config = views_of(detector)
-    key = [detector.file.scores_sha256, _hash(manifest), asdict(config), seed]
+    key = [detector.file.scores_sha256, _hash(manifest), asdict(config), TRAITS, seed]
     if purpose != "evaluate":
         key.append(purpose)
     table = _score(
@@ -284,7 +293,10 @@ def score_degraded(
 
         out[one.name] = _score(
             manifest, detector.generators,
-            [detector.file.scores_sha256, _hash(manifest), "degraded", one.name, one.does, seed],
+            [
+                detector.file.scores_sha256, _hash(manifest), "degraded", one.name, one.does,
+                TRAITS, seed,
+            ],
             cache=cache, purpose="as found", config=ViewConfig(), seed=seed,
             degradation=one.name, workers=workers, initializer=_start_worker,
             initargs=(os.fspath(model),), progress=tell,
@@ -394,12 +406,24 @@ def scale_of(detector: Detector) -> Scale:
         a, b = ("a", "b") if branch.head == "shared" else ("clf_a", "clf_b")
         slope.append(np.exp(np.asarray(branch.tensors[a], dtype=np.float64)).reshape(-1))
         offset.append(np.asarray(branch.tensors[b], dtype=np.float64).reshape(-1))
-    stored = detector.file.calibration
-    real = None if stored is None else np.asarray(stored["real_similarities"], dtype=np.float64)
     return Scale(
-        detector.generators, np.concatenate(slope), np.concatenate(offset), real_scores=real,
+        detector.generators, np.concatenate(slope), np.concatenate(offset),
+        calibration=next(iter(detector.calibrations.values()), None),
         attribution=detector.attribution,
     )  # fmt: skip
+
+
+def _calibration(detector: Detector) -> Calibration:
+    """Return the calibration to measure.
+
+    Raises
+    ------
+    DataError
+        There is none.
+    """
+    if not detector.calibrations:
+        raise DataError("only a calibrated detector can be measured in full")
+    return next(iter(detector.calibrations.values()))
 
 
 def weighing(table: ScoreTable, shares: Mapping[str, float]) -> protocols.Weigh:
@@ -621,8 +645,8 @@ def measure_table(
         if len(rows) > 1:
             data[f"by {by}"] = rows
             tables.append(protocols.breakdown_table(by, rows))
-    if len(set(own.histories.tolist())) > 1 and scale.real_scores is not None:
-        joint = joint_false_positive_rate(own.similarities, scale.real_scores)
+    if len(set(own.histories.tolist())) > 1 and scale.calibration is not None:
+        joint = scale.calibration.all_rates(own.similarities, own.traits)[1]
         data["histories"] = _histories(own, joint, samples)
         tables += _histories_tables(data["histories"])
     if peers:
@@ -766,10 +790,7 @@ def measure(
     dict
         Plain values for JSON.
     """
-    if detector.file.calibration is None:
-        raise DataError("only a calibrated detector can be measured in full")
-    real_scores = np.asarray(detector.file.calibration["real_similarities"], dtype=np.float64)
-    joint = joint_false_positive_rate(table.similarities, real_scores)
+    joint = _calibration(detector).all_rates(table.similarities, table.traits)[1]
     real = table.typ == REAL
     if not real.any() or not np.isin(table.typ, table.generators).any():
         raise DataError(
@@ -882,10 +903,7 @@ def measure_as_found(table: ScoreTable, detector: Detector) -> dict[str, Any]:
     dict
         By generator, and ``"real"``: number of images, and counts by rate.
     """
-    if detector.file.calibration is None:
-        raise DataError("only a calibrated detector can be measured in full")
-    real_scores = np.asarray(detector.file.calibration["real_similarities"], dtype=np.float64)
-    joint = joint_false_positive_rate(table.similarities, real_scores)
+    joint = _calibration(detector).all_rates(table.similarities, table.traits)[1]
     return {
         typ: {
             "images": int((table.typ == typ).sum()),

@@ -6,6 +6,7 @@ run the same lines. The similarity is the sum of the similarity map that is show
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -459,6 +460,11 @@ class SharedHeads:
     def similarities(self, features: Array) -> Array:
         """Sum of the maps: shape (..., C, R, S) -> (..., G)."""
         return array_namespace(features).sum(self.maps(features), axis=(-3, -2, -1))
+
+    def distance(self, features: Array) -> float:
+        """How far an image (C, R, S) is from real photos: ln of the mean squared deviation."""
+        z = self.standardise(features)
+        return math.log(max(float(array_namespace(z).mean(z * z)), 1e-12))
 
     def probability(self, similarity: Array) -> Array:
         """``sigmoid(exp(a) * similarity + b)`` of each generator, (..., G)."""

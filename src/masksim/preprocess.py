@@ -5,7 +5,6 @@ The same functions serve training, evaluation and detection, so that all three s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal, TypeAlias, get_args
 
 import numpy as np
@@ -189,32 +188,6 @@ def to_colour(pixels: NDArray[np.uint8], space: ColourSpace) -> NDArray[np.float
         out[..., 2, :, :] = 0.5 + (r - luma) / (2 * (1 - _LUMA[0]))
         return np.clip(out, 0, 1, out=out)  # rounding alone can leave the range
     raise UsageError(f"unknown colour space {space!r}; known: {', '.join(COLOUR_SPACES)}")
-
-
-def flat_share(pixels: NDArray[np.uint8], windows: Sequence[tuple[int, int, int, int]]) -> float:
-    """Share of pixels that equal their right and lower neighbours in all channels.
-
-    Photos have noise nearly everywhere; drawings, screenshots and text have large areas without.
-
-    Parameters
-    ----------
-    pixels : ndarray of uint8, shape (H, W, 3)
-        sRGB.
-    windows : sequence of (x, y, width, height)
-        Where to look, pixels.
-
-    Returns
-    -------
-    float
-        In [0, 1], the mean over the windows.
-    """
-    shares = []
-    for x, y, width, height in windows:
-        part = pixels[y : y + height, x : x + width]
-        right = (part[:-1, :-1] == part[:-1, 1:]).all(axis=-1)
-        below = (part[:-1, :-1] == part[1:, :-1]).all(axis=-1)
-        shares.append(float((right & below).mean()))
-    return float(np.mean(shares))
 
 
 def luma_chroma(pixels: NDArray[np.uint8]) -> list[NDArray[np.float32]]:

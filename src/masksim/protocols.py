@@ -21,10 +21,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
-from masksim import calibration, metrics
+from masksim import metrics
+from masksim.calibration import Attribution, Calibration
 from masksim.errors import DataError, UsageError
 from masksim.manifest import REAL
 from masksim.tables import Cell, Column, Interval, Table
+from masksim.traits import TRAITS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -49,6 +51,7 @@ FEW_SOURCES = 3  # with fewer, intervals draw images
 SMALLEST = 10  # images of a source with a row of its own
 _LEAST = 1e-7  # of a probability: what single precision can tell from 0 and 1
 
+_TRAIT_COLUMNS = tuple(f"trait {name}" for name in TRAITS)
 _ARRAYS = ("filenames", "typ", "sources", "histories", "formats", "processing", "similarities")
 
 
@@ -70,6 +73,8 @@ class ScoreTable:
         float64 (n, G); NaN where a column has no score.
     failures
         Path to error code.
+    traits
+        float64 (n, T): what each view shows, see `masksim.traits`; None where it is not known.
     """
 
     filenames: NDArray[np.str_]
@@ -81,10 +86,13 @@ class ScoreTable:
     generators: tuple[str, ...]
     similarities: Floats
     failures: Mapping[str, str] = field(default_factory=dict)
+    traits: Floats | None = None
 
     def select(self, mask: Bools) -> ScoreTable:
         """Return the rows where `mask` (n,) is true."""
-        return replace(self, **{name: getattr(self, name)[mask] for name in _ARRAYS})
+        traits = None if self.traits is None else self.traits[mask]
+        chosen = {name: getattr(self, name)[mask] for name in _ARRAYS}
+        return replace(self, traits=traits, **chosen)
 
     def only(self, columns: Sequence[str]) -> ScoreTable:
         """Return the table with these columns, in this order.
@@ -121,14 +129,18 @@ class ScoreTable:
         )
 
     def to_csv(self) -> str:
-        """Write the field's convention: ``filename,typ``, facts, then one column a generator."""
+        """Write the field's convention: ``filename,typ``, facts, then one column a generator.
+
+        What the views show comes last, as ``trait side`` and so on.
+        """
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
-        writer.writerow([*FACTS, *self.generators])
+        shown = () if self.traits is None else _TRAIT_COLUMNS
+        writer.writerow([*FACTS, *self.generators, *shown])
         for i in range(len(self.filenames)):
             facts = [getattr(self, name)[i] for name in _ARRAYS[:-1]]
-            scores = ("" if np.isnan(s) else f"{s:.7g}" for s in self.similarities[i])
-            writer.writerow([*facts, *scores])
+            numbers = [*self.similarities[i], *(() if self.traits is None else self.traits[i])]
+            writer.writerow([*facts, *("" if np.isnan(x) else f"{x:.7g}" for x in numbers)])
         return out.getvalue()
 
     @classmethod
@@ -149,7 +161,8 @@ class ScoreTable:
         rows = list(csv.reader(io.StringIO(text.removeprefix("\ufeff"))))
         head = [name.strip() for name in rows[0]] if rows else []
         missing = [name for name in FACTS[:2] if name not in head]
-        columns = tuple(name for name in head if name not in FACTS)
+        shown = [name in head for name in _TRAIT_COLUMNS]
+        columns = tuple(name for name in head if name not in (*FACTS, *_TRAIT_COLUMNS))
         if missing or not columns or len(set(head)) != len(head):
             raise DataError(
                 "a table of scores has the columns filename, typ and one or more detectors, each "
@@ -167,9 +180,12 @@ class ScoreTable:
             )
         cells = dict(zip(head, zip(*lines, strict=True), strict=True))
         scores = np.array([[_score(x, name) for x in cells[name]] for name in columns]).T
+        traits = None
+        if all(shown):
+            traits = np.array([[_score(x, n) for x in cells[n]] for n in _TRAIT_COLUMNS]).T
         empty = ("",) * len(lines)
         a, b, c, d, e, f = (np.array(cells.get(name, empty), dtype=np.str_) for name in FACTS)
-        return cls(a, b, c, d, e, f, columns, scores)
+        return cls(a, b, c, d, e, f, columns, scores, traits=traits)
 
 
 def _score(text: str, column: str) -> float:
@@ -255,8 +271,8 @@ class Scale:
         are of an unknown scale, or probabilities themselves.
     probabilities
         Whether the scores are probabilities in [0, 1].
-    real_scores
-        (n, G) scores of calibration photos; None: not calibrated.
+    calibration
+        Scores of calibration photos; None: not calibrated.
     attribution
         Tells how clear it is which generator an image is of, as in verdicts; None: not known.
     """
@@ -265,15 +281,15 @@ class Scale:
     slope: Floats | None = None
     offset: Floats | None = None
     probabilities: bool = False
-    real_scores: Floats | None = None
-    attribution: calibration.Attribution | None = None
+    calibration: Calibration | None = None
+    attribution: Attribution | None = None
 
     @classmethod
-    def of_table(cls, table: ScoreTable, real_scores: Floats | None = None) -> Scale:
+    def of_table(cls, table: ScoreTable, calibration: Calibration | None = None) -> Scale:
         """Scale of a table without its detector: numbers all in [0, 1] are probabilities."""
         s = table.similarities
         within = bool(((s >= 0) & (s <= 1)).all())
-        return cls(table.generators, probabilities=within, real_scores=real_scores)
+        return cls(table.generators, probabilities=within, calibration=calibration)
 
     def log_odds(self, scores: Floats) -> Floats | None:
         """Log-odds (n, G) of the heads' probabilities, or None where there are none."""
@@ -356,15 +372,13 @@ def _ask(table: ScoreTable, scale: Scale, asked: Bools) -> Evidence:
     scores = table.similarities[:, asked]
     odds = scale.log_odds(table.similarities)
     highest = None if odds is None else odds[:, asked].max(axis=1)
-    if scale.real_scores is None:
+    if scale.calibration is None:
         best = scores.max(axis=1) if highest is None or scores.shape[1] == 1 else highest
         return Evidence(best, None, highest)
-    real = scale.real_scores[:, asked]
+    own, joint = scale.calibration.only(asked).all_rates(scores, table.traits)
     if scores.shape[1] == 1:
-        rate = calibration.false_positive_rate(scores, real)[:, 0]
-        return Evidence(scores[:, 0], rate, highest)
-    rate = calibration.joint_false_positive_rate(scores, real)
-    return Evidence(-np.log(rate), rate, highest)
+        return Evidence(scores[:, 0], own[:, 0], highest)
+    return Evidence(-np.log(joint), joint, highest)
 
 
 # --- measuring -----------------------------------------------------------------------------------
@@ -610,13 +624,13 @@ def confusion(
     """
     scores = table.similarities
     odds = scale.log_odds(scores)
-    if scale.real_scores is not None:
-        rates = calibration.false_positive_rate(scores, scale.real_scores)
+    if scale.calibration is not None:
+        rates, joint = scale.calibration.all_rates(scores, table.traits)
         # The lowest rate, of equals the highest similarity.
         best = np.lexsort((-scores, rates), axis=1)[:, 0]
         if scale.attribution is not None:
             best = scale.attribution.name(scores, rates)
-        silent = calibration.joint_false_positive_rate(scores, scale.real_scores) > limit
+        silent = joint > limit
     elif odds is not None:
         best, silent = odds.argmax(axis=1), odds.max(axis=1) <= 0
     else:

@@ -221,6 +221,23 @@ def to_text(detection: DetectionLike, width: int = 80, *, ascii_only: bool = Fal
     paragraph(verdict.text)
     for caution in verdict.cautions:
         paragraph(caution, "  Caution: ", "    ")
+    if (ratio := verdict.likelihood_ratio) is not None:
+        bound = ", the largest or smallest that the data supports" if ratio.bounded else ""
+        paragraph(
+            f"Likelihood ratio {ratio.value:.2g}{bound} ({ratio.low:.2g} to {ratio.high:.2g}): "
+            f"{ratio.words}.",
+            "  ",
+            "    ",
+        )
+    if verdict.stability:
+        rates = [format_rate(rate, verdict.sample_size) for rate in verdict.stability.values()]
+        paragraph(
+            "Rate after "
+            + ", ".join(f"{name} {r}" for name, r in zip(verdict.stability, rates, strict=True))
+            + ".",
+            "  Checked: ",
+            "    ",
+        )
     lines.append("")
     lines.extend(_table(detection, width, ascii_only))
     lines.append("")

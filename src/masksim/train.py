@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from masksim import __version__, metrics
+from masksim.calibration import Strata
 from masksim.checkpoint import Branch, DetectorFile
 from masksim.dataset import (
     FeatureTable,
@@ -37,6 +38,7 @@ from masksim.manifest import REAL, Manifest, manifest_hash
 from masksim.model import SharedHeads
 from masksim.photos import ReferencePhotos, pack, spread_over_sources
 from masksim.residual import ResidualConfig, residual_onnx
+from masksim.traits import TRAITS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -97,6 +99,11 @@ class TrainConfig:
         Features of how many real photos, and of how many images of each generator, are kept with
         the detector to enroll generators with, and the step they are rounded to, in deviations;
         see `masksim.photos`.
+    strata
+        How the calibration photos are parted, from the coarsest to the finest: (trait, number of
+        bands of as many photos each, or the cuts themselves), see `masksim.calibration.Strata`.
+    stratum_photos, stratum_sources
+        Fewest photos, and sources of them, of a stratum.
     views, features, heads
         See their classes. First qualities that are left empty are measured on the real photos.
     """
@@ -108,6 +115,16 @@ class TrainConfig:
     photos: int = 1000
     images: int = 50
     photo_step: float = 1.0
+    strata: tuple[tuple[str, int | tuple[float, ...]], ...] = (
+        ("energy", 3),
+        ("distance", 2),
+        ("sharpness", 2),
+        ("side", (768.0,)),
+        ("quality", (75.0,)),
+        ("chroma", (2.0,)),
+    )
+    stratum_photos: int = 300
+    stratum_sources: int = 20
     views: ViewConfig = field(default_factory=lambda: ViewConfig(first_qualities=()))
     features: FeatureConfig = field(default_factory=FeatureConfig)
     heads: HeadConfig = field(default_factory=HeadConfig)
@@ -118,6 +135,12 @@ class TrainConfig:
                 "photos and images must not be negative and photo_step in 0.1 .. 2, got "
                 f"{self.photos}, {self.images} and {self.photo_step}"
             )
+        for part in self.strata:
+            if len(part) != 2 or part[0] not in TRAITS or (type(part[1]) is int and part[1] < 2):
+                raise UsageError(
+                    f"strata are pairs of a trait ({', '.join(TRAITS)}) and a number of bands from "
+                    f"2 on, or cuts; got {part!r}"
+                )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
@@ -142,6 +165,15 @@ class TrainConfig:
         if unknown:
             raise UsageError(f"unknown keys in the configuration of heads: {unknown}")
         plain["heads"] = HeadConfig(**heads)
+        try:
+            plain["strata"] = tuple(
+                (trait, bands if isinstance(bands, int) else tuple(float(cut) for cut in bands))
+                for trait, bands in plain.get("strata", cls.strata)
+            )
+        except (TypeError, ValueError) as error:
+            raise UsageError(
+                f"strata must be pairs of a trait and bands: {plain['strata']!r}"
+            ) from error
         return cls(**plain)
 
 
@@ -389,6 +421,10 @@ class Fit:
     own_similarities, own_generators
         float32 (k, G) and int32 (k,): cross-validated scores of the synthetic images, and the
         generator of each.
+    real_traits, own_traits
+        float32 (n, T) and (k, T): what those photos and images show.
+    real_sources
+        int32 (n,): number of each photo's source.
     cross_validated_auroc
         By generator, training views, sources of reals unseen.
     """
@@ -398,6 +434,9 @@ class Fit:
     real_similarities: NDArray[np.float32]
     own_similarities: NDArray[np.float32]
     own_generators: NDArray[np.int32]
+    real_traits: NDArray[np.float32]
+    own_traits: NDArray[np.float32]
+    real_sources: NDArray[np.int32]
     cross_validated_auroc: Mapping[str, float]
 
 
@@ -569,14 +608,41 @@ def fit_heads(
     # NumPy's order of names is the order of the columns.
     own = np.isin(calibration.generators, names)
     column = np.searchsorted(names, calibration.generators[own])
+    kept = stored(tensors)
+    traits = with_distance(calibration, SharedHeads.from_tensors(kept, limit))
+    real = calibration.generators == REAL
     return Fit(
         names,
-        stored(tensors),
-        scored[calibration.generators == REAL],
+        kept,
+        scored[real],
         scored[own],
         column.astype(np.int32),
+        traits[real],
+        traits[own],
+        np.unique(calibration.sources[real], return_inverse=True)[1].astype(np.int32),
         measured,
     )
+
+
+def with_distance(table: FeatureTable, heads: SharedHeads) -> NDArray[np.float32]:
+    """Complete the traits of a table by what needs heads: float32 (n, T)."""
+    traits = table.traits.copy()
+    column = TRAITS.index("distance")
+    for i, features in enumerate(table.features):
+        traits[i, column] = heads.distance(features.astype(np.float32))
+    return traits
+
+
+def strata_of(traits: NDArray[Any], config: TrainConfig) -> Strata:
+    """Cut the traits of calibration photos (n, T) into bands of as many photos each."""
+    bands = []
+    for trait, cuts in config.strata:
+        values = traits[:, TRAITS.index(trait)]
+        if isinstance(cuts, int):
+            shares = np.arange(1, cuts) / cuts
+            cuts = tuple(np.unique(np.round(np.nanquantile(values, shares), 3)).tolist())
+        bands.append((trait, cuts))
+    return Strata(tuple(bands), config.stratum_photos, config.stratum_sources)
 
 
 def _image_keys(table: FeatureTable) -> list[tuple[str, str]]:
@@ -730,12 +796,19 @@ def train_shared(
     )
     kept = reference_images(calibration, fit, config)
     file = DetectorFile(
-        config={"name": config.name, "recipe": "shared"},
+        config={
+            "name": config.name,
+            "recipe": "shared",
+            "strata": strata_of(fit.real_traits, config).to_dict(),
+        },
         branches=(branch,),
         calibration={
             "real_similarities": fit.real_similarities,
+            "real_traits": fit.real_traits,
+            "real_sources": fit.real_sources,
             "own_similarities": fit.own_similarities,
             "own_generators": fit.own_generators,
+            "own_traits": fit.own_traits,
         },
         photos=None if kept is None else lambda: pack(*kept),
         provenance={

@@ -7,13 +7,15 @@ an image is synthetic: that would need to know how many of the images in questio
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from masksim.calibration import UNCLEAR
 from masksim.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+
+    from masksim.calibration import Interval, LikelihoodRatio
 
 Level: TypeAlias = Literal[
     "inconclusive", "strong evidence", "evidence", "weak evidence", "no evidence", "uncalibrated"
@@ -30,6 +32,30 @@ NEAR = 3.0
 """A generator whose rate is up to so many times that of the best one may be meant as well."""
 
 
+EVIDENCE, NONE = LEVELS[1][0], LEVELS[-1][0]
+"""Joint rates: up to the first there is evidence, above the second there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why nothing can be concluded, or less than the rate says.
+
+    Attributes
+    ----------
+    code
+        ``"too_small"``, ``"too_dark"``, ``"flat"``, ``"heavily_compressed"``, ``"resized"``,
+        ``"screenshot_like"``, ``"out_of_range"`` or ``"unstable"``.
+    text
+        In words, as the middle of a sentence.
+    hides
+        A generator's pattern may be gone as well: not finding it says nothing, either.
+    """
+
+    code: str
+    text: str
+    hides: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """What the evidence amounts to.
@@ -37,9 +63,8 @@ class Verdict:
     Attributes
     ----------
     level
-        One of `LEVELS`; ``"no evidence"``; ``"inconclusive"`` where there would be evidence but
-        the image is unlike the photos that the rates were measured on; ``"uncalibrated"`` where
-        the detector has no scores of real photos to compare with.
+        One of `LEVELS`; ``"no evidence"``; ``"inconclusive"`` where `reasons` speak against either
+        answer; ``"uncalibrated"`` where the detector has no scores of real photos to compare with.
     generator
         The generator whose pattern is matched best, that is with the lowest rate of its own; None
         where there is no evidence, and where it is not clear which one it is
@@ -59,6 +84,20 @@ class Verdict:
     clarity
         Share of the known generators' own images that are told apart no more clearly than this
         one, in (0, 1]; None where the detector has no scores of them.
+    interval
+        Where the rate lies with a confidence of 95 %, photos grouped by source.
+    stratum
+        Which photos the rate was measured on, by what they show; ``"all"`` for all.
+    sources
+        How many sources they are of.
+    reasons
+        Why the verdict is inconclusive; else what speaks against a finding there was none of.
+    number_of_false_alarms
+        The a-contrario reading: how many of the generators a photo is expected to match as well.
+    stability
+        The joint rate after each small re-encoding that was tried.
+    likelihood_ratio
+        If it was asked for.
     """
 
     level: Level
@@ -69,6 +108,40 @@ class Verdict:
     cautions: tuple[str, ...] = ()
     unknown_generator: bool = False
     clarity: float | None = None
+    interval: Interval | None = None
+    stratum: str = "all"
+    sources: int = 0
+    reasons: tuple[Reason, ...] = ()
+    number_of_false_alarms: float | None = None
+    stability: Mapping[str, float] | None = None
+    likelihood_ratio: LikelihoodRatio | None = None
+
+
+def unstable(joint: float, after: Mapping[str, float]) -> Reason | None:
+    """Tell whether small re-encodings lead from evidence to none, or the other way.
+
+    Parameters
+    ----------
+    joint
+        Joint rate of the image.
+    after
+        Joint rate after each re-encoding, by its name.
+
+    Returns
+    -------
+    Reason or None
+    """
+    if joint <= EVIDENCE:
+        changed = [name for name, rate in after.items() if rate > NONE]
+        how = "there is no evidence left"
+    elif joint > NONE:
+        changed = [name for name, rate in after.items() if rate <= EVIDENCE]
+        how = "there would be evidence"
+    else:
+        return None
+    if not changed:
+        return None
+    return Reason("unstable", f"after {' or '.join(changed)} {how}", hides=True)
 
 
 def decide(
@@ -79,8 +152,11 @@ def decide(
     *,
     similarities: Sequence[float],
     cautions: Sequence[str] = (),
-    unlike_photos: str | None = None,
+    reasons: Sequence[Reason] = (),
     clarity: float | None = None,
+    interval: Interval | None = None,
+    stratum: str = "all",
+    sources: int = 0,
 ) -> Verdict:
     """Turn the rates of one image into a verdict.
 
@@ -98,12 +174,13 @@ def decide(
         One a generator: breaks ties between equal rates, and serves where there are no rates.
     cautions
         Sentences that are passed on.
-    unlike_photos
-        Why the image is unlike the photos that the rates were measured on, as the middle of a
-        sentence; None if it is like them. What would be evidence is then inconclusive.
+    reasons
+        What makes evidence inconclusive, and where they hide a pattern its absence, too.
     clarity
         See `masksim.calibration.Attribution`; None where the detector has no scores of the
         generators' own images.
+    interval, stratum, sources
+        See `Verdict`.
 
     Returns
     -------
@@ -129,62 +206,71 @@ def decide(
         )
     if len(false_positive_rates) != len(generators):
         raise UsageError("a verdict needs one rate for each generator")
-    rate = format_rate(joint, sample_size)
-    level = next((level for limit, level in LEVELS if joint <= limit), None)
-    if level is None:
-        return Verdict(
-            "no evidence",
-            None,
-            joint,
-            sample_size,
-            f"No evidence of a known generator's spectral pattern; {rate} of {sample_size} real "
-            "photos score at least this high. That does not show that the image is a photo.",
-            tuple(cautions),
+    level: Level = next((level for limit, level in LEVELS if joint <= limit), "no evidence")
+    against = tuple(r for r in reasons if r.hides or level != "no evidence")
+    if against:
+        level = "inconclusive"
+    common: dict[str, Any] = {
+        "level": level,
+        "false_positive_rate": joint,
+        "sample_size": sample_size,
+        "interval": interval,
+        "stratum": stratum,
+        "sources": sources,
+        "reasons": against,
+        "number_of_false_alarms": len(generators) * min(false_positive_rates),
+    }
+    photos = f"{sample_size} real photos" + ("" if stratum == "all" else f" ({stratum})")
+    rate = f"{format_rate(joint, sample_size)} of {photos}"
+    within = "" if interval is None else f" ({_range(interval)})"
+    if level == "inconclusive":
+        why = "; ".join(reason.text for reason in against)
+        text = f"Inconclusive: {why}. By itself {rate}{within} score as high."
+        return Verdict(generator=None, text=text, cautions=tuple(cautions), **common)
+    if level == "no evidence":
+        text = (
+            f"No evidence of a known generator's spectral pattern; {rate} score at least this "
+            "high. That does not show that the image is a photo."
         )
-    if unlike_photos is not None:
-        return Verdict(
-            "inconclusive",
-            None,
-            joint,
-            sample_size,
-            f"Inconclusive: {unlike_photos}. The rates were measured on photos, and such images "
-            f"can match a pattern by accident ({rate} of {sample_size} photos score as high).",
-            tuple(cautions),
-        )
+        return Verdict(generator=None, text=text, cautions=tuple(cautions), **common)
     ranked = sorted(
         range(len(generators)), key=lambda g: (false_positive_rates[g], -similarities[g])
     )
     best = ranked[0]
     limit = min(NEAR * false_positive_rates[best], LEVELS[-1][0])
     near = [generators[g] for g in ranked[1:] if false_positive_rates[g] <= limit]
+    measured = f"{rate}{within} score at least this high for some generator."
     if clarity is not None and clarity <= UNCLEAR:
         names = ", ".join((generators[best], *near))
         return Verdict(
-            level,
-            None,
-            joint,
-            sample_size,
-            f"{level.capitalize()} of a generator's spectral pattern, but not clearly of one "
-            f"that this detector knows; {rate} of {sample_size} real photos score at least "
-            "this high for some generator.",
-            (*cautions, f"It comes nearest to {names}; it may also be another generator's."),
+            generator=None,
+            text=f"{level.capitalize()} of a generator's spectral pattern, but not clearly of one "
+            f"that this detector knows; {measured}",
+            cautions=(
+                *cautions,
+                f"It comes nearest to {names}; it may also be another generator's.",
+            ),
             unknown_generator=True,
             clarity=clarity,
+            **common,
         )
     match = "matches" if len(near) == 1 else "match"
     doubt = (
         [f"Which generator is uncertain: {', '.join(near)} {match} nearly as well."] if near else []
     )
     return Verdict(
-        level,
-        generators[best],
-        joint,
-        sample_size,
-        f"{level.capitalize()} of {generators[best]}'s spectral pattern; {rate} of {sample_size} "
-        "real photos score at least this high for some generator.",
-        (*cautions, *doubt),
+        generator=generators[best],
+        text=f"{level.capitalize()} of {generators[best]}'s spectral pattern; {measured}",
+        cautions=(*cautions, *doubt),
         clarity=clarity,
+        **common,
     )
+
+
+def _range(interval: Interval) -> str:
+    """Write an interval in percent."""
+    low, high = (f"{100 * x:.2g}" if x < 0.995 else "100" for x in (interval.low, interval.high))
+    return f"95 % interval {low} to {high} %"
 
 
 def format_rate(rate: float, sample_size: int) -> str:

@@ -1,0 +1,142 @@
+"""What an image itself shows that bears on its false-positive rate: size, noise, sharpness, ...
+
+Textured, noisy and small photos resemble generators more often than smooth, large ones. So rates
+are measured among photos of the same kind (`masksim.calibration.Strata`), and an image unlike all
+photos that the rates were measured on is told by the same numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import numpy as np
+
+from masksim.errors import UsageError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Trait: TypeAlias = Literal[
+    "side", "energy", "sharpness", "chroma", "brightness", "flat", "quality", "distance"
+]
+TRAITS: tuple[Trait, ...] = (
+    "side",
+    "energy",
+    "sharpness",
+    "chroma",
+    "brightness",
+    "flat",
+    "quality",
+    "distance",
+)
+"""Names of the columns of a table of traits, in order; see `measure`."""
+
+_BLOCK = 32  # pixels
+_LEAST = 0.05  # levels squared, added to energies: what rounding to 8 bits decides is hidden
+_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
+
+
+def measure(
+    pixels: NDArray[np.uint8],
+    windows: Sequence[tuple[int, int, int, int]],
+    *,
+    quality: int | None = None,
+    distance: float | None = None,
+) -> NDArray[np.float64]:
+    """Measure the traits of an image in its analysed windows.
+
+    Parameters
+    ----------
+    pixels
+        uint8 (H, W, 3), sRGB.
+    windows
+        (x, y, width, height), pixels, at least one.
+    quality
+        Estimated JPEG quality of the file, 1 to 100; None if it is no JPEG.
+    distance
+        Logarithm of the mean squared standardised feature, see `masksim.model.standardise`; None
+        where the heads have none.
+
+    Returns
+    -------
+    ndarray
+        float64 (8,), in the order of `TRAITS`:
+
+        ``side``        the shorter side of the image, pixels;
+        ``energy``      of the residual: mean over blocks of 32x32 pixels of the logarithm of the
+                        mean squared cross difference of luma, ln of levels squared;
+        ``sharpness``   how much larger that is than at half the resolution, ln of a ratio: white
+                        noise ln 4, enlarged images below 0;
+        ``chroma``      mean absolute difference of R and B from G, levels; 0 for greyscale;
+        ``brightness``  mean luma, 0 to 255;
+        ``flat``        `flat_share`, 0 to 1;
+        ``quality``     as given, NaN for None;
+        ``distance``    as given, NaN for None.
+
+    Raises
+    ------
+    UsageError
+        There is no window.
+    """
+    if not windows:
+        raise UsageError("traits are measured in at least one window")
+    found = np.array([_window(pixels[y : y + h, x : x + w]) for x, y, w, h in windows])
+    energy, half, chroma, brightness = found.mean(axis=0).tolist()
+    return np.array(
+        [
+            min(pixels.shape[:2]),
+            energy,
+            energy - half,
+            chroma,
+            brightness,
+            flat_share(pixels, windows),
+            np.nan if quality is None else quality,
+            np.nan if distance is None else distance,
+        ],
+        dtype=np.float64,
+    )
+
+
+def flat_share(pixels: NDArray[np.uint8], windows: Sequence[tuple[int, int, int, int]]) -> float:
+    """Share of pixels that equal their right and lower neighbours in all channels.
+
+    Photos have noise nearly everywhere; drawings, screenshots and text have large areas without.
+
+    Parameters
+    ----------
+    pixels : ndarray of uint8, shape (H, W, 3)
+        sRGB.
+    windows : sequence of (x, y, width, height)
+        Where to look, pixels.
+
+    Returns
+    -------
+    float
+        In [0, 1], the mean over the windows.
+    """
+    shares = []
+    for x, y, width, height in windows:
+        part = pixels[y : y + height, x : x + width]
+        right = (part[:-1, :-1] == part[:-1, 1:]).all(axis=-1)
+        below = (part[:-1, :-1] == part[1:, :-1]).all(axis=-1)
+        shares.append(float((right & below).mean()))
+    return float(np.mean(shares))
+
+
+def _window(part: NDArray[np.uint8]) -> tuple[float, float, float, float]:
+    """Energy, energy at half the resolution, chroma and brightness of a window."""
+    luma = part.astype(np.float32) @ _LUMA
+    height, width = (side // 2 * 2 for side in luma.shape)
+    half = luma[:height, :width].reshape(height // 2, 2, width // 2, 2).mean(axis=(1, 3))
+    channels = part.astype(np.int16)
+    chroma = np.abs(channels[..., ::2] - channels[..., 1:2]).mean()
+    return _energy(luma), _energy(half), float(chroma), float(luma.mean())
+
+
+def _energy(plane: NDArray[np.float32]) -> float:
+    squared = (plane[:-1, :-1] + plane[1:, 1:] - plane[1:, :-1] - plane[:-1, 1:]) ** 2
+    rows, columns = (max(side // _BLOCK, 1) for side in squared.shape)
+    height, width = squared.shape[0] // rows, squared.shape[1] // columns
+    blocks = squared[: rows * height, : columns * width].reshape(rows, height, columns, width)
+    return float(np.log(blocks.mean(axis=(1, 3)) + _LEAST).mean())

@@ -1,0 +1,83 @@
+"""`masksim.traits` against closed forms: noise of known strength, greys, flat parts."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from masksim.errors import UsageError
+from masksim.traits import TRAITS, flat_share, measure
+
+
+def of(pixels: np.ndarray, **known: float) -> dict[str, float]:
+    height, width = pixels.shape[:2]
+    found = measure(pixels, [(0, 0, width, height)], **known)  # type: ignore[arg-type]
+    assert found.shape == (len(TRAITS),)
+    return dict(zip(TRAITS, found.tolist(), strict=True))
+
+
+def noise(sigma: float, size: int = 512, seed: int = 0) -> np.ndarray:
+    plane = np.random.default_rng(seed).normal(128, sigma, (size, size, 1))
+    return np.clip(np.rint(plane), 0, 255).astype(np.uint8).repeat(3, axis=2)
+
+
+@pytest.mark.parametrize("sigma", [4.0, 10.0])
+def test_white_noise_has_the_energy_of_four_pixels(sigma: float) -> None:
+    found = of(noise(sigma))
+    # A cross difference adds four independent pixels, rounding adds 1 / 12 to each.
+    assert found["energy"] == pytest.approx(np.log(4 * (sigma**2 + 1 / 12)), abs=0.02)
+    # The mean of four pixels has a quarter of the variance.
+    assert found["sharpness"] == pytest.approx(np.log(4), abs=0.03)
+    assert found["chroma"] == 0
+    assert found["brightness"] == pytest.approx(128, abs=0.2)
+    assert found["side"] == 512
+    assert np.isnan(found["quality"])
+    assert np.isnan(found["distance"])
+
+
+def test_enlarging_takes_the_sharpness() -> None:
+    small = Image.fromarray(noise(10, 256))
+    large = np.asarray(small.resize((512, 512), Image.Resampling.BICUBIC))
+    assert of(large)["sharpness"] < 0 < of(noise(10))["sharpness"]
+
+
+def test_what_is_known_is_passed_on() -> None:
+    found = of(noise(5), quality=87, distance=-0.25)
+    assert (found["quality"], found["distance"]) == (87, -0.25)
+
+
+def test_colour_light_and_the_shorter_side() -> None:
+    pixels = np.zeros((300, 700, 3), np.uint8)
+    pixels[..., 0], pixels[..., 1], pixels[..., 2] = 60, 40, 10
+    found = of(pixels)
+    assert found["chroma"] == pytest.approx((20 + 30) / 2)
+    assert found["brightness"] == pytest.approx(0.299 * 60 + 0.587 * 40 + 0.114 * 10, abs=1e-3)
+    assert found["side"] == 300
+    assert found["flat"] == 1
+    assert found["energy"] == pytest.approx(np.log(0.05), abs=1e-3)
+
+
+def test_windows_are_averaged_and_the_rest_is_not_seen() -> None:
+    pixels = np.concatenate([noise(4, 256), noise(16, 256), np.zeros((256, 256, 3), np.uint8)], 1)
+    windows = [(0, 0, 256, 256), (256, 0, 256, 256)]
+    both = measure(pixels, windows)
+    one, two = (measure(pixels, [window]) for window in windows)
+    np.testing.assert_allclose(both[1:6], (one[1:6] + two[1:6]) / 2, rtol=1e-9)
+
+
+def test_a_window_is_needed() -> None:
+    with pytest.raises(UsageError, match="at least one window"):
+        measure(noise(4), [])
+
+
+def test_flat_share() -> None:
+    noisy = np.random.default_rng(0).integers(0, 256, (64, 80, 3), dtype=np.uint8)
+    assert flat_share(noisy, [(0, 0, 80, 64)]) == 0
+    assert flat_share(np.full((64, 80, 3), 7, np.uint8), [(0, 0, 80, 64)]) == 1
+    half = noisy.copy()
+    half[:, 40:] = 9
+    assert flat_share(half, [(0, 0, 40, 64), (40, 0, 40, 64)]) == pytest.approx(0.5)
+    # Equal along rows only, or in one channel only, is not flat.
+    rows = np.repeat(noisy[:, :1], 80, axis=1)
+    assert flat_share(rows, [(0, 0, 80, 64)]) < 0.01
