@@ -162,6 +162,7 @@ def test_what_is_not_known_lies_in_the_last_band() -> None:
 def test_strata_come_back_from_plain_values() -> None:
     strata = Strata(BANDS, 30, 3)
     assert Strata.from_dict(strata.to_dict()) == strata
+    wrong: dict[str, Any]
     for wrong in (
         {"bands": []},
         {"bands": [["energy"]], "photos": 3, "sources": 2},

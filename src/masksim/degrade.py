@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     Pixels = NDArray[np.uint8]
 
-__all__ = ["GRID", "Degradation", "select"]
+__all__ = ["GRID", "MILD", "Degradation", "select"]
 
 RESIZE_FILTERS = ("bilinear", "bicubic", "lanczos")
 MONITOR = ((1080, 1920),)
@@ -253,6 +253,37 @@ def _grid() -> list[Degradation]:
 
 GRID: dict[str, Degradation] = {one.name: one for one in _grid()}
 """All degradations by name, in the order of tables; ``none`` comes first."""
+
+
+def _corner(pixels: Pixels, rng: np.random.Generator) -> Pixels:
+    return pixels[8:, 8:]
+
+
+def _bicubic(pixels: Pixels, rng: np.random.Generator, *, factor: float) -> Pixels:
+    return augment.resize(pixels, _scaled(pixels, factor), "bicubic")
+
+
+MILD: tuple[Degradation, ...] = (
+    *(
+        Degradation(
+            f"{format.lower()}-{quality}", format.lower(),
+            partial(_compress, format=format, quality=quality), f"{format} of quality {quality}",
+        )
+        for format, quality in (
+            *(("JPEG", quality) for quality in (75, 80, 85, 90, 95)),
+            *(("WEBP", quality) for quality in (80, 85, 90, 95)),
+        )
+    ),
+    *(
+        Degradation(
+            f"resize-{factor}", "resize", partial(_bicubic, factor=factor),
+            f"resized by {factor}, bicubic",
+        )
+        for factor in (0.98, 1.02)
+    ),
+    Degradation("crop-8", "crop", _corner, "8 rows and columns cut off at the top and left"),
+)  # fmt: skip
+"""Small re-encodings, under which a verdict should hold."""
 
 
 def select(names: Sequence[str]) -> list[Degradation]:

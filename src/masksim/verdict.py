@@ -35,6 +35,12 @@ NEAR = 3.0
 EVIDENCE, NONE = LEVELS[1][0], LEVELS[-1][0]
 """Joint rates: up to the first there is evidence, above the second there is none."""
 
+STILL, YET = 0.08, 0.06
+"""After a small re-encoding evidence must be left at the first, and none have come at the second.
+
+Between `EVIDENCE` and `NONE`, with a margin: an image one more small step away has a verdict, too.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Reason:
@@ -132,11 +138,11 @@ def unstable(joint: float, after: Mapping[str, float]) -> Reason | None:
     Reason or None
     """
     if joint <= EVIDENCE:
-        changed = [name for name, rate in after.items() if rate > NONE]
-        how = "there is no evidence left"
+        changed = [name for name, rate in after.items() if rate > STILL]
+        how = "there is hardly any evidence left"
     elif joint > NONE:
-        changed = [name for name, rate in after.items() if rate <= EVIDENCE]
-        how = "there would be evidence"
+        changed = [name for name, rate in after.items() if rate <= YET]
+        how = "there would be some evidence"
     else:
         return None
     if not changed:

@@ -1,0 +1,205 @@
+"""Do verdicts flip under small re-encodings?
+
+usage: python benchmarks/stability.py --manifest MANIFEST [--reals N] [--cache DIR] [--workers N]
+
+All synthetic images of the ``val`` split and N real photos, evenly over the sources, as they were
+found, each under 12 mild re-encodings (`masksim.degrade.MILD`). A flip is a verdict of evidence (or
+stronger) that becomes none, or the other way; passing to weak evidence or inconclusive is not one.
+An image counts once, however many re-encodings flip it.
+
+Whole verdicts are asked, with the re-encodings that the detector tries by itself: of every image as
+found, and of those re-encoded ones whose rate alone contradicts it (no other can flip). For
+comparison the same is counted from the rates alone, as a tool without abstention would answer.
+Writes benchmarks/results/stability.json and fills docs/calibration.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from model_card import ROOT, fill
+from numpy.typing import NDArray
+
+from masksim.augment import rng_for
+from masksim.calibration import clopper_pearson
+from masksim.degrade import MILD
+from masksim.detector import Detector, load_detector
+from masksim.errors import MasksimError
+from masksim.evaluate import bounded
+from masksim.image import load_image
+from masksim.manifest import REAL, Manifest, manifest_hash, read_manifest
+from masksim.verdict import EVIDENCE, NONE, STILL, YET
+
+_worker: dict[str, Detector] = {}
+
+
+def side(rate: float) -> str:
+    """Tell what a rate alone says."""
+    return "evidence" if rate <= EVIDENCE else "none" if rate > NONE else "weak"
+
+
+def verdict_side(level: str) -> str:
+    """Tell what a verdict says."""
+    if level in ("strong evidence", "evidence"):
+        return "evidence"
+    return {"no evidence": "none"}.get(level, level)
+
+
+def opposite(a: str, b: str) -> bool:
+    """Tell whether two answers contradict each other."""
+    return {a, b} == {"evidence", "none"}
+
+
+def middle(pixels: NDArray[np.uint8], size: int = 1600) -> NDArray[np.uint8]:
+    """Cut out the middle: what lies outside is not analysed, and need not be re-encoded."""
+    top, left = ((n - min(n, size)) // 2 // 16 * 16 for n in pixels.shape[:2])
+    return pixels[top : top + size, left : left + size]
+
+
+def judge(job: tuple[str, str, str]) -> dict[str, Any] | None:
+    """Judge one image under all re-encodings; the result is kept under the target's name."""
+    file, key, target = job
+    kept = Path(target)
+    if kept.exists():
+        found: dict[str, Any] | None = json.loads(kept.read_text(encoding="utf-8"))
+        return found
+    if "d" not in _worker:
+        _worker["d"] = load_detector(threads=1)
+    detector = _worker["d"]
+    try:
+        loaded = load_image(file)
+        before = detector.detect(loaded).verdict
+        part = middle(loaded.pixels)
+        whole = verdict_side(before.level)
+        # Alone: what the rate says, without reasons and re-encodings.
+        alone = side(before.false_positive_rate or 1.0)
+        rows = {}
+        for one in MILD:
+            pixels = one.apply(part, rng_for(0, key, one.name))
+            changed = load_image(pixels)
+            quality = int(one.name.split("-")[1]) if one.family == "jpeg" else None
+            scores, traits = detector.measure_pixels(changed.pixels, quality)
+            rates = detector.rates(scores, traits)
+            after = side(rates.joint if rates is not None else 1.0)
+            final = "not asked"
+            if opposite(whole, after):
+                final = verdict_side(detector.detect(changed).verdict.level)
+            rows[one.name] = {"alone": after, "verdict": final}
+    except MasksimError:
+        return None
+    reasons = [reason.code for reason in before.reasons]
+    result = {"verdict": whole, "alone": alone, "reasons": reasons, "after": rows}
+    fresh = kept.with_suffix(".part")
+    fresh.write_text(json.dumps(result), encoding="utf-8")
+    os.replace(fresh, kept)
+    return result
+
+
+def count(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Count flips and verdicts of some images."""
+    n = len(rows)
+    by_rate = [any(opposite(r["alone"], a["alone"]) for a in r["after"].values()) for r in rows]
+    flips = [any(opposite(r["verdict"], a["verdict"]) for a in r["after"].values()) for r in rows]
+    interval = clopper_pearson(sum(flips), n)
+    return {
+        "images": n,
+        "flips_by_rate_alone": sum(by_rate),
+        "flips": sum(flips),
+        "flips_interval": [interval.low, interval.high],
+        "verdicts": dict(Counter(r["verdict"] for r in rows)),
+        "reasons": dict(Counter(code for r in rows for code in r["reasons"])),
+        "flips_by_reencoding": {
+            one.name: sum(opposite(r["verdict"], r["after"][one.name]["verdict"]) for r in rows)
+            for one in MILD
+        },
+        "flips_by_reencoding_by_rate_alone": {
+            one.name: sum(opposite(r["alone"], r["after"][one.name]["alone"]) for r in rows)
+            for one in MILD
+        },
+    }
+
+
+def percent(part: float, n: int) -> str:
+    """Write a share."""
+    return f"{100 * part / n:.1f} %"
+
+
+def markdown(measured: dict[str, Any]) -> str:
+    """Write the table."""
+    lines = [
+        "| images | n | flips by the rate alone | flips of verdicts [95 %] | evidence | weak "
+        "evidence | none | inconclusive | of them unstable |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, row in measured["groups"].items():
+        n, verdicts = row["images"], row["verdicts"]
+        low, high = row["flips_interval"]
+        shares = " | ".join(
+            percent(verdicts.get(key, 0), n)
+            for key in ("evidence", "weak evidence", "none", "inconclusive")
+        )
+        lines.append(
+            f"| {name} | {n} | {percent(row['flips_by_rate_alone'], n)} | "
+            f"{percent(row['flips'], n)} [{100 * low:.1f}, {100 * high:.1f}] | {shares} | "
+            f"{percent(row['reasons'].get('unstable', 0), n)} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Judge, count, write."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--manifest", type=Path, required=True)
+    parser.add_argument("--reals", type=int, default=1126)
+    parser.add_argument("--cache", type=Path, default=Path("runs/cache"))
+    parser.add_argument("--workers", type=int, default=2)
+    args = parser.parse_args()
+    images = read_manifest(args.manifest).select("val")
+    reals = bounded(images.select(generator=REAL), args.reals).rows
+    chosen = Manifest((*(row for row in images.rows if not row.is_real), *reals), images.root)
+    detector = load_detector(threads=1)
+    key = json.dumps([detector.sha256, STILL, YET, [one.does for one in MILD]])
+    folder = args.cache / ("stability-" + hashlib.sha256(key.encode()).hexdigest()[:16])
+    folder.mkdir(parents=True, exist_ok=True)
+    jobs = [
+        (
+            str(chosen.file(row)),
+            row.key,
+            str(folder / f"{hashlib.sha256(row.path.encode()).hexdigest()[:24]}.json"),
+        )
+        for row in chosen.rows
+    ]
+    with ProcessPoolExecutor(args.workers) as pool:
+        results = list(pool.map(judge, jobs))
+    groups: dict[str, list[dict[str, Any]]] = {"all": [], "real photos": [], "synthetic": []}
+    for row, result in zip(chosen.rows, results, strict=True):
+        if result is None:
+            continue
+        groups["all"].append(result)
+        groups["real photos" if row.is_real else "synthetic"].append(result)
+        if not row.is_real:
+            groups.setdefault(row.generator, []).append(result)
+    measured = {
+        "detector_sha256": detector.sha256,
+        "manifest_sha256": manifest_hash(chosen.rows),
+        "reencodings": {one.name: one.does for one in MILD},
+        "groups": {name: count(rows) for name, rows in groups.items() if rows},
+        "not_analysed": results.count(None),
+    }
+    path = ROOT / "benchmarks" / "results" / "stability.json"
+    path.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
+    text = markdown(measured)
+    fill(ROOT / "docs" / "calibration.md", "stability", text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
