@@ -186,14 +186,15 @@ def test_shapes_must_agree() -> None:
         Calibration(np.zeros((0, 2)))
 
 
-def test_limits_are_what_three_sources_have_shown() -> None:
-    sources = np.repeat(np.arange(5), 10)
-    low = np.array([1.0, 2.0, 3.0, 4.0, 5.0]).repeat(10)
-    shown = traits(50, energy=low + np.tile(np.arange(10) / 10, 5))
-    found = Calibration(np.zeros((50, 1)), shown, sources)
-    # The third smallest minimum and the third largest maximum of the sources.
-    assert found.limits("energy") == (3.0, 3.9)
+def test_limits_leave_one_source_in_twenty_out() -> None:
+    # Source k shows k to k + 0.9.
+    shown = traits(300, energy=np.arange(30).repeat(10) + np.tile(np.arange(10) / 10, 30))
+    sources = np.repeat(np.arange(30), 10)
+    found = Calibration(np.zeros((300, 1)), shown, sources)
+    assert found.limits("energy") == (1.0, 28.9)  # two of thirty
     assert found.limits("side") == (-np.inf, np.inf)
+    five = Calibration(np.zeros((50, 1)), shown[:50], sources[:50])
+    assert five.limits("energy") == (0.0, 4.9)
     two = Calibration(np.zeros((20, 1)), shown[:20], sources[:20])
     assert two.limits("energy") == (-np.inf, np.inf)
 

@@ -473,7 +473,7 @@ class Rates:
 
 
 _DESIGN_LEVEL = 0.05  # the share of photos from which a small rate's design effect is told
-_EVEN = 3  # so many sources must have shown as much
+_ODD = 20  # one source in so many may have shown more than what counts as usual
 
 
 class Calibration:
@@ -614,7 +614,7 @@ class Calibration:
         ]
 
     def limits(self, trait: str) -> tuple[float, float]:
-        """Range of a trait that at least three sources of photos have shown at either end.
+        """Range of a trait among the photos, the most extreme source in twenty left out.
 
         Returns
         -------
@@ -624,12 +624,13 @@ class Calibration:
         values = self.traits[:, TRAITS.index(trait)]
         known = ~np.isnan(values)
         names = np.unique(self.sources[known])
-        if len(names) < _EVEN:
+        if len(names) < 3:
             return -math.inf, math.inf
+        k = math.ceil(len(names) / _ODD)
         parts = [values[known & (self.sources == name)] for name in names]
         return (
-            float(np.sort([part.min() for part in parts])[_EVEN - 1]),
-            float(np.sort([part.max() for part in parts])[-_EVEN]),
+            float(np.sort([part.min() for part in parts])[k - 1]),
+            float(np.sort([part.max() for part in parts])[-k]),
         )
 
 
@@ -649,7 +650,7 @@ class _Stratum:
         hits = self.ranked.as_extreme(scores)
         return Rates(
             own,
-            (1.0 + np.count_nonzero(hits)) / (len(hits) + 1.0),
+            float((1.0 + np.count_nonzero(hits)) / (len(hits) + 1.0)),
             grouped_interval(hits, self.ranked_sources, self.effect),
             len(hits),
             len(np.unique(self.ranked_sources)),

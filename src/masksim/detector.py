@@ -56,6 +56,12 @@ DARK = 8.0
 COMPRESSED = 50
 """A JPEG quality under this leaves too little of a pattern to conclude from."""
 
+SLACK = 0.1
+"""By this share of its width the range that calibration photos have shown is widened."""
+
+FEW_OWN = 10
+"""With fewer images of a generator it is not known what they usually show."""
+
 PROBED = 0.25
 """Verdicts are checked by small re-encodings up to this joint rate."""
 
@@ -483,6 +489,12 @@ class Detector:
             trait: _widest([c.limits(trait) for c in self.calibrations.values()])
             for trait in ("side", "energy", "sharpness", "distance")
         }
+        # A new source may well show a little more than those that are there.
+        for trait in ("energy", "sharpness", "distance"):
+            low, high = self._limits[trait]
+            if np.isfinite([low, high]).all():
+                self._limits[trait] = low - SLACK * (high - low), high + SLACK * (high - low)
+        self._own_limits = self._usual()
 
     def _own(self) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any] | None] | None:
         """Scores, generators and traits of the generators' own images, if the file has them."""
@@ -507,12 +519,22 @@ class Detector:
             return None
         return Attribution.fit(own[0], own[1], self.calibrations[BUILT_IN].real_scores)
 
+    def _usual(self) -> NDArray[np.float64]:
+        """Range of each trait in which 90 % of each generator's own images lie: (2, G, T)."""
+        out = np.empty((2, len(self.generators), len(TRAITS)))
+        out[0], out[1] = np.inf, -np.inf
+        own = self._own()
+        if own is not None and own[2] is not None:
+            for g in range(len(self.generators)):
+                mine = own[2][own[1] == g]
+                if len(mine) >= FEW_OWN:
+                    out[:, g] = np.quantile(mine, (0.05, 0.95), axis=0)
+        return out
+
     def _likelihood_ratios(self) -> LikelihoodRatios:
         own = self._own()
         if own is None or BUILT_IN not in self.calibrations:
-            raise UsageError(
-                "this detector has no scores of its generators' images to compare with"
-            )
+            raise UsageError("this detector has no scores of its generators' own images")
         found = self.calibrations[BUILT_IN]
         scores, of, traits = own
         complete = ~np.isnan(scores).any(axis=1)
@@ -682,7 +704,7 @@ class Detector:
                 -s.similarity,
             )
         )
-        reasons = self._reasons(loaded, traits)
+        reasons = self._reasons(loaded, traits, rates)
         if rates is not None and self.stability and not reasons and rates.joint <= PROBED:
             after = self._probe(loaded.pixels)
             if changes := verdict.unstable(rates.joint, after):
@@ -736,7 +758,9 @@ class Detector:
                 after[name] = rates.joint
         return after
 
-    def _reasons(self, loaded: LoadedImage, traits: NDArray[np.float64]) -> list[Reason]:
+    def _reasons(
+        self, loaded: LoadedImage, traits: NDArray[np.float64], rates: Rates | None
+    ) -> list[Reason]:
         """Tell why nothing can be concluded from this image, whatever its rate."""
         shown = dict(zip(TRAITS, traits.tolist(), strict=True))
         sides = tuple(sorted(loaded.pixels.shape[:2]))
@@ -788,17 +812,23 @@ class Detector:
                     hides=True,
                 )
             )
-        beyond = [
-            trait
-            for trait in ("energy", "sharpness", "distance")
-            if shown[trait] > high[trait] or (trait == "energy" and shown[trait] < low[trait])
-        ]
+        # Beyond what photos show, and beyond what images of the generator in question do.
+        best = None if rates is None else int(np.argmin(rates.own))
+        beyond = []
+        for trait in ("energy", "sharpness", "distance"):
+            usual = (np.inf, -np.inf)
+            if best is not None:
+                usual = self._own_limits[:, best, TRAITS.index(trait)].tolist()
+            if shown[trait] > max(high[trait], usual[1]) or (
+                trait == "energy" and shown[trait] < min(low[trait], usual[0])
+            ):
+                beyond.append(trait)
         if beyond:
             found.append(
                 Reason(
                     "out_of_range",
-                    "the image is unlike the photos that the rates were measured on "
-                    f"({', '.join(beyond)})",
+                    "the image is unlike the photos that the rates were measured on, and unlike "
+                    f"the generator's own images ({', '.join(beyond)})",
                 )
             )
         return found
