@@ -34,7 +34,7 @@ from masksim.errors import DataError, MasksimError, UsageError
 from masksim.features import FeatureConfig, shared_features
 from masksim.image import estimate_jpeg_quality, load_image
 from masksim.manifest import REAL, Manifest, Row, manifest_hash
-from masksim.residual import OnnxResidual, ResidualConfig, residual_onnx
+from masksim.residual import residual_runner, ResidualConfig, residual_onnx
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -528,7 +528,7 @@ _worker: dict[str, Any] = {}
 
 
 def _start_worker(graph: bytes) -> None:
-    _worker["residual"] = OnnxResidual(graph, threads=1)
+    _worker["residual"] = residual_runner(graph, threads=1)
 
 
 def _work(

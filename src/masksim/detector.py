@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -23,7 +24,7 @@ from masksim.errors import ImageError, MasksimError, ModelError, UsageError
 from masksim.features import FeatureConfig, shared_features
 from masksim.image import ImageFacts, ImageSource, LoadedImage, load_image
 from masksim.model import OriginalHead, SharedHeads
-from masksim.residual import BANK, OnnxResidual
+from masksim.residual import BANK, Runner, residual_runner
 from masksim.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -196,8 +197,9 @@ class _Runner(Protocol):
 class _SharedBranch:
     """All generators on one residual bank."""
 
-    def __init__(self, branch: Branch, residual: OnnxResidual) -> None:
+    def __init__(self, branch: Branch, residual: Runner, threads: int) -> None:
         self.generators = branch.generators
+        self.threads = threads
         config = dict(branch.preprocess) | dict(branch.spectrum)
         if config.pop("colour", None) != "luma-chroma" or branch.residual.kind != "bank":
             raise ModelError("a shared branch takes luma and chroma to the residual bank")
@@ -221,7 +223,9 @@ class _SharedBranch:
         self.residual = residual
 
     def analyse(self, pixels: Pixels) -> _Evidence:
-        features, windows = shared_features(pixels, self.config, self.residual)
+        features, windows = shared_features(
+            pixels, self.config, self.residual, threads=self.threads
+        )
         similarity = self.heads.similarities(features)
         return _Evidence(similarity, self.heads.probability(similarity), windows, features)
 
@@ -280,7 +284,7 @@ class _SharedBranch:
 class _OriginalBranch:
     """One generator of the original, with a residual of its own."""
 
-    def __init__(self, branch: Branch, residual: OnnxResidual) -> None:
+    def __init__(self, branch: Branch, residual: Runner, threads: int) -> None:
         self.generators = branch.generators
         config = dict(branch.preprocess)
         try:
@@ -355,7 +359,7 @@ class Detector:
     file
         From `masksim.checkpoint.DetectorFile.load`.
     threads
-        Threads for the residual; by default one a core.
+        Of the processor, for one image; by default one a core. The answer does not depend on it.
     providers
         Execution providers of ONNX Runtime; by default the processor's.
 
@@ -390,7 +394,9 @@ class Detector:
             raise ModelError("a generator stands in two branches")
         self._branches: list[_Runner] = [
             (_SharedBranch if branch.head == "shared" else _OriginalBranch)(
-                branch, OnnxResidual(branch.onnx, threads=threads, providers=providers)
+                branch,
+                residual_runner(branch.onnx, threads=threads, providers=providers),
+                threads or _cores(),
             )
             for branch in file.branches
         ]
@@ -647,6 +653,13 @@ def _together(
         raise ImageError("the image has no finite similarity", code="unsupported")
     windows = tuple(dict.fromkeys(window for part in found for window in part.windows))
     return similarity, probability, windows
+
+
+def _cores() -> int:
+    """Count the cores this process may use."""
+    with suppress(AttributeError, OSError):  # not on every system
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def bundled_path() -> Path:
