@@ -162,7 +162,7 @@ def _detect_one(detector: Detector, source: str, as_json: bool, pictures: _Pictu
         if pictures is None and source != "-":
             detection = detector.detect(source)
         else:
-            loaded = _read(source)
+            loaded = _read(source, detector)
             if pictures is None:
                 detection = detector.detect(loaded)
             else:
@@ -189,14 +189,14 @@ def _detect_one(detector: Detector, source: str, as_json: bool, pictures: _Pictu
     return True
 
 
-def _read(source: str) -> LoadedImage:
+def _read(source: str, detector: Detector) -> LoadedImage:
     from masksim.image import load_image
 
     if source != "-":
-        return load_image(source)
+        return load_image(source, part=detector.part)
     if sys.stdin is None:  # a process may be started without
         raise ImageError("<stdin>: there is no stdin", code="not_found")
-    return load_image(sys.stdin.buffer, name="<stdin>")
+    return load_image(sys.stdin.buffer, name="<stdin>", part=detector.part)
 
 
 def _knows_blocks() -> bool:

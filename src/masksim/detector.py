@@ -186,6 +186,7 @@ class _Runner(Protocol):
 
     generators: tuple[str, ...]
     window: int
+    region: int  # side of the central part that is looked at, 0 for all of the image
 
     def analyse(self, pixels: Pixels) -> _Evidence: ...
 
@@ -220,6 +221,8 @@ class _SharedBranch:
                 f"the masks have shape {tuple(self.heads.masks.shape)}, expected {expected}"
             )
         self.window = self.config.window
+        # What decides whether an image is large enough must be seen to be so.
+        self.region = self.config.region if self.config.region >= self.config.smallest else 0
         self.residual = residual
 
     def analyse(self, pixels: Pixels) -> _Evidence:
@@ -297,6 +300,7 @@ class _OriginalBranch:
             raise ModelError(f"invalid configuration of an original branch: {error}") from error
         if config or windows != 1 or self.colour not in preprocess.COLOUR_SPACES:
             raise ModelError(f"unknown configuration of an original branch: {branch.preprocess}")
+        self.region = 0
         self.head = OriginalHead.from_tensors(branch.tensors)
         self.residual = residual
 
@@ -458,6 +462,24 @@ class Detector:
         """
         return _together(self._analyse(pixels))[0]
 
+    def _load(self, image: ImageSource | LoadedImage, name: str | None) -> LoadedImage:
+        if isinstance(image, LoadedImage):
+            return image
+        return load_image(image, name=name, part=self.part)
+
+    def part(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """Tell which part of an image is looked at, for `load_image`: the rest need not be kept.
+
+        Returns
+        -------
+        (y, x, height, width)
+            The analysis of this part is that of the whole image.
+        """
+        regions = {branch.region for branch in self._branches}
+        if len(regions) == 1 and (region := regions.pop()) and min(height, width) >= region:
+            return preprocess.central_part(height, width, region)
+        return 0, 0, height, width
+
     def _analyse(self, pixels: Pixels) -> list[_Evidence]:
         return [branch.analyse(pixels) for branch in self._branches]
 
@@ -481,7 +503,7 @@ class Detector:
             The image cannot be read or analysed; its ``code`` says why.
         """
         start = time.perf_counter()
-        loaded = image if isinstance(image, LoadedImage) else load_image(image, name=name)
+        loaded = self._load(image, name)
         return self._decide(loaded, self._analyse(loaded.pixels), start)
 
     def explain(
@@ -502,7 +524,7 @@ class Detector:
             As `detect`.
         """
         start = time.perf_counter()
-        loaded = image if isinstance(image, LoadedImage) else load_image(image, name=name)
+        loaded = self._load(image, name)
         found = self._analyse(loaded.pixels)
         return self._decide(loaded, found, start), self._maps(found)
 
@@ -558,6 +580,7 @@ class Detector:
                 -s.similarity,
             )
         )
+        top, left = loaded.corner
         flat = preprocess.flat_share(loaded.pixels, windows)
         decided = verdict.decide(
             self.generators,
@@ -583,7 +606,7 @@ class Detector:
             loaded.facts,
             decided,
             tuple(scores),
-            windows,
+            tuple((left + x, top + y, w, h) for x, y, w, h in windows),
             self.name,
             self.sha256,
             time.perf_counter() - start,
@@ -592,7 +615,7 @@ class Detector:
     def _cautions(self, loaded: LoadedImage, flat: float) -> list[str]:
         cautions = []
         wanted = max(branch.window for branch in self._branches)
-        if min(loaded.pixels.shape[:2]) < wanted:
+        if min(loaded.facts.height, loaded.facts.width) < wanted:
             cautions.append(
                 f"A side of the image is under {wanted} pixels: there is less to measure than in "
                 "the photos the rates were measured on."
@@ -639,7 +662,7 @@ class Detector:
         ImageError
             As `detect`.
         """
-        loaded = image if isinstance(image, LoadedImage) else load_image(image)
+        loaded = self._load(image, None)
         return self._maps(self._analyse(loaded.pixels))
 
 
