@@ -226,14 +226,22 @@ class _Pictures:
 
     def draw(self, maps: Mapping[str, SimilarityMap], detection: Detection) -> dict[str, str]:
         """Return the path of each generator's picture, the most telling first."""
+        from concurrent.futures import ThreadPoolExecutor
+
         from masksim.report import maps_png
 
-        written = {}
-        for score in detection.scores:
-            path = self._folder / self._name(detection.image.name, score.generator)
-            maps_png(maps[score.generator], path, detection=detection)
-            written[score.generator] = str(path)
-        return written
+        paths = {
+            score.generator: self._folder / self._name(detection.image.name, score.generator)
+            for score in detection.scores
+        }
+        with ThreadPoolExecutor() as pool:  # half of the time goes to compressing
+            drawn = [
+                pool.submit(maps_png, maps[generator], path, detection=detection)
+                for generator, path in paths.items()
+            ]
+            for picture in drawn:
+                picture.result()
+        return {generator: str(path) for generator, path in paths.items()}
 
     def _name(self, image: str, generator: str) -> str:
         stem = re.sub(r"[^\w.+-]+", "_", f"{Path(image).name}-{generator}").lstrip(".")
