@@ -106,6 +106,9 @@ class Detector:
     sample_size = SAMPLE_SIZE
     file = File()
 
+    def part(self, height: int, width: int) -> tuple[int, int, int, int]:
+        return 0, 0, height, width
+
     def detect(self, image: Any, *, name: str | None = None) -> Detection:
         loaded = image if isinstance(image, LoadedImage) else load_image(image, name=name)
         if min(loaded.pixels.shape[:2]) < 256:

@@ -14,6 +14,7 @@ from PIL import Image
 from masksim.errors import ImageError, UsageError
 from masksim.preprocess import (
     COLOUR_SPACES,
+    central_part,
     centre_window,
     flat_share,
     luma_chroma,
@@ -310,3 +311,42 @@ def test_flat_share() -> None:
     # Equal along rows only, or in one channel only, is not flat.
     rows = np.repeat(noise[:, :1], 80, axis=1)
     assert flat_share(rows, [(0, 0, 80, 64)]) < 0.01
+
+
+def test_flat_share_is_that_of_each_pixel() -> None:
+    rng = np.random.default_rng(7)
+    pixels = rng.integers(0, 2, (40, 56, 3), dtype=np.uint8)
+    pixels[8:20, 8:40] = 1
+    windows = [(0, 0, 56, 40), (8, 8, 16, 24)]
+    shares = []
+    for x, y, width, height in windows:
+        flat = [
+            (pixels[v, u] == pixels[v, u + 1]).all() and (pixels[v, u] == pixels[v + 1, u]).all()
+            for v in range(y, y + height - 1)
+            for u in range(x, x + width - 1)
+        ]
+        shares.append(sum(flat) / len(flat))
+    assert flat_share(pixels, windows) == pytest.approx(np.mean(shares), abs=1e-12)
+
+
+@pytest.mark.parametrize("size", [(1536, 1536), (3000, 4000), (1541, 2999), (900, 4000)])
+def test_windows_of_the_central_part_are_those_of_the_image(size: tuple[int, int]) -> None:
+    y, x, height, width = central_part(*size, 1536)
+    inside, *side = shared_windows(height, width, 512, 4, **WINDOWS)
+    assert ([(y + top, x + left) for top, left in inside], *side) == shared_windows(
+        *size, 512, 4, **WINDOWS
+    )
+    assert y % 8 == x % 8 == 0
+    assert 0 <= y <= size[0] - height
+    assert 0 <= x <= size[1] - width
+
+
+def test_luma_is_rounded_once() -> None:
+    pixels = np.random.default_rng(8).integers(0, 256, (1, 64, 64, 3), dtype=np.uint8)
+    luma = luma_chroma(pixels)[0][0, 0]
+    for (v, u), found in np.ndenumerate(luma[:8]):
+        red, green, blue = map(int, pixels[0, v, u])
+        exact = Fraction(299 * red + 587 * green + 114 * blue, 255_000)
+        error = abs(Fraction(float(found)) - exact)
+        for neighbour in (np.nextafter(found, np.float32(2)), np.nextafter(found, np.float32(-1))):
+            assert error <= abs(Fraction(float(neighbour)) - exact)

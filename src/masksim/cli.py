@@ -234,7 +234,7 @@ class _Pictures:
             score.generator: self._folder / self._name(detection.image.name, score.generator)
             for score in detection.scores
         }
-        with ThreadPoolExecutor() as pool:  # half of the time goes to compressing
+        with ThreadPoolExecutor(2) as pool:  # half of the time goes to compressing
             drawn = [
                 pool.submit(maps_png, maps[generator], path, detection=detection)
                 for generator, path in paths.items()

@@ -34,7 +34,7 @@ from masksim.errors import DataError, MasksimError, UsageError
 from masksim.features import FeatureConfig, shared_features
 from masksim.image import estimate_jpeg_quality, load_image
 from masksim.manifest import REAL, Manifest, Row, manifest_hash
-from masksim.residual import residual_runner, ResidualConfig, residual_onnx
+from masksim.residual import ResidualConfig, residual_onnx, residual_runner
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -598,7 +598,8 @@ def _from_pillow(
         treatments: list[str] = []
         if _reduced_by_decoder(image, data):
             treatments.append("more than 8 bits reduced to the high 8")
-        # Where each pixel is converted by itself, the others need not be; turned ones lie elsewhere.
+        # Only where each pixel is converted by itself, and none will be turned, can a part be cut
+        # before the conversion.
         width, height = image.size
         corner, early = (0, 0), None
         if part is not None and turned in (None, 1) and asked == 1 and image.mode in _TREATMENTS:

@@ -344,6 +344,7 @@ _COLUMN_GAP = 40
 _PERCENTILE = 99.5
 _DPI = 96
 _EFFORT = 2  # of zlib
+_ROWS = 256  # that are compressed at once
 
 
 def diverging_colours(values: NDArray[Any], limit: float) -> NDArray[np.uint8]:
@@ -493,13 +494,19 @@ def _encoded(canvas: Image.Image) -> bytes:
     helps where colours stand in squares.
     """
     width, height = canvas.size
-    rows = np.zeros((height, 1 + 3 * width), dtype=np.uint8)  # the first byte: no filter
-    rows[:, 1:] = np.asarray(canvas).reshape(height, -1)
+    packer = zlib.compressobj(_EFFORT)
+    packed = []
+    for top in range(0, height, _ROWS):
+        strip = np.asarray(canvas.crop((0, top, width, min(top + _ROWS, height))))
+        rows = np.zeros((len(strip), 1 + 3 * width), dtype=np.uint8)  # the first byte: no filter
+        rows[:, 1:] = strip.reshape(len(strip), -1)
+        packed.append(packer.compress(rows.data))
+    packed.append(packer.flush())
     a_metre = round(_DPI / 0.0254)
     chunks = (
         (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),  # 8 bits, RGB
         (b"pHYs", struct.pack(">IIB", a_metre, a_metre, 1)),
-        (b"IDAT", zlib.compress(rows, _EFFORT)),
+        (b"IDAT", b"".join(packed)),
         (b"IEND", b""),
     )
     return b"\x89PNG\r\n\x1a\n" + b"".join(
@@ -634,7 +641,7 @@ def _draw_panel(
 def _frame(
     title: str, xticks: tuple[_Tick, ...], yticks: tuple[_Tick, ...], side: int
 ) -> Image.Image:
-    """What many panels share: title, axes and the colour bar without its numbers. Not changed."""
+    """Draw what many panels share: title, axes, the colour bar without its numbers."""
     x, y = _LEFT, _ABOVE
     canvas = Image.new("RGB", (_cell_width(side), _ABOVE + side + _BELOW), _PAPER)
     draw = ImageDraw.Draw(canvas)

@@ -655,9 +655,7 @@ def _nine(values: NDArray[np.float32], step: int) -> NDArray[np.float32]:
     return total
 
 
-def _median(
-    x: NDArray[np.float32], at: int, line: int, rows: int
-) -> NDArray[np.float32]:
+def _median(x: NDArray[np.float32], at: int, line: int, rows: int) -> NDArray[np.float32]:
     """Median of 3x3 values, (rows, line); the value at [0, 0] is of the square that begins at `at`.
 
     Each column of three is sorted once for the three squares it is in. The median is that of the

@@ -203,6 +203,7 @@ def _sum_in_place(
 
     Memory from the system for each of some hundred transforms takes a fifth of the time.
     """
+    fft: Any = np.fft  # `out` is not in the types of every NumPy
     segment = len(window)
     planes = residual.reshape(-1, *residual.shape[-2:])
     total = np.zeros((len(planes), segment, segment // 2 + 1), dtype=np.float32)
@@ -214,8 +215,8 @@ def _sum_in_place(
         power, imaginary = np.empty_like(logs), np.empty_like(logs)
         for y, x in corners:
             np.multiply(some[:, y : y + segment, x : x + segment], window, out=patch)
-            np.fft.rfft(patch, axis=-1, norm="ortho", out=transform)
-            np.fft.fft(transform, axis=-2, norm="ortho", out=transform)
+            fft.rfft(patch, axis=-1, norm="ortho", out=transform)
+            fft.fft(transform, axis=-2, norm="ortho", out=transform)
             np.square(transform.real, out=power)
             np.square(transform.imag, out=imaginary)
             power += imaginary
