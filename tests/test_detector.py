@@ -745,3 +745,25 @@ def test_a_head_learned_from_few_sources_says_so(trained: Any) -> None:
         verdict = detector.detect(val.file(row)).verdict
         assert verdict.generator == name
         assert any("too few collections" in c for c in verdict.cautions) == (name == "grid")
+
+
+@pytest.mark.parametrize("size", [(1700, 1900), (1536, 2100), (540, 1800)])
+def test_a_large_file_is_analysed_as_its_whole_array(
+    detector: Detector, natural_image: Natural, size: tuple[int, int]
+) -> None:
+    pixels = natural_image(*size, seed=61)
+    by_file, by_array = detector.detect(png(pixels)), detector.detect(pixels)
+    assert by_file.windows == by_array.windows
+    assert by_file.scores == by_array.scores
+    assert by_file.verdict == by_array.verdict
+    assert (by_file.image.height, by_file.image.width) == size
+    y, x, height, width = detector.part(*size)
+    assert (height, width) == (size if min(size) < 1536 else (1536, 1536))
+    cut = masksim.load_image(png(pixels), part=detector.part)
+    assert cut.pixels.shape == (height, width, 3)
+    assert cut.corner == (y, x)
+
+
+def test_threads_change_no_answer(trained: Any, photo: NDArray[np.uint8]) -> None:
+    one, three = (load_detector(trained.folder, threads=n) for n in (1, 3))
+    np.testing.assert_array_equal(one.similarities(photo), three.similarities(photo))

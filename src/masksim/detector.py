@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -32,7 +33,7 @@ from masksim.errors import ImageError, MasksimError, ModelError, UsageError
 from masksim.features import FeatureConfig, shared_features
 from masksim.image import ImageFacts, ImageSource, LoadedImage, load_image
 from masksim.model import OriginalHead, SharedHeads
-from masksim.residual import BANK, OnnxResidual
+from masksim.residual import BANK, Runner, residual_runner
 from masksim.traits import TRAITS, measure
 from masksim.verdict import NONE, Reason, Verdict
 
@@ -238,6 +239,7 @@ class _Runner(Protocol):
 
     generators: tuple[str, ...]
     window: int
+    region: int  # side of the central part that is looked at, 0 for all of the image
 
     def analyse(self, pixels: Pixels) -> _Evidence: ...
 
@@ -249,8 +251,9 @@ class _Runner(Protocol):
 class _SharedBranch:
     """All generators on one residual bank."""
 
-    def __init__(self, branch: Branch, residual: OnnxResidual) -> None:
+    def __init__(self, branch: Branch, residual: Runner, threads: int) -> None:
         self.generators = branch.generators
+        self.threads = threads
         config = dict(branch.preprocess) | dict(branch.spectrum)
         if config.pop("colour", None) != "luma-chroma" or branch.residual.kind != "bank":
             raise ModelError("a shared branch takes luma and chroma to the residual bank")
@@ -271,10 +274,14 @@ class _SharedBranch:
                 f"the masks have shape {tuple(self.heads.masks.shape)}, expected {expected}"
             )
         self.window = self.config.window
+        # What decides whether an image is large enough must be seen to be so.
+        self.region = self.config.region if self.config.region >= self.config.smallest else 0
         self.residual = residual
 
     def analyse(self, pixels: Pixels) -> _Evidence:
-        features, windows = shared_features(pixels, self.config, self.residual)
+        features, windows = shared_features(
+            pixels, self.config, self.residual, threads=self.threads
+        )
         similarity = self.heads.similarities(features)
         return _Evidence(
             similarity,
@@ -339,7 +346,7 @@ class _SharedBranch:
 class _OriginalBranch:
     """One generator of the original, with a residual of its own."""
 
-    def __init__(self, branch: Branch, residual: OnnxResidual) -> None:
+    def __init__(self, branch: Branch, residual: Runner, threads: int) -> None:
         self.generators = branch.generators
         config = dict(branch.preprocess)
         try:
@@ -352,6 +359,7 @@ class _OriginalBranch:
             raise ModelError(f"invalid configuration of an original branch: {error}") from error
         if config or windows != 1 or self.colour not in preprocess.COLOUR_SPACES:
             raise ModelError(f"unknown configuration of an original branch: {branch.preprocess}")
+        self.region = 0
         self.head = OriginalHead.from_tensors(branch.tensors)
         self.residual = residual
 
@@ -414,7 +422,7 @@ class Detector:
     file
         From `masksim.checkpoint.DetectorFile.load`.
     threads
-        Threads for the residual; by default one a core.
+        Of the processor, for one image; by default one a core. The answer does not depend on it.
     providers
         Execution providers of ONNX Runtime; by default the processor's.
     stability
@@ -465,7 +473,9 @@ class Detector:
             raise ModelError("a generator stands in two branches")
         self._branches: list[_Runner] = [
             (_SharedBranch if branch.head == "shared" else _OriginalBranch)(
-                branch, OnnxResidual(branch.onnx, threads=threads, providers=providers)
+                branch,
+                residual_runner(branch.onnx, threads=threads, providers=providers),
+                threads or _cores(),
             )
             for branch in file.branches
         ]
@@ -608,6 +618,24 @@ class Detector:
         """
         return _together(self._analyse(pixels))[0]
 
+    def _load(self, image: ImageSource | LoadedImage, name: str | None) -> LoadedImage:
+        if isinstance(image, LoadedImage):
+            return image
+        return load_image(image, name=name, part=self.part)
+
+    def part(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """Tell which part of an image is looked at, for `load_image`: the rest need not be kept.
+
+        Returns
+        -------
+        (y, x, height, width)
+            The analysis of this part is that of the whole image.
+        """
+        regions = {branch.region for branch in self._branches}
+        if len(regions) == 1 and (region := regions.pop()) and min(height, width) >= region:
+            return preprocess.central_part(height, width, region)
+        return 0, 0, height, width
+
     def _analyse(self, pixels: Pixels) -> list[_Evidence]:
         return [branch.analyse(pixels) for branch in self._branches]
 
@@ -631,7 +659,7 @@ class Detector:
             The image cannot be read or analysed; its ``code`` says why.
         """
         start = time.perf_counter()
-        loaded = image if isinstance(image, LoadedImage) else load_image(image, name=name)
+        loaded = self._load(image, name)
         return self._decide(loaded, self._analyse(loaded.pixels), start)
 
     def explain(
@@ -652,7 +680,7 @@ class Detector:
             As `detect`.
         """
         start = time.perf_counter()
-        loaded = image if isinstance(image, LoadedImage) else load_image(image, name=name)
+        loaded = self._load(image, name)
         found = self._analyse(loaded.pixels)
         return self._decide(loaded, found, start), self._maps(found)
 
@@ -709,6 +737,7 @@ class Detector:
             after = self._probe(loaded.pixels)
             if changes := verdict.unstable(rates.joint, after):
                 reasons.append(changes)
+        top, left = loaded.corner
         decided = verdict.decide(
             self.generators,
             None if rates is None else rates.own.tolist(),
@@ -736,7 +765,7 @@ class Detector:
             loaded.facts,
             decided,
             tuple(scores),
-            windows,
+            tuple((left + x, top + y, w, h) for x, y, w, h in windows),
             self.name,
             self.sha256,
             time.perf_counter() - start,
@@ -763,7 +792,7 @@ class Detector:
     ) -> list[Reason]:
         """Tell why nothing can be concluded from this image, whatever its rate."""
         shown = dict(zip(TRAITS, traits.tolist(), strict=True))
-        sides = tuple(sorted(loaded.pixels.shape[:2]))
+        sides = tuple(sorted((loaded.facts.width, loaded.facts.height)))
         low = {trait: limits[0] for trait, limits in self._limits.items()}
         high = {trait: limits[1] for trait, limits in self._limits.items()}
         quality = loaded.facts.jpeg_quality
@@ -836,7 +865,7 @@ class Detector:
     def _cautions(self, loaded: LoadedImage, traits: NDArray[np.float64]) -> list[str]:
         cautions = []
         wanted = max(branch.window for branch in self._branches)
-        if min(loaded.pixels.shape[:2]) < wanted:
+        if min(loaded.facts.height, loaded.facts.width) < wanted:
             cautions.append(
                 f"A side of the image is under {wanted} pixels: there is less to measure than in "
                 "the photos the rates were measured on."
@@ -885,7 +914,7 @@ class Detector:
         ImageError
             As `detect`.
         """
-        loaded = image if isinstance(image, LoadedImage) else load_image(image)
+        loaded = self._load(image, None)
         return self._maps(self._analyse(loaded.pixels))
 
 
@@ -974,6 +1003,13 @@ def read_calibrations(file: DetectorFile) -> dict[str, Calibration]:
             raise ModelError("the calibration has no photo with a score for every head")
         found[name] = Calibration(similarities, traits, sources, strata)
     return found
+
+
+def _cores() -> int:
+    """Count the cores this process may use."""
+    with suppress(AttributeError, OSError):  # not on every system
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def bundled_path() -> Path:
