@@ -82,7 +82,7 @@ def test_tables() -> None:
     found = summary(lines)
     table = audit.table(found)
     assert [row[:2] for row in table.rows] == [
-        ("**all**", 80),
+        ("all", 80),
         ("large", 60),
         ("5 of fewer than 50 photos", 20),
     ]

@@ -561,7 +561,7 @@ def table(found: Audit, *, by: str = "source", smallest: int = SMALLEST) -> Tabl
     listed = found.by_source if by == "source" else found.by_stratum
     large = [group for group in listed if group.photos >= smallest]
     rest = [group for group in listed if group.photos < smallest]
-    rows = [_row(found.whole, "**all**" if by == "source" else "all")]
+    rows = [_row(found.whole, "all")]
     rows += [_row(group, group.name) for group in large]
     if rest:
         rows.append(_rest(rest, smallest))

@@ -5,6 +5,7 @@ The same functions serve training, evaluation and detection, so that all three s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Literal, TypeAlias, get_args
 
