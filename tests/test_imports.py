@@ -22,7 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         *("image", "augment", "preprocess", "residual", "spectrum", "calibration"),
         *("manifest", "metrics", "sources", "tables"),
     ),
-    ("features", "model", "verdict", "degrade", "protocols", "peers", "photos"),
+    ("features", "inputs", "model", "verdict", "degrade", "protocols", "peers", "photos"),
     ("checkpoint", "dataset", "network", "prepare", "report", "verify"),
     ("console", "detector", "plots", "runs", "train"),
     (
@@ -35,7 +35,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "train_original",
         "train_residual",
     ),
-    ("cli_evaluate", "cli_train"),
+    ("cli_batch", "cli_evaluate", "cli_train"),
     ("cli",),
     ("__init__", "__main__"),
 )
