@@ -2,8 +2,8 @@
 
 `run_batch` writes the rows in the order of the images, whatever the number of processes, so an
 interrupted file is the beginning of the whole one. The images are shared out to processes one by
-one, not to threads: most of an analysis is Python and NumPy, which hold each other up (measured in
-docs/batch.md). A process that dies takes no other image with it.
+one. Threads are no slower (docs/batch.md), but a decoder that crashes, or memory that runs out,
+would end them all; a process that dies takes no other image with it.
 
 `score_dataset` is the same analysis as a step of a Ray Data job.
 """
