@@ -745,10 +745,15 @@ def test_an_image_fact_more_is_a_column_more() -> None:
 # --- Ray -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore")  # Ray warns of itself
 def test_ray_and_local_are_identical(
-    photos: Path, real_rows: list[dict[str, Any]], tmp_path: Path
+    photos: Path,
+    real_rows: list[dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     ray = pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # else last of all on a busy machine
     from functools import partial
 
     from masksim.detector import load_detector

@@ -61,7 +61,7 @@ STARTS = 3
 """So many processes may die in a row before they are ready; then something else is wrong."""
 
 _CHUNK = 4096  # rows that are turned into Parquet at a time
-_RAY_BLOCK = 64  # images whose rows come from Ray together
+_RAY_BLOCK = 64  # images at most whose rows come from Ray together
 _RAY_BATCH = 16  # images that an actor is asked for at once
 
 
@@ -913,7 +913,9 @@ def score_dataset(
     """
     _import_ray()
     load = load or partial(load_detector, threads=1)
-    return _map(dataset.select_columns([column]), _FlatActor, {"load": load}, workers)
+    # From one actor on, so that the tasks that read the paths get a core, too.
+    pool = {"min_size": 1, "max_size": workers}
+    return _map(dataset, _FlatActor, {"load": load, "column": column}, pool)
 
 
 def _import_ray() -> tuple[Any, Any]:
@@ -924,26 +926,27 @@ def _import_ray() -> tuple[Any, Any]:
         raise UsageError("the engine ray needs Ray: pip install 'masksim[ray]'") from error
 
 
-def _map(dataset: Any, actor: type, arguments: Mapping[str, Any], workers: int) -> Any:
+def _map(dataset: Any, actor: type, arguments: Mapping[str, Any], pool: Mapping[str, int]) -> Any:
     return dataset.map_batches(
         actor,
         fn_constructor_kwargs=dict(arguments),
         batch_format="pyarrow",
         batch_size=_RAY_BATCH,
         num_cpus=1,
-        compute=_import_ray()[1].ActorPoolStrategy(size=workers),
+        compute=_import_ray()[1].ActorPoolStrategy(**pool),
     )
 
 
 class _FlatActor:
     """Holds a detector; paths in, flat rows out."""
 
-    def __init__(self, load: Load) -> None:
+    def __init__(self, load: Load, column: str) -> None:
         self.detector = load()
+        self.column = column
         self.columns = flat_columns(self.detector.generators)
 
     def __call__(self, table: Any) -> Any:
-        rows = [flatten(analyse(self.detector, path)) for path in table.column(0).to_pylist()]
+        rows = [flatten(analyse(self.detector, path)) for path in table[self.column].to_pylist()]
         cells = [{name: _text(row.get(name)) for name in self.columns} for row in rows]
         return _pyarrow()[0].Table.from_pylist(cells, schema=_schema(self.columns))
 
@@ -1000,13 +1003,15 @@ def _ray_rows(data: Any, paths: Iterator[str], setup: _Setup, workers: int) -> _
         else:
             tasks.append((number, path.encode("utf-8", "surrogateescape")))
     following = 0
+    size = max(1, min(_RAY_BLOCK, len(tasks) // (4 * workers)))
     blocks = [
         pa.table({"number": [n for n, _ in part], "path": [raw for _, raw in part]})
-        for part in (tasks[k : k + _RAY_BLOCK] for k in range(0, len(tasks), _RAY_BLOCK))
+        for part in (tasks[k : k + size] for k in range(0, len(tasks), size))
     ]
     del tasks
     if blocks:
-        dataset = _map(data.from_arrow(blocks), _LineActor, {"setup": setup}, workers)
+        pool = {"size": min(workers, len(blocks))}
+        dataset = _map(data.from_arrow(blocks), _LineActor, {"setup": setup}, pool)
         for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
             for row in table.to_pylist():
                 held[row["number"]] = _Done(row["line"], row["level"], row["error"])
