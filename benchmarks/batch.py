@@ -170,14 +170,18 @@ def kill(folder: Path, workers: int, times: int, seed: int) -> dict[str, Any]:
             )  # fmt: skip
 
         begun = time.perf_counter()
-        if start(whole).wait():
+        child = start(whole)
+        while child.poll() is None and not (whole.exists() and whole.stat().st_size):
+            time.sleep(0.01)
+        starting = time.perf_counter() - begun
+        if child.wait():
             raise SystemExit("the uninterrupted batch failed")
-        seconds = time.perf_counter() - begun
+        working = time.perf_counter() - begun - starting
         at, torn = [], 0
         for _ in range(times):
             child = start(out)
             # Any moment: while it starts, works or, for the last ones, ends.
-            time.sleep(draw.uniform(0, 2 * seconds / times + 2))
+            time.sleep(draw.uniform(0, 2 * (starting + working / times)))
             os.killpg(child.pid, signal.SIGKILL)
             child.wait()
             content = out.read_bytes() if out.exists() else b""

@@ -401,6 +401,7 @@ class _Output:
     def write(self, done: _Done) -> None:
         """Append a row."""
         self.file.write(done.line)
+        self.file.flush()  # to the system, which a kill does not end
         self.count(done.level, done.error)
         self.waiting = True
 
