@@ -6,16 +6,13 @@ an image is synthetic: that would need to know how many of the images in questio
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
-from masksim.calibration import UNCLEAR
+# Not for type checkers alone: tables of results ask `Verdict` for the types of its fields.
+from masksim.calibration import UNCLEAR, Interval, LikelihoodRatio
 from masksim.errors import UsageError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from masksim.calibration import Interval, LikelihoodRatio
 
 Level: TypeAlias = Literal[
     "inconclusive", "strong evidence", "evidence", "weak evidence", "no evidence", "uncalibrated"
