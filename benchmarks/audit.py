@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from masksim import audit
 from masksim.calibration import Calibration, Strata, clopper_pearson
-from masksim.detector import BUILT_IN, load_detector
+from masksim.detector import BUILT_IN, Detector, load_detector
 from masksim.manifest import manifest_hash, read_manifest
 from masksim.traits import TRAITS
 
@@ -122,6 +123,27 @@ def notes(found: audit.Audit) -> str:
     return "\n".join(lines)
 
 
+def ratios(detector: Detector) -> dict[str, Any]:
+    """Likelihood ratio of some joint rates, and the bounds."""
+    found = detector.likelihood_ratios
+    if found is None:
+        raise SystemExit("the detector gives no likelihood ratios")
+    return {
+        "low": found.low,
+        "high": found.high,
+        "at": {f"{rate:g}": asdict(found.at(rate)) for rate in (0.01, 0.05, 0.1, 0.2, 0.5, 0.9)},
+    }
+
+
+def ratios_markdown(found: dict[str, Any]) -> str:
+    """Write the ratios by joint rate."""
+    lines = ["| joint rate | likelihood ratio | in words |", "|---|---|---|"]
+    for rate, row in found["at"].items():
+        bound = " (the bound)" if row["bounded"] else ""
+        lines.append(f"| {100 * float(rate):g} % | {row['value']:.2g}{bound} | {row['words']} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Audit, compare, write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -132,7 +154,8 @@ def main() -> None:
     args = parser.parse_args()
     images = read_manifest(args.manifest).select(args.split)
     found = audit.audit(None, images, cache=args.cache, workers=args.workers)
-    calibration = load_detector(threads=1).calibrations[BUILT_IN]
+    detector = load_detector(threads=1, likelihood_ratio=True)
+    calibration = detector.calibrations[BUILT_IN]
     bands = dict(calibration.strata.bands)
     rows = {}
     for name, traits in PLANS.items():
@@ -140,10 +163,11 @@ def main() -> None:
         rows[name] = row(left_out(calibration, Strata(chosen, 300, 20)), calibration)
     whole = "all of the list (as shipped)"
     rows[whole] = row(left_out(calibration, calibration.strata), calibration)
-    document = {
+    document: dict[str, Any] = {
         "manifest_sha256": manifest_hash(images.rows),
         "audit": found.to_dict(),
         "strata": rows,
+        "likelihood_ratios": ratios(detector),
     }
     path = ROOT / "benchmarks" / "results" / "audit.json"
     path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
@@ -152,9 +176,12 @@ def main() -> None:
         fill(ROOT / page, "audit", text)
     fill(ROOT / "docs" / "calibration.md", "audit notes", notes(found))
     fill(ROOT / "docs" / "calibration.md", "strata", strata_markdown(rows))
+    given = ratios_markdown(document["likelihood_ratios"])
+    fill(ROOT / "docs" / "calibration.md", "ratios", given)
     print(text)
     print(notes(found))
     print(strata_markdown(rows))
+    print(given)
 
 
 if __name__ == "__main__":

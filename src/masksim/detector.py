@@ -444,6 +444,8 @@ class Detector:
     attribution
         Tells how clear it is which generator an image is of; None where the file has no scores of
         the generators' own images.
+    likelihood_ratios
+        Of joint rates; None unless asked for.
 
     Raises
     ------
@@ -487,7 +489,7 @@ class Detector:
         }
         self.calibrations = read_calibrations(file)
         self.attribution = self._attribution()
-        self._ratios = self._likelihood_ratios() if likelihood_ratio else None
+        self.likelihood_ratios = self._likelihood_ratios() if likelihood_ratio else None
         if population != "auto":
             if population not in self.calibrations:
                 raise UsageError(
@@ -752,8 +754,12 @@ class Detector:
             sources=0 if rates is None else rates.sources,
         )
         ratio = None
-        if rates is not None and self._ratios is not None and decided.level != "inconclusive":
-            ratio = self._ratios.at(rates.joint)
+        if (
+            rates is not None
+            and self.likelihood_ratios is not None
+            and decided.level != "inconclusive"
+        ):
+            ratio = self.likelihood_ratios.at(rates.joint)
         decided = replace(decided, stability=after or None, likelihood_ratio=ratio)
         if decided.generator in self._narrow:
             note = (
