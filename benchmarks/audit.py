@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from masksim import audit
 from masksim.calibration import Calibration, Strata, clopper_pearson
-from masksim.detector import BUILT_IN, load_detector
+from masksim.detector import BUILT_IN, Detector, load_detector
 from masksim.manifest import manifest_hash, read_manifest
 from masksim.traits import TRAITS
 
@@ -31,18 +32,18 @@ PLANS: dict[str, tuple[str, ...]] = {
     "sharpness": ("sharpness",),
     "side": ("side",),
     "quality": ("quality",),
-    "energy, then distance": ("energy", "distance"),
 }
 
 
-def left_out(found: Calibration, strata: Strata) -> NDArray[np.float64]:
-    """Joint rate of each calibration photo among those of all other sources."""
-    rates = np.empty(len(found.real_scores))
-    for source in np.unique(found.sources):
-        own = found.sources == source
-        rest = Calibration(found.real_scores[~own], found.traits[~own], found.sources[~own], strata)
-        rates[own] = rest.all_rates(found.real_scores[own], found.traits[own])[1]
-    return rates
+def found_share(found: Calibration, detector: Detector) -> dict[str, float]:
+    """Share of the generators' own images with at most a claimed rate; each generator the same."""
+    arrays = detector.file.calibration or {}
+    joint = found.all_rates(arrays["own_similarities"], arrays["own_traits"])[1]
+    of = arrays["own_generators"]
+    return {
+        f"{claimed:g}": float(np.mean([(joint[of == g] <= claimed).mean() for g in np.unique(of)]))
+        for claimed in (0.01, 0.05)
+    }
 
 
 def row(rates: NDArray[np.float64], found: Calibration) -> dict[str, Any]:
@@ -77,8 +78,8 @@ def strata_markdown(rows: dict[str, Any]) -> str:
     """Write the comparison of divisions."""
     lines = [
         "| strata | claimed | alarms [95 %] | mean of sources | highest source | not exceeded, of "
-        "sources with 50 photos | smooth / middle / textured third |",
-        "|---|---|---|---|---|---|---|",
+        "sources with 50 photos | smooth / middle / textured third | own images found |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name, claims in rows.items():
         for claimed, r in claims.items():
@@ -88,7 +89,8 @@ def strata_markdown(rows: dict[str, Any]) -> str:
                 f"| {name} | {100 * float(claimed):g} % | {100 * r['rate']:.1f} % "
                 f"[{100 * low:.1f}, {100 * high:.1f}] | {100 * r['mean_of_sources']:.1f} % | "
                 f"{100 * r['highest_source']:.0f} % | "
-                f"{r['not_exceeded']} of {r['large_sources']} | {thirds} % |"
+                f"{r['not_exceeded']} of {r['large_sources']} | {thirds} % | "
+                f"{100 * r['found']:.0f} % |"
             )
     return "\n".join(lines)
 
@@ -122,6 +124,27 @@ def notes(found: audit.Audit) -> str:
     return "\n".join(lines)
 
 
+def ratios(detector: Detector) -> dict[str, Any]:
+    """Likelihood ratio of some joint rates, and the bounds."""
+    found = detector.likelihood_ratios
+    if found is None:
+        raise SystemExit("the detector gives no likelihood ratios")
+    return {
+        "low": found.low,
+        "high": found.high,
+        "at": {f"{rate:g}": asdict(found.at(rate)) for rate in (0.01, 0.05, 0.1, 0.2, 0.5, 0.9)},
+    }
+
+
+def ratios_markdown(found: dict[str, Any]) -> str:
+    """Write the ratios by joint rate."""
+    lines = ["| joint rate | likelihood ratio | in words |", "|---|---|---|"]
+    for rate, row in found["at"].items():
+        bound = " (the bound)" if row["bounded"] else ""
+        lines.append(f"| {100 * float(rate):g} % | {row['value']:.2g}{bound} | {row['words']} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Audit, compare, write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -132,18 +155,24 @@ def main() -> None:
     args = parser.parse_args()
     images = read_manifest(args.manifest).select(args.split)
     found = audit.audit(None, images, cache=args.cache, workers=args.workers)
-    calibration = load_detector(threads=1).calibrations[BUILT_IN]
+    detector = load_detector(threads=1, likelihood_ratio=True)
+    calibration = detector.calibrations[BUILT_IN]
     bands = dict(calibration.strata.bands)
     rows = {}
-    for name, traits in PLANS.items():
-        chosen = tuple((trait, bands[trait]) for trait in traits)
-        rows[name] = row(left_out(calibration, Strata(chosen, 300, 20)), calibration)
-    whole = "all of the list (as shipped)"
-    rows[whole] = row(left_out(calibration, calibration.strata), calibration)
-    document = {
+    shipped = "as shipped: " + ", then ".join(bands)
+    for name, traits in {**PLANS, shipped: tuple(bands)}.items():
+        chosen = Strata(tuple((trait, bands[trait]) for trait in traits), 300, 20)
+        parted = Calibration(
+            calibration.real_scores, calibration.traits, calibration.sources, chosen
+        )
+        rows[name] = row(parted.left_out(), parted)
+        for claimed, share in found_share(parted, detector).items():
+            rows[name][claimed]["found"] = share
+    document: dict[str, Any] = {
         "manifest_sha256": manifest_hash(images.rows),
         "audit": found.to_dict(),
         "strata": rows,
+        "likelihood_ratios": ratios(detector),
     }
     path = ROOT / "benchmarks" / "results" / "audit.json"
     path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
@@ -152,9 +181,12 @@ def main() -> None:
         fill(ROOT / page, "audit", text)
     fill(ROOT / "docs" / "calibration.md", "audit notes", notes(found))
     fill(ROOT / "docs" / "calibration.md", "strata", strata_markdown(rows))
+    given = ratios_markdown(document["likelihood_ratios"])
+    fill(ROOT / "docs" / "calibration.md", "ratios", given)
     print(text)
     print(notes(found))
     print(strata_markdown(rows))
+    print(given)
 
 
 if __name__ == "__main__":

@@ -427,14 +427,30 @@ def test_a_verdict_is_checked_by_small_reencodings(
     quick = Detector(replace(file, calibration=arrays), stability=False)
     assert quick.detect(own).verdict.stability is None
     # A verdict that a re-encoding turns around is none.
-    high = Rates(np.full(2, 0.5), 0.5, Interval(0.4, 0.6), 60, 6, np.full(2, 60), "all")
     low = Rates(np.full(2, 0.02), 0.02, Interval(0.0, 0.1), 60, 6, np.full(2, 60), "all")
-    answers = iter([low, low, high, low, low])
-    monkeypatch.setattr(detector, "rates", lambda *args: next(answers))
+    answers = iter([0.02, 0.5, 0.02, 0.02])
+    monkeypatch.setattr(detector, "rates", lambda *args: low)
+    monkeypatch.setattr(detector, "_joint", lambda *args: next(answers))
     turned = detector.detect(own).verdict
     assert turned.level == "inconclusive"
     assert [reason.code for reason in turned.reasons] == ["unstable"]
     assert "after WebP of quality 80" in turned.text
+
+
+def test_a_large_file_is_checked_as_its_array_is(trained: Any, tmp_path: Path) -> None:
+    file = DetectorFile.load(trained.folder)
+    arrays = dict(file.calibration or {})
+    # Every image is near evidence, so that it is checked.
+    arrays["real_similarities"] = np.linspace(-1, 1, arrays["real_similarities"].size).reshape(
+        arrays["real_similarities"].shape
+    )
+    detector = Detector(replace(file, calibration=arrays))
+    pixels = make_natural(1600, 1750, seed=5)
+    path = tmp_path / "large.png"
+    path.write_bytes(png(pixels))
+    held = load_image(path, part=detector.part)
+    assert held.pixels.shape[:2] == (1536, 1536)
+    assert detector._probe(held.pixels) == detector._probe(pixels)
 
 
 def test_far_from_evidence_nothing_is_tried(
@@ -455,10 +471,11 @@ def test_likelihood_ratios_are_off_by_default(
     asked = load_detector(trained.folder, likelihood_ratio=True, stability=False)
     grid = plant(make_natural(528, 560, seed=77), "grid", 77)
     found = asked.detect(grid).verdict
-    if found.level != "inconclusive":
-        assert found.likelihood_ratio is not None
-        assert found.likelihood_ratio.low <= found.likelihood_ratio.value
-        assert found.likelihood_ratio.value <= found.likelihood_ratio.high
+    assert found.level == "evidence"
+    assert found.likelihood_ratio is not None
+    assert found.likelihood_ratio.low <= found.likelihood_ratio.value
+    assert found.likelihood_ratio.value <= found.likelihood_ratio.high
+    assert asked.detect(np.zeros((520, 520, 3), np.uint8)).verdict.likelihood_ratio is None
     bare = changed(trained, calibration=None)
     with pytest.raises(UsageError, match="own images"):
         Detector(bare, likelihood_ratio=True)

@@ -444,6 +444,8 @@ class Detector:
     attribution
         Tells how clear it is which generator an image is of; None where the file has no scores of
         the generators' own images.
+    likelihood_ratios
+        Of joint rates; None unless asked for.
 
     Raises
     ------
@@ -487,7 +489,7 @@ class Detector:
         }
         self.calibrations = read_calibrations(file)
         self.attribution = self._attribution()
-        self._ratios = self._likelihood_ratios() if likelihood_ratio else None
+        self.likelihood_ratios = self._likelihood_ratios() if likelihood_ratio else None
         if population != "auto":
             if population not in self.calibrations:
                 raise UsageError(
@@ -550,12 +552,14 @@ class Detector:
         complete = ~np.isnan(scores).any(axis=1)
         scores, of = scores[complete].astype(np.float64), of[complete]
         made = found.all_rates(scores, None if traits is None else traits[complete])[1]
-        kept = ~np.isnan(found.real_scores).any(axis=1)
-        # Each photo among all of them, itself included: once too many, of some hundred.
-        real = found.all_rates(found.real_scores[kept], found.traits[kept])[1]
+        # As a photo of a new source would be ranked; among themselves none would be rare enough.
+        real = found.left_out()
+        kept = ~np.isnan(real)
+        if not len(made) or not kept.any():
+            raise UsageError("too few images were scored by all heads for likelihood ratios")
         counts = np.bincount(of)
-        effect = design_effect(real <= NONE, found.sources[kept])
-        return LikelihoodRatios(made, 1.0 / counts[of], real, len(real) / effect)
+        effect = design_effect(real[kept] <= NONE, found.sources[kept])
+        return LikelihoodRatios(made, 1.0 / counts[of], real[kept], kept.sum() / effect)
 
     @property
     def sample_size(self) -> int:
@@ -568,8 +572,18 @@ class Detector:
         Of several populations of photos the one with the largest joint rate counts: what is rare
         among some photos only is not evidence.
         """
-        found = [c.rates(similarity, traits) for c in self.calibrations.values()]
+        found = [
+            replace(c.rates(similarity, traits), population=name)
+            for name, c in self.calibrations.items()
+        ]
         return max(found, key=lambda rates: rates.joint, default=None)
+
+    def _joint(self, similarity: NDArray[Any], traits: NDArray[Any]) -> float:
+        """Give the joint rate of `rates` alone, which is quicker."""
+        return max(
+            float(c.all_rates(similarity[None], traits[None])[1][0])
+            for c in self.calibrations.values()
+        )
 
     def measure_pixels(
         self, pixels: Pixels, quality: int | None = None
@@ -750,10 +764,15 @@ class Detector:
             interval=None if rates is None else rates.interval,
             stratum="all" if rates is None else rates.stratum,
             sources=0 if rates is None else rates.sources,
+            population="" if rates is None or len(self.calibrations) < 2 else rates.population,
         )
         ratio = None
-        if rates is not None and self._ratios is not None and decided.level != "inconclusive":
-            ratio = self._ratios.at(rates.joint)
+        if (
+            rates is not None
+            and self.likelihood_ratios is not None
+            and decided.level != "inconclusive"
+        ):
+            ratio = self.likelihood_ratios.at(rates.joint)
         decided = replace(decided, stability=after or None, likelihood_ratio=ratio)
         if decided.generator in self._narrow:
             note = (
@@ -773,7 +792,9 @@ class Detector:
 
     def _probe(self, pixels: Pixels) -> dict[str, float]:
         """Joint rate after each small re-encoding of the part that is analysed."""
-        part = _middle(pixels, _PROBED_REGION)
+        # The same part whether the image came as a file, of which no more is held, or as an array.
+        top, left, height, width = self.part(*pixels.shape[:2])
+        part = _middle(pixels[top : top + height, left : left + width], _PROBED_REGION)
         after = {}
         for name, change in PROBES.items():
             changed = change(part)
@@ -782,9 +803,7 @@ class Detector:
             except ImageError:  # a side of just the smallest size there may be
                 continue
             quality = 75 if name.startswith("JPEG") else None
-            rates = self.rates(_together(found)[0], _traits(changed, found, quality))
-            if rates is not None:
-                after[name] = rates.joint
+            after[name] = self._joint(_together(found)[0], _traits(changed, found, quality))
         return after
 
     def _reasons(
@@ -801,8 +820,8 @@ class Detector:
             found.append(
                 Reason(
                     "too_small",
-                    f"the image is smaller ({shown['side']:.0f} pixels) than the photos that the "
-                    f"rates were measured on ({low['side']:.0f} and more)",
+                    f"the image is smaller ({shown['side']:.0f} pixels) than nearly all photos "
+                    f"that the rates were measured on ({low['side']:.0f} and more)",
                     hides=True,
                 )
             )
@@ -836,7 +855,7 @@ class Detector:
             found.append(
                 Reason(
                     "resized",
-                    "the image has less fine detail than any of the photos that the rates were "
+                    "the image has less fine detail than nearly all photos that the rates were "
                     "measured on, as after strong enlarging or smoothing",
                     hides=True,
                 )
@@ -948,9 +967,10 @@ def _middle(pixels: Pixels, side: int) -> Pixels:
 
 
 def _widest(ranges: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Join ranges; photos of too few sources to tell one do not count."""
     return (
-        min((low for low, _ in ranges), default=-np.inf),
-        max((high for _, high in ranges), default=np.inf),
+        min((low for low, _ in ranges if np.isfinite(low)), default=-np.inf),
+        max((high for _, high in ranges if np.isfinite(high)), default=np.inf),
     )
 
 
@@ -972,6 +992,8 @@ def read_calibrations(file: DetectorFile) -> dict[str, Calibration]:
     if arrays is None:
         return {}
     populations = file.config.get("populations", [])
+    if not isinstance(populations, list):
+        raise ModelError(f"the populations of a calibration are a list, got {populations!r:.100}")
     own = {"own_similarities", "own_generators", "own_traits"}
     known = own | set(population_arrays(0))
     names = [BUILT_IN]
@@ -984,6 +1006,9 @@ def read_calibrations(file: DetectorFile) -> dict[str, Calibration]:
         raise ModelError(f"two calibrations have one name: {names}")
     if unknown := sorted(set(arrays) - known):
         raise ModelError(f"unknown calibration: {unknown}")
+    for array in arrays:
+        if array.endswith("_traits") and np.isinf(arrays[array]).any():
+            raise ModelError(f"{array} of the calibration are not finite")
     strata = Strata.from_dict(file.config["strata"]) if "strata" in file.config else None
     found = {}
     for k, name in enumerate(names):
