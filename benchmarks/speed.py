@@ -130,7 +130,8 @@ def child_original() -> None:
     torch.set_num_threads(CORES)
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (WINDOW, WINDOW, 3), dtype=np.uint8)
-    original(original_detectors(len(GENERATORS)), planes_of(pixels))
+    networks = original_detectors(len(GENERATORS))
+    original_pass(networks[0], planes_of(pixels))  # the others would need no more
 
 
 def child_imported(folder: str) -> None:
