@@ -159,7 +159,7 @@ def main() -> None:
     """Judge, count, write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--manifest", type=Path, required=True)
-    parser.add_argument("--reals", type=int, default=1126)
+    parser.add_argument("--reals", type=int, default=400)
     parser.add_argument("--cache", type=Path, default=Path("runs/cache"))
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()

@@ -208,8 +208,9 @@ def test_a_verdict_says_what_it_was_measured_on() -> None:
         0.02, interval=Interval(0.008, 0.996), stratum="energy below 1", sources=31,
         population="desk",
     )  # fmt: skip
-    assert "2 % of 999 real photos (desk, energy below 1) (95 % interval 0.8 to 100 %)" in (
-        found.text
-    )
+    kind = "of its kind (desk; energy below 1; 95 % interval 0.8 to 100 %)"
+    assert f"2 % of 999 real photos {kind} score" in found.text
     assert (found.sources, found.population) == (31, "desk")
+    tiny = verdict(0.02, interval=Interval(1.6e-7, 0.05))
+    assert "(95 % interval 0 to 5 %)" in tiny.text
     assert found.number_of_false_alarms == pytest.approx(3 * 0.02)

@@ -228,13 +228,15 @@ def decide(
         "number_of_false_alarms": float(number_of_false_alarms(false_positive_rates)),
         "population": population,
     }
-    kind = ", ".join(part for part in (population, stratum if stratum != "all" else "") if part)
-    photos = f"{sample_size} real photos" + (f" ({kind})" if kind else "")
-    rate = f"{format_rate(joint, sample_size)} of {photos}"
-    within = "" if interval is None else f" ({_range(interval)})"
+    details = [part for part in (population, stratum if stratum != "all" else "") if part]
+    if interval is not None:
+        details.append(_range(interval))
+    kind = " of its kind" if stratum != "all" else ""
+    within = f" ({'; '.join(details)})" if details else ""
+    rate = f"{format_rate(joint, sample_size)} of {sample_size} real photos{kind}{within}"
     if level == "inconclusive":
         why = "; ".join(reason.text for reason in against)
-        text = f"Inconclusive: {why}. By itself {rate}{within} score as high."
+        text = f"Inconclusive: {why}. By itself {rate} score as high."
         return Verdict(generator=None, text=text, cautions=tuple(cautions), **common)
     if level == "no evidence":
         text = (
@@ -248,7 +250,7 @@ def decide(
     best = ranked[0]
     limit = min(NEAR * false_positive_rates[best], LEVELS[-1][0])
     near = [generators[g] for g in ranked[1:] if false_positive_rates[g] <= limit]
-    measured = f"{rate}{within} score at least this high for some generator."
+    measured = f"{rate} score at least this high for some generator."
     if clarity is not None and clarity <= UNCLEAR:
         names = ", ".join((generators[best], *near))
         return Verdict(
@@ -278,7 +280,10 @@ def decide(
 
 def _range(interval: Interval) -> str:
     """Write an interval in percent."""
-    low, high = (f"{100 * x:.2g}" if x < 0.995 else "100" for x in (interval.low, interval.high))
+    low, high = (
+        "0" if x < 1e-4 else f"{100 * x:.2g}" if x < 0.995 else "100"
+        for x in (interval.low, interval.high)
+    )
     return f"95 % interval {low} to {high} %"
 
 
