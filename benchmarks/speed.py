@@ -305,7 +305,7 @@ def measure(folder: Path, repetitions: int, quick: bool) -> dict[str, Any]:
     first = seconds["original, scores and maps"]
     for clock in first:
         first[clock] *= len(GENERATORS) / len(networks)
-    found = rates(1024 if quick else 2048, repetitions)
+    found = rates(4096, repetitions)
     peak = 1e9 * found["float32_gflops_a_core"]
     counted = {windows: bundled_operations(windows) for windows in (1, 4)}
     floors = {
