@@ -328,7 +328,37 @@ def _explained(
                 "panels": panels,
             }
         )
-    return {"generator": item.generator, "open": opened, "marks": marks, "planes": planes}
+    return {
+        "generator": item.generator,
+        "open": opened,
+        "marks": marks,
+        "bands": _bands(item.planes),
+        "planes": planes,
+    }
+
+
+_BANDS = (
+    (0.25, math.inf, "2 to 4 pixels, the finest"),
+    (0.125, 0.25, "4 to 8 pixels"),
+    (0.0625, 0.125, "8 to 16 pixels"),
+    (0.0, 0.0625, "16 pixels or more, the coarsest"),
+)
+"""Cycles per pixel, from and below, and what that is in the image."""
+
+
+def _bands(planes: Sequence[PlaneMap]) -> list[dict[str, Any]]:
+    """Add up contributions by fineness, over all channels."""
+    radii = [np.hypot(plane.fy[:, None], plane.fx[None]) for plane in planes]
+    return [
+        {
+            "words": words,
+            "sum": sum(
+                float(np.sum(plane.values[(radius >= low) & (radius < high)], dtype=np.float64))
+                for plane, radius in zip(planes, radii, strict=True)
+            ),
+        }
+        for low, high, words in _BANDS
+    ]
 
 
 def _marks(planes: Sequence[PlaneMap]) -> list[dict[str, Any]]:
@@ -389,6 +419,13 @@ def _spots(plane: PlaneMap) -> NDArray[np.float64]:
     sums = padded.cumsum(axis=0).cumsum(axis=1)
     y, x = 2 * half[0] + 1, 2 * half[1] + 1
     found = sums[y:, x:] - sums[:-y, x:] - sums[y:, :-x] + sums[:-y, :-x]
+    # The mirror image counts as well, but for what both have in common.
+    reach_y, reach_x = _reach(plane)
+    common = [
+        np.maximum(0, 1 - np.abs(axis) / max(reach, 1e-12))
+        for axis, reach in ((plane.fy, reach_y), (plane.fx, reach_x))
+    ]
+    found *= 2 - common[0][:, None] * common[1][None]
     mirrored = (plane.fx[None] < 0) | ((plane.fx[None] == 0) & (plane.fy[:, None] < 0))
     found[np.broadcast_to(mirrored, found.shape)] = -np.inf
     return np.asarray(found)
@@ -398,15 +435,15 @@ def _in_words(fx: float, fy: float) -> str:
     """Say how a frequency looks in the image."""
     radius = math.hypot(fx, fy)
     if radius < 1e-9:
-        return "a constant"
-    period = f"{1 / radius:.1f} pixels apart"
+        return "the mean level"
+    period = f"every {1 / radius:.1f} pixels"
     angle = math.degrees(math.atan2(abs(fy), abs(fx)))
     if angle < 8:
-        return f"upright stripes {period}"
+        return f"upright, {period}"
     if angle > 82:
-        return f"level stripes {period}"
+        return f"level, {period}"
     # Rows count downwards: along (fx, fy) is down to the right, so that stripes rise to the right.
-    return f"stripes {period}, {'rising' if fx * fy > 0 else 'falling'} to the right"
+    return f"{'rising' if fx * fy > 0 else 'falling'} to the right, {period}"
 
 
 def _end(axis: NDArray[Any]) -> float:
@@ -533,7 +570,7 @@ def _windows_picture(
     height, width = loaded.pixels.shape[:2]
     grey = _reduced(to_display(loaded).convert("L"), _WINDOWS_SIDE)
     # Pale, so that the colours are those of the legend.
-    canvas = grey.point([round(150 + 0.4 * v) for v in range(256)]).convert("RGB")
+    canvas = grey.point([round(110 + 0.55 * v) for v in range(256)]).convert("RGB")
     turned = loaded.facts.orientation
     scale = max(canvas.size) / max(width, height)
 
@@ -554,7 +591,7 @@ def _windows_picture(
     mean = np.divide(total, count, out=np.zeros_like(total), where=covered)
     colours = Image.fromarray(diverging_colours(mean, limit))
     canvas.paste(
-        Image.blend(canvas, colours, 0.6), mask=Image.fromarray(covered.astype(np.uint8) * 255)
+        Image.blend(canvas, colours, 0.5), mask=Image.fromarray(covered.astype(np.uint8) * 255)
     )
     draw = ImageDraw.Draw(canvas)
     for window in grid:

@@ -195,7 +195,13 @@ def _list(items: Iterable[str]) -> str:
 
 
 def _percent(rate: float) -> str:
-    return f"{100 * rate:.2g} %" if rate < 0.995 else "100 %"
+    """Write a share as HTML."""
+    return f"{100 * rate:.2g}&nbsp;%" if rate < 0.995 else "100&nbsp;%"
+
+
+def _rate(rate: float, n: int) -> str:
+    """Write a rate as HTML that no line breaks before its sign."""
+    return _e(format_rate(rate, n)).replace(" %", "&nbsp;%")
 
 
 def channel_words(name: str) -> str:
@@ -216,7 +222,8 @@ def _page(data: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
         _head(data, pictures),
         _meaning(data),
         _generators(data),
-        *(_map_section(data, pictures, k) for k in range(len(data["maps"]))),
+        *(_map_section(data, pictures, k) for k, m in enumerate(data["maps"]) if m["open"]),
+        _other_maps(data, pictures),
         _windows(data, pictures),
         _file(data),
         _origin(data),
@@ -310,7 +317,7 @@ def _rate_sentence(verdict: Mapping[str, Any], rate: float, n: int) -> str:
         else f" of the same kind as this image ({_e(verdict['stratum'])})"
     )
     return (
-        f"<strong>{_e(format_rate(rate, n))} of real photos</strong> score at least this high for "
+        f"<strong>{_rate(rate, n)} of real photos</strong> score at least this high for "
         f"some generator{within}. This was measured on {int(n)} real photos{of}{kind}."
     )
 
@@ -339,7 +346,7 @@ def _meaning(data: Mapping[str, Any]) -> str:
         )
     if verdict["stability"]:
         rows = [
-            (_e(name), _e(format_rate(rate, verdict["sample_size"])))
+            (_e(name), _rate(rate, verdict["sample_size"]))
             for name, rate in verdict["stability"].items()
         ]
         parts.append(
@@ -359,7 +366,7 @@ def _generators(data: Mapping[str, Any]) -> str:
             (
                 _e(score["generator"]),
                 f"{score['similarity']:.4f}",
-                "not measured" if rate is None else _e(format_rate(rate, n)),
+                "not measured" if rate is None else _rate(rate, n),
                 "" if rate is None else _bar(rate, n),
                 str(int(n)),
             )
@@ -373,8 +380,25 @@ def _generators(data: Mapping[str, Any]) -> str:
             ("Generator", "Similarity", "Real photos as high", "Rarer: longer", "Photos"),
             rows,
         )
+        + (
+            _READING + _legend()
+            if any(p["panels"] for m in data["maps"] for p in m["planes"])
+            else ""
+        )
         + "</section>"
     )
+
+
+_READING = (
+    "<h3>How to read the maps that follow</h3><p>Generators leave faint regular patterns in the "
+    "finest noise of an image. A spectrum shows which: each picture is a map of frequencies, 0 in "
+    "the middle, the finest detail at the edges; to the left and right patterns that change across "
+    "the image, above and below those that change down it. Left: what each frequency added to the "
+    "similarity, red raised it, blue lowered it. Middle: the pattern that was learned from the "
+    "generator's images, red where power speaks for it, blue where against it. Right: this image's "
+    "own spectrum, red where there is more power, blue where less. Circles with numbers are the "
+    "spots that added most; each stands twice, for the halves of a spectrum mirror each other.</p>"
+)
 
 
 def _bar(rate: float, n: int) -> str:
@@ -403,7 +427,17 @@ def _map_section(data: Mapping[str, Any], pictures: Mapping[str, bytes], k: int)
             f'<section class="map" aria-labelledby="map-{k}"><p class="kind">Why</p>'
             f'<h2 id="map-{k}">{_e(title)}</h2>{body}</section>'
         )
-    return f'<details class="map"><summary>{_e(title)}</summary>{body}</details>'
+    return f"<details><summary>{_e(title)}</summary>{body}</details>"
+
+
+def _other_maps(data: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
+    folded = [k for k, item in enumerate(data["maps"]) if not item["open"]]
+    if not folded:
+        return ""
+    return (
+        '<section class="others" aria-labelledby="others"><h2 id="others">The other generators</h2>'
+        f"{''.join(_map_section(data, pictures, k) for k in folded)}</section>"
+    )
 
 
 def _marks(item: Mapping[str, Any]) -> str:
@@ -418,7 +452,7 @@ def _marks(item: Mapping[str, Any]) -> str:
             f"{mark['fx']:+.3f}",
             f"{mark['fy']:+.3f}",
             _e(mark["words"]),
-            _e(_percent(mark["share"])),
+            _percent(mark["share"]),
         )
         for k, mark in enumerate(marks, 1)
     ]
@@ -429,11 +463,10 @@ def _marks(item: Mapping[str, Any]) -> str:
     )
     return (
         f"<p>{spread}: the {len(marks)} marked ones, where most was added, make up "
-        f"{_e(_percent(total))} of all that raised the similarity.</p>"
+        f"{_percent(total)} of all that raised the similarity.</p>"
         + _table(
-            f"The frequencies that contributed most to {item['generator']}",
-            ("Mark", "Channel", "Across, cycles/pixel", "Down, cycles/pixel", "In the image",
-             "Share"),
+            f"The frequencies that contributed most to {item['generator']}, in cycles/pixel",
+            ("Mark", "Channel", "Across", "Down", "Stripes in the image", "Share"),
             rows,
         )
     )  # fmt: skip
@@ -453,14 +486,7 @@ def _planes(item: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
             f'<span class="soft">adds {plane["sum"]:+.4f} to the similarity</span></h3>'
             f'<div class="panels">{figures}</div></div>'
         )
-    if not parts:
-        return ""
-    return (
-        "<p>Each picture shows frequencies: 0 in the middle, the finest detail at the edges. To "
-        "the left and right, patterns that change across the image; above and below, those that "
-        "change down the image. Circles: the marked frequencies (each stands twice, for the halves "
-        f"of a spectrum mirror each other).</p>{_legend()}{''.join(parts)}"
-    )
+    return "".join(parts)
 
 
 _TITLES = {
@@ -517,9 +543,9 @@ def _panel(
         f"Marked: {', '.join(str(k) for k, _ in marks)}." if marks else "No mark here."
     )
     return (
-        f'<figure><svg class="spectrum" viewBox="0 0 222 218" role="img" aria-label="{_e(alt)}">'
-        f"{''.join(parts)}</svg><figcaption><strong>{title}</strong>: {legend}. White is "
-        f"{panel['centre']:.2g}; colours end {panel['limit']:.2g} from it.</figcaption></figure>"
+        f'<figure><svg class="spectrum" viewBox="0 0 228 218" role="img" aria-label="{_e(alt)}">'
+        f"{''.join(parts)}</svg><figcaption><strong>{title}</strong>; white "
+        f"{panel['centre']:.2g}, full colour &plusmn;{panel['limit']:.2g}</figcaption></figure>"
     )
 
 
@@ -534,10 +560,15 @@ def _legend() -> str:
 def _channels(item: Mapping[str, Any]) -> str:
     rows = [(_e(channel_words(p["name"])), f"{p['sum']:+.4f}") for p in item["planes"]]
     return (
-        "<details><summary>What each channel added</summary>"
+        "<details><summary>What each channel and each fineness added</summary>"
         "<p>The noise is taken out of the image in several ways (after the comma), from brightness "
         "and from colour. Together they add up to the similarity.</p>"
         + _table(f"Channels of {item['generator']}", ("Channel", "Added"), rows)
+        + _table(
+            f"Fineness: what frequencies added to {item['generator']}",
+            ("Pattern repeats every", "Added"),
+            [(_e(band["words"]), f"{band['sum']:+.4f}") for band in item["bands"]],
+        )
         + "</details>"
     )
 
@@ -731,7 +762,7 @@ h1{font-size:1.6rem;line-height:1.25;margin:.1rem 0 .3rem;overflow-wrap:anywhere
 h2{font-size:1.25rem;line-height:1.3;margin:0 0 .6rem;overflow-wrap:anywhere}
 h3{font-size:1rem;margin:1rem 0 .3rem}
 p{margin:.4rem 0 .8rem}ul{margin:.3rem 0 .8rem;padding-left:1.2rem}li{margin:.2rem 0}
-section,details.map{margin-top:2rem}details.map{margin-top:1rem}
+section{margin-top:2rem}
 .kind{margin:0;font-size:.78rem;letter-spacing:.06em;text-transform:uppercase;color:var(--soft)}
 .when,.soft,figcaption,caption{color:var(--soft)}.soft{font-weight:400}
 .top{display:grid;grid-template-columns:minmax(0,5fr) minmax(0,6fr);gap:1.5rem;align-items:start;
@@ -752,6 +783,7 @@ th,td{text-align:left;vertical-align:top;padding:.3rem .7rem .3rem 0;
 border-bottom:1px solid var(--line)}
 thead th{font-size:.85rem;color:var(--soft);font-weight:600;vertical-align:bottom}
 tbody th{font-weight:600}td{font-variant-numeric:tabular-nums}
+table:not(.facts) td:last-child{white-space:nowrap}
 .facts th{width:14rem;overflow-wrap:anywhere}.facts td{overflow-wrap:anywhere}
 code{font:.86em/1.4 ui-monospace,"DejaVu Sans Mono",Menlo,Consolas,monospace;overflow-wrap:anywhere}
 pre{background:var(--panel);padding:.7rem .9rem;white-space:pre-wrap;margin:.3rem 0 .8rem}
@@ -774,18 +806,21 @@ summary:focus-visible{outline:3px solid var(--accent);outline-offset:2px}
 .panels{grid-template-columns:minmax(0,1fr)}.facts th{width:8rem}.spectrum{max-width:24rem}}
 @media print{:root{--ink:#000;--soft:#444;--line:#bbb;--paper:#fff;--panel:#f4f5f7;
 --accent:#1f5fa8;--fill:#1f5fa8;--note:#fff6df}
-@page{size:A4;margin:15mm}
-body{font-size:10pt;line-height:1.4;-webkit-print-color-adjust:exact;print-color-adjust:exact}
-main{max-width:none;padding:0}h1{font-size:16pt}h2{font-size:13pt}.verdict h2{font-size:14pt}
-.verdict p{font-size:10.5pt}
+@page{size:A4;margin:14mm}
+body{font-size:10pt;line-height:1.35;-webkit-print-color-adjust:exact;print-color-adjust:exact}
+main{max-width:none;padding:0}h1{font-size:16pt}h2{font-size:13pt}h3{margin:2mm 0 0}
+.verdict h2{font-size:14pt}.verdict p{font-size:10.5pt}
+table{font-size:8.5pt;margin:1mm 0 3mm}th,td{padding:.8mm 3mm .8mm 0}
+.facts th{width:50mm}.facts code{font-size:7.5pt}
 .top{grid-template-columns:minmax(0,5fr) minmax(0,6fr)}.top .photo img{max-height:9cm}
-.panels{grid-template-columns:repeat(3,minmax(0,1fr));gap:4mm}.spectrum{max-width:none}
-.map{break-before:page}.where .photo img{max-height:15cm}
-h2,h3,summary,caption,thead{break-after:avoid}
-figure,tr,.plane,.panels,.verdict,.note,pre,li{break-inside:avoid}
-.wide{overflow:visible}section{margin-top:6mm}.facts th{width:48mm}
-details:not([open])>summary::after{content:" (folded; open it before printing)";
-font-weight:400;color:var(--soft)}}
+.panels{grid-template-columns:repeat(3,50mm);justify-content:space-between}
+.spectrum{max-width:none}figcaption{font-size:7.5pt;margin-top:0}
+.map{break-before:page;margin-top:0}
+.where .photo img{max-height:14cm}
+h2,h3,summary,caption,thead,p:has(+pre){break-after:avoid}
+figure,tr,.wide,.plane,.verdict,.note,pre,li{break-inside:avoid}
+.wide.long{break-inside:auto}.wide{overflow:visible}section{margin-top:6mm}
+details:not([open]),.others:not(:has(details[open])){display:none}}
 """.strip().replace(
     "GRADIENT",
     ",".join(
