@@ -66,6 +66,8 @@ def make(
             raise UsageError(f"--maps takes a number or all, not {maps!r}")
         if out.exists() and not overwrite:
             raise UsageError(f"{out} is there; --overwrite replaces it")
+        if not out.parent.is_dir():  # before the work is done
+            raise UsageError(f"cannot write {out}: there is no folder {out.parent}")
         from masksim.detector import load_detector
         from masksim.dossier import make_report
 

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -263,7 +264,17 @@ def _gather(
     return detection, values, pictures
 
 
+_DESCRIBED: WeakKeyDictionary[Detector, dict[str, Any]] = WeakKeyDictionary()
+
+
 def _described(detector: Detector) -> dict[str, Any]:
+    """Describe a detector; kept, because counting the photos of each kind takes half a second."""
+    if detector not in _DESCRIBED:
+        _DESCRIBED[detector] = _describe(detector)
+    return _DESCRIBED[detector]
+
+
+def _describe(detector: Detector) -> dict[str, Any]:
     return {
         "name": detector.name,
         "sha256": detector.sha256,
@@ -348,7 +359,7 @@ _BANDS = (
 
 def _bands(planes: Sequence[PlaneMap]) -> list[dict[str, Any]]:
     """Add up contributions by fineness, over all channels."""
-    radii = [np.hypot(plane.fy[:, None], plane.fx[None]) for plane in planes]
+    radii = [np.sqrt(plane.fy[:, None] ** 2 + plane.fx[None] ** 2) for plane in planes]
     return [
         {
             "words": words,
@@ -379,11 +390,8 @@ def _marks(planes: Sequence[PlaneMap]) -> list[dict[str, Any]]:
         if spots[p][y, x] <= 0:
             break
         plane = planes[p]
-        fy, fx = float(plane.fy[y]), float(plane.fx[x])
-        reach = _reach(plane)
-        near = (np.abs(plane.fy - fy)[:, None] <= 2.01 * reach[0]) & (
-            np.abs(plane.fx - fx)[None] <= 2.01 * reach[1]
-        )
+        near = _square(plane, float(plane.fy[y]), float(plane.fx[x]), 2)
+        fy, fx = _middle_of(plane, float(plane.fy[y]), float(plane.fx[x]))
         there = _square(plane, fy, fx) | _square(plane, -fy, -fx)
         found.append(
             {
@@ -398,33 +406,45 @@ def _marks(planes: Sequence[PlaneMap]) -> list[dict[str, Any]]:
     return found
 
 
-def _reach(plane: PlaneMap) -> tuple[float, float]:
-    """Half the side of a spot along both axes, in the units of the axes."""
-    return _NEAR * 2 * _end(plane.fy), _NEAR * 2 * _end(plane.fx)
+def _half(n: int) -> int:
+    """Half the side of a spot, in places of an axis of n."""
+    return max(1, round(_NEAR * n))
 
 
-def _square(plane: PlaneMap, fy: float, fx: float) -> NDArray[np.bool_]:
-    reach_y, reach_x = _reach(plane)
-    rows = np.abs(plane.fy - fy) <= reach_y
-    columns = np.abs(plane.fx - fx) <= reach_x
-    return rows[:, None] & columns[None]
+def _square(plane: PlaneMap, fy: float, fx: float, times: int = 1) -> NDArray[np.bool_]:
+    """Tell which frequencies lie in the spot around one, or in a larger one."""
+    inside = []
+    for axis, middle in ((plane.fy, fy), (plane.fx, fx)):
+        step = 2 * _end(axis) / len(axis)
+        inside.append(np.abs(axis - middle) <= (times * _half(len(axis)) + 0.01) * step)
+    return np.asarray(inside[0][:, None] & inside[1][None])
+
+
+def _middle_of(plane: PlaneMap, fy: float, fx: float) -> tuple[float, float]:
+    """Move a spot to the middle of what raises the similarity in it."""
+    weights = np.where(_square(plane, fy, fx), np.maximum(plane.values, 0), 0).astype(np.float64)
+    total = float(weights.sum())
+    moved = []
+    for axis, along in ((plane.fy, weights.sum(axis=1)), (plane.fx, weights.sum(axis=0))):
+        middle = float(along @ axis) / total
+        moved.append(float(axis[int(np.abs(axis - middle).argmin())]))
+    return moved[0], moved[1]
 
 
 def _spots(plane: PlaneMap) -> NDArray[np.float64]:
     """Sum over a square around each frequency; -inf in the half that mirrors the other."""
     values = np.asarray(plane.values, dtype=np.float64)
     height, width = values.shape
-    half = [max(1, round(_NEAR * n)) for n in (height, width)]
+    half = [_half(height), _half(width)]
     padded = np.pad(values, [(half[0] + 1, half[0]), (half[1] + 1, half[1])])
     sums = padded.cumsum(axis=0).cumsum(axis=1)
     y, x = 2 * half[0] + 1, 2 * half[1] + 1
     found = sums[y:, x:] - sums[:-y, x:] - sums[y:, :-x] + sums[:-y, :-x]
     # The mirror image counts as well, but for what both have in common.
-    reach_y, reach_x = _reach(plane)
-    common = [
-        np.maximum(0, 1 - np.abs(axis) / max(reach, 1e-12))
-        for axis, reach in ((plane.fy, reach_y), (plane.fx, reach_x))
-    ]
+    common = []
+    for axis in (plane.fy, plane.fx):
+        side = (2 * _half(len(axis)) + 1) * 2 * _end(axis) / len(axis)
+        common.append(np.maximum(0, 1 - 2 * np.abs(axis) / side))
     found *= 2 - common[0][:, None] * common[1][None]
     mirrored = (plane.fx[None] < 0) | ((plane.fx[None] == 0) & (plane.fy[:, None] < 0))
     found[np.broadcast_to(mirrored, found.shape)] = -np.inf

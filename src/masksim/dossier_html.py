@@ -86,10 +86,10 @@ def render(data: Mapping[str, Any], pictures: Mapping[str, bytes]) -> bytes:
     text = _page(data, pictures)
     # References for all letters beyond ASCII: no program on the way can mistake the encoding.
     page = text.encode("ascii", "xmlcharrefreplace")
-    found = SEAL.findall(page)
-    if found != [_OPEN_SEAL.encode()]:
-        raise ValueError("the page has no place for one seal")
-    return page.replace(_OPEN_SEAL.encode(), seal_of(page).encode(), 1)
+    seal = seal_of(page)
+    place = SEAL.search(page)
+    assert place is not None  # `seal_of` has found it
+    return page[: place.start(1)] + seal.encode() + page[place.end(1) :]
 
 
 def seal_of(page: bytes) -> str:

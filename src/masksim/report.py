@@ -360,8 +360,9 @@ def to_html(detection: DetectionLike) -> str:
 
     verdict = detection.verdict
     parts = [
-        f'<div style="{_CARD}"><div style="opacity:.75">{escape(detection.image.name)}</div>'
-        f'<div style="font-size:1.2em;font-weight:600;margin:.2em 0">'
+        f'<div style="{_CARD}"><div style="opacity:.75;overflow-wrap:anywhere">'
+        f"{escape(detection.image.name)}</div>"
+        '<div style="font-size:1.2em;font-weight:600;margin:.2em 0">'
         f"{escape(verdict.level.capitalize())}</div><div>{escape(verdict.text)}</div>"
     ]
     if verdict.cautions:
