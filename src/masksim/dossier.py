@@ -618,7 +618,7 @@ def _windows_picture(
         draw.rectangle(place(window), outline=(110, 114, 122), width=1)
     for window in analysed:
         draw.rectangle(place(window), outline=(0, 0, 0), width=3)
-    font = ImageFont.load_default(max(13, round(max(canvas.size) / 50)))
+    font = ImageFont.load_default(max(13, round(max(canvas.size) / 36)))
     for window in analysed:
         left, top, _, _ = place(window)
         label = f"{window['similarity']:+.3f}"

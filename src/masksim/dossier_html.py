@@ -810,7 +810,7 @@ summary:focus-visible{outline:3px solid var(--accent);outline-offset:2px}
 body{font-size:10pt;line-height:1.35;-webkit-print-color-adjust:exact;print-color-adjust:exact}
 main{max-width:none;padding:0}h1{font-size:16pt}h2{font-size:13pt}h3{margin:2mm 0 0}
 .verdict h2{font-size:14pt}.verdict p{font-size:10.5pt}
-table{font-size:8.5pt;margin:1mm 0 3mm}th,td{padding:.8mm 3mm .8mm 0}
+table{font-size:8.5pt;margin:1mm 0 3mm}th,td{padding:.8mm 3mm .8mm 0}thead th{font-size:8pt}
 .facts th{width:50mm}.facts code{font-size:7.5pt}
 .top{grid-template-columns:minmax(0,5fr) minmax(0,6fr)}.top .photo img{max-height:9cm}
 .panels{grid-template-columns:repeat(3,50mm);justify-content:space-between}
