@@ -176,6 +176,8 @@ class DetectorFile:
     photos : function or None
         Gives the arrays of `masksim.enroll.ReferencePhotos`. A function, because that part is
         large and needed for enrolling alone: it is read, and its hash checked, when it is called.
+    parts : mapping of name to str
+        SHA-256 of every part, as the description lists them. Empty until saved or loaded.
     """
 
     config: Mapping[str, Any]
@@ -185,6 +187,7 @@ class DetectorFile:
     format_version: int = FORMAT_VERSION
     sha256: str = ""
     photos: Callable[[], Mapping[str, NDArray[Any]]] | None = field(default=None, repr=False)
+    parts: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.branches) <= _MAX_BRANCHES:
@@ -245,7 +248,7 @@ class DetectorFile:
             _write_folder(target, {**parts, _DESCRIPTION: text.encode()})
         except OSError as error:
             raise UsageError(f"cannot write the detector {target}: {error}") from error
-        return replace(self, sha256=described["digest"])
+        return replace(self, sha256=described["digest"], parts=described["parts"])
 
     def _parts(self) -> dict[str, bytes]:
         parts = self._scoring_parts()
@@ -356,6 +359,7 @@ class DetectorFile:
             format_version=described["format_version"],
             sha256=described["digest"],
             photos=photos if _PHOTOS in hashes else None,
+            parts=dict(hashes),
         )
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from masksim import augment, preprocess, spectrum, verdict
+from masksim import augment, preprocess, report, spectrum, verdict
 from masksim.calibration import (
     Attribution,
     Calibration,
@@ -164,6 +164,24 @@ class Detection:
             "seconds": round(self.seconds, 4),
         }
 
+    def _repr_html_(self) -> str:
+        """Show a card in notebooks."""
+        return report.to_html(self)
+
+    def plot(self) -> Any:
+        """Draw the rates of all generators.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+
+        Raises
+        ------
+        UsageError
+            matplotlib is not installed (the extra ``plot``).
+        """
+        return report.rates_figure(self)
+
 
 @dataclass(frozen=True, eq=False)
 class PlaneMap:
@@ -198,6 +216,10 @@ class SimilarityMap:
     generator: str
     similarity: float
     planes: tuple[PlaneMap, ...]
+
+    def _repr_png_(self) -> bytes:
+        """Show the picture of `masksim.report.maps_png` in notebooks."""
+        return report.maps_png(self)
 
 
 @dataclass(frozen=True, eq=False)

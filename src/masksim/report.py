@@ -1,4 +1,4 @@
-"""A detection as JSON, as text for people, and as the picture of its similarity maps.
+"""A detection as JSON, as text for people, as a card, and as the picture of its similarity maps.
 
 Nothing here computes evidence: the numbers are those of the detection. The shapes of what is
 reported are the protocols below, so that this room needs neither the detector nor its libraries.
@@ -7,6 +7,7 @@ The pictures are drawn with Pillow alone.
 
 from __future__ import annotations
 
+import html
 import math
 import os
 import struct
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from masksim.errors import UsageError
-from masksim.verdict import format_rate
+from masksim.verdict import LEVELS, format_rate
 
 if TYPE_CHECKING:
     from masksim.image import ImageFacts
@@ -40,6 +41,8 @@ __all__ = [
     "maps_png",
     "patterns_png",
     "printable",
+    "rates_figure",
+    "to_html",
     "to_json",
     "to_text",
 ]
@@ -331,6 +334,121 @@ def _windows(windows: Sequence[tuple[int, int, int, int]]) -> str:
     sizes = sorted({(width, height) for _, _, width, height in windows}, reverse=True)
     what = "window" if len(windows) == 1 else "windows"
     return f"{len(windows)} {what} of " + ", ".join(f"{w} x {h}" for w, h in sizes) + " pixels"
+
+
+# ------------------------------------------------------------------------------------ notebooks
+
+_CARD = "border:1px solid rgba(128,128,128,.5);border-radius:4px;padding:.8em 1em;max-width:44em"
+_CELL = "text-align:left;padding:.15em 1em .15em 0;border:0;background:none"
+
+
+def to_html(detection: DetectionLike) -> str:
+    """Write a detection as a compact card for notebooks.
+
+    Parameters
+    ----------
+    detection
+        From `masksim.detector.Detector.detect`.
+
+    Returns
+    -------
+    str
+        A fragment of HTML in the colours of its surroundings; every text in it is escaped, and
+        nothing is loaded or run.
+    """
+
+    def escape(text: str) -> str:
+        return html.escape(printable(text), quote=True)
+
+    verdict = detection.verdict
+    parts = [
+        f'<div style="{_CARD}"><div style="opacity:.75;overflow-wrap:anywhere">'
+        f"{escape(detection.image.name)}</div>"
+        '<div style="font-size:1.2em;font-weight:600;margin:.2em 0">'
+        f"{escape(verdict.level.capitalize())}</div><div>{escape(verdict.text)}</div>"
+    ]
+    if verdict.cautions:
+        items = "".join(f"<li>{escape(caution)}</li>" for caution in verdict.cautions)
+        parts.append(f'<ul style="margin:.4em 0">{items}</ul>')
+    heads = ("generator", "similarity", "real photos as high", "rarer: longer")
+    parts.append('<table style="border-collapse:collapse;margin:.6em 0"><thead><tr>')
+    parts.extend(f'<th scope="col" style="{_CELL}">{head}</th>' for head in heads)
+    parts.append("</tr></thead><tbody>")
+    for score in detection.scores:
+        rate, share = "-", 0.0
+        if score.false_positive_rate is not None:
+            rate = format_rate(score.false_positive_rate, score.sample_size)
+            share = _rarity(score.false_positive_rate, score.sample_size)
+        parts.append(
+            f'<tr><th scope="row" style="{_CELL}">{escape(score.generator)}</th>'
+            f'<td style="{_CELL}">{score.similarity:.4f}</td><td style="{_CELL}">{rate}</td>'
+            f'<td style="{_CELL}"><div style="width:9em;background:rgba(128,128,128,.3)">'
+            f'<div style="width:{100 * share:.0f}%;height:.7em;background:#3b7dc4"></div></div>'
+            "</td></tr>"
+        )
+    parts.append(f'</tbody></table><div style="font-size:.85em;opacity:.75">{escape(MEANING)}')
+    parts.append(
+        f" Detector {escape(detection.detector)} ({escape(detection.detector_sha256[:12])})."
+    )
+    return "".join((*parts, "</div></div>"))
+
+
+def rates_figure(detection: DetectionLike) -> Any:
+    """Draw the false-positive rate of each generator, and where the verdict's levels begin.
+
+    Parameters
+    ----------
+    detection
+        From `masksim.detector.Detector.detect`; of an uncalibrated detector the similarities are
+        drawn instead.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Not of pyplot: nothing has to be closed.
+
+    Raises
+    ------
+    UsageError
+        matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UsageError(
+            "pictures need matplotlib: python -m pip install 'masksim[plot]'"
+        ) from error
+    scores = detection.scores[::-1]  # the most telling on top
+    names = [_plain(score.generator) for score in scores]
+    figure = Figure(figsize=(7.0, 1.4 + 0.32 * len(scores)), layout="constrained")
+    axes = figure.subplots()
+    rates = [s.false_positive_rate for s in scores if s.false_positive_rate is not None]
+    if len(rates) < len(scores):
+        axes.barh(names, [score.similarity for score in scores], color="#3b7dc4")
+        axes.set_xlabel("similarity (this detector is not calibrated)")
+    else:
+        axes.plot(rates, range(len(rates)), "o", color="#1f5fa8", zorder=3)
+        axes.hlines(range(len(rates)), rates, 1.0, color="#9dbbe0", linewidth=6)
+        axes.set_yticks(range(len(names)), names)
+        axes.set_xscale("log")
+        axes.set_xlim(min(*rates, LEVELS[0][0]) / 2, 1.0)
+        for limit, _ in LEVELS:
+            axes.axvline(limit, color="#888888", linewidth=0.8, linestyle=":")
+        joint = detection.verdict.false_positive_rate
+        if joint is not None:
+            axes.axvline(joint, color="#a33b20", linewidth=1.5)
+            axes.set_title(
+                f"{detection.verdict.level}: {format_rate(joint, detection.verdict.sample_size)} "
+                "of real photos, all generators together (line)",
+                fontsize="medium", loc="left",
+            )  # fmt: skip
+        axes.set_xlabel("share of real photos that score as high; dotted: 1, 5 and 10 %")
+    return figure
+
+
+def _plain(text: str) -> str:
+    """Write a name so that matplotlib does not take it for a formula."""
+    return printable(text).replace("$", r"\$")
 
 
 # ------------------------------------------------------------------------------------ pictures

@@ -1,0 +1,927 @@
+"""The report that is filed: what was found in an image, on one page that can be checked later.
+
+`make_report` detects, explains and writes the page; `verify_report` does all of it again and
+compares. The page itself is drawn in `masksim.dossier_html`, from plain values that stand in it.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import platform
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from weakref import WeakKeyDictionary
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from masksim import __version__, dossier_html
+from masksim.errors import ImageError, UsageError
+from masksim.image import Limits, LoadedImage, load_image, to_display
+from masksim.metadata import read_metadata
+from masksim.report import diverging_colours, printable, to_json
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from masksim.detector import Detection, Detector, PlaneMap, SimilarityMap
+
+__all__ = ["Check", "Report", "Verification", "make_report", "verify_report"]
+
+FORMAT, FORMAT_VERSION = "masksim-report", 1
+
+SIMILARITY_TOLERANCE = 1e-5
+"""Similarities that differ by no more are equal: processors round differently."""
+
+PROBABILITY_TOLERANCE = 5e-3
+"""For the heads' logistic outputs and the posteriors, which are steep functions of similarities."""
+
+PROBE_TOLERANCE = 0.02
+"""For rates after small re-encodings, which other versions of the encoders change a little."""
+
+PICTURE_TOLERANCE = 3.0
+"""Mean absolute difference of two pictures, in levels, up to which they show the same."""
+
+LARGEST = 64 * 1024 * 1024
+"""Bytes of a report that are read."""
+
+Maps: TypeAlias = "int | Literal['all']"
+
+_LONGER_SIDE = 1000  # of the picture of the image, pixels
+_WINDOWS_SIDE = 900  # of the picture of the windows
+_GRID = 36  # windows over the whole image, at most
+_MARKS, _PLANES = 5, 3  # frequencies marked and channels drawn, a generator
+_NEAR = 0.02  # cycles per pixel of a channel's own axis: half the side of a marked spot
+_PERCENTILE = 99.5  # where colours end, as in `masksim.report`
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """A report, ready to be written.
+
+    Attributes
+    ----------
+    html
+        The file.
+    seal
+        SHA-256 of the file with zeros in its place.
+    detection
+        What it reports.
+    data
+        What is embedded in it: plain values.
+    """
+
+    html: bytes
+    seal: str
+    detection: Detection
+    data: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was checked.
+
+    Attributes
+    ----------
+    name
+        ``"seal"``, ``"content"``, ``"image"``, ``"detector"``, ``"scores"``, ``"verdict"``,
+        ``"metadata"``, ``"windows"``, ``"maps"`` or ``"pictures"``.
+    passed
+        None where it could not be checked; `message` says why.
+    message
+        In words.
+    """
+
+    name: str
+    passed: bool | None
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What checking a report came to.
+
+    Attributes
+    ----------
+    checks
+        In the order of `Check.name`.
+    """
+
+    checks: tuple[Check, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing failed, and the seal, the image, the scores and the verdict are right."""
+        needed = {"seal", "image", "detector", "scores", "verdict"}
+        held = {check.name for check in self.checks if check.passed}
+        return needed <= held and not any(check.passed is False for check in self.checks)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the result as plain values for JSON."""
+        return {"passed": self.passed, "checks": [asdict(check) for check in self.checks]}
+
+
+def make_report(
+    detector: Detector,
+    image: str | os.PathLike[str] | bytes,
+    *,
+    name: str | None = None,
+    maps: Maps = 3,
+    model: str | None = None,
+    created: datetime | None = None,
+) -> Report:
+    """Detect an image and write what was found as one HTML file.
+
+    Parameters
+    ----------
+    detector
+        From `masksim.load_detector`.
+    image
+        A path, or the bytes of a file.
+    name
+        What to call the image; by default its file name. Folders are never shown.
+    maps
+        For how many generators, the most telling first, similarity maps are drawn; ``"all"`` draws
+        them for all, those beyond the third folded in.
+    model
+        How the detector's folder is called in the commands that the report shows; None for the
+        detector of the package.
+    created
+        When; by default the time in the environment's ``SOURCE_DATE_EPOCH``, else now.
+
+    Returns
+    -------
+    Report
+        The same bytes for the same image, detector, versions and time.
+
+    Raises
+    ------
+    ImageError
+        The image cannot be read or analysed.
+    UsageError
+        `maps` is neither ``"all"`` nor 0 or more, or ``SOURCE_DATE_EPOCH`` is no time.
+    """
+    if maps != "all" and (type(maps) is not int or maps < 0):
+        raise UsageError(f"maps must be 0 or more, or 'all', not {maps!r}")
+    when = created or _now()
+    data = image if isinstance(image, bytes) else _read(image)
+    if name is None:
+        name = "<bytes>" if isinstance(image, bytes) else os.fspath(image)
+    shown = printable(PurePath(name).name or name)
+    detection, values, pictures = _gather(detector, data, shown, maps)
+    epoch = f"SOURCE_DATE_EPOCH={int(when.timestamp())} "
+    with_model = "" if model is None else f" --model {shlex.quote(printable(model))}"
+    file = shlex.quote(shown)
+    values |= {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "created": when.astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "versions": _versions(),
+        "options": {"maps": maps},
+        "command": f"{epoch}masksim report {file} -o report.html --maps {maps}{with_model}",
+        "check": f"masksim report verify report.html {file}{with_model}",
+    }
+    # Through JSON and back: what is drawn is what will be read from the file.
+    values = json.loads(json.dumps(values, allow_nan=False))
+    page = dossier_html.render(values, pictures)
+    return Report(page, dossier_html.seal_of(page), detection, values)
+
+
+def _read(path: str | os.PathLike[str]) -> bytes:
+    """Read an image's bytes once, for the pixels and for what else the file says."""
+    limit = Limits().max_bytes
+    try:
+        if os.path.isfile(path) and os.path.getsize(path) <= limit:
+            with open(path, "rb") as file:
+                return file.read(limit + 1)
+    except (OSError, ValueError):
+        pass
+    load_image(path)  # says what is wrong
+    raise ImageError(f"{os.fspath(path)}: cannot be read")
+
+
+def _now() -> datetime:
+    epoch = os.environ.get("SOURCE_DATE_EPOCH")
+    if not epoch:
+        return datetime.now(timezone.utc).replace(microsecond=0)
+    try:
+        return datetime.fromtimestamp(int(epoch), timezone.utc)
+    except (ValueError, OverflowError, OSError) as error:
+        raise UsageError(f"SOURCE_DATE_EPOCH must be seconds since 1970, not {epoch!r}") from error
+
+
+def _versions() -> dict[str, str]:
+    import onnxruntime
+    import PIL
+
+    return {
+        "masksim": __version__,
+        "Python": platform.python_version(),
+        "NumPy": np.__version__,
+        "ONNX Runtime": onnxruntime.__version__,
+        "Pillow": PIL.__version__,
+    }
+
+
+# ----------------------------------------------------------------------------- what is reported
+
+
+def _gather(
+    detector: Detector, data: bytes, name: str, maps: Maps
+) -> tuple[Detection, dict[str, Any], dict[str, bytes]]:
+    """Compute all that a report shows of an image: plain values, and pictures by name."""
+    loaded = load_image(data, name=name)
+    detection, explained = detector.explain(loaded)
+    pictures: dict[str, bytes] = {}
+    found = to_json(detection)
+    del found["seconds"]  # it is of the machine, not of the image
+    shown = _reduced(to_display(loaded), _LONGER_SIDE)
+    pictures["image"] = _jpeg(shown)
+    ranked = [score.generator for score in detection.scores]
+    count = len(ranked) if maps == "all" else maps
+    values = {
+        "detection": found,
+        "detector": _described(detector),
+        "image": {
+            "width": shown.width,
+            "height": shown.height,
+            "reduced": max(loaded.pixels.shape[:2]) > _LONGER_SIDE,
+        },
+        "maps": [
+            _explained(explained[generator], k, pictures, drawn=k < count, opened=k < 3)
+            for k, generator in enumerate(ranked)
+        ],
+        "windows": _by_window(detector, detection, loaded, pictures),
+        "metadata": asdict(read_metadata(data)),
+    }
+    return detection, values, pictures
+
+
+_DESCRIBED: WeakKeyDictionary[Detector, dict[str, Any]] = WeakKeyDictionary()
+
+
+def _described(detector: Detector) -> dict[str, Any]:
+    """Describe a detector; kept, because counting the photos of each kind takes half a second."""
+    if detector not in _DESCRIBED:
+        _DESCRIBED[detector] = _describe(detector)
+    return _DESCRIBED[detector]
+
+
+def _describe(detector: Detector) -> dict[str, Any]:
+    return {
+        "name": detector.name,
+        "sha256": detector.sha256,
+        "parts": dict(sorted(detector.file.parts.items())),
+        "generators": list(detector.generators),
+        "sample_size": detector.sample_size,
+        "calibration": [
+            {"population": name, "stratum": words, "photos": photos, "sources": sources}
+            for name, calibration in detector.calibrations.items()
+            for words, photos, sources in calibration.table()
+        ],
+    }
+
+
+def _reduced(image: Image.Image, side: int) -> Image.Image:
+    if max(image.size) <= side:
+        return image
+    scale = side / max(image.size)
+    width, height = (max(1, round(scale * n)) for n in image.size)
+    return image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
+
+
+def _jpeg(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=85, optimize=True)
+    return buffer.getvalue()
+
+
+# ---------------------------------------------------------------------------------------- maps
+
+
+def _explained(
+    item: SimilarityMap, k: int, pictures: dict[str, bytes], *, drawn: bool, opened: bool
+) -> dict[str, Any]:
+    """Describe one generator's map: channels, marked frequencies, pictures of some channels."""
+    marks = _marks(item.planes)
+    # Those with marks first, then those that add most.
+    order = list(dict.fromkeys(mark["plane"] for mark in marks))
+    sums = [float(np.sum(plane.values, dtype=np.float64)) for plane in item.planes]
+    order += [p for p in np.argsort(sums)[::-1].tolist() if p not in order]
+    shown = order[:_PLANES] if drawn else []
+    limit = _limit(np.stack([_shrunk(item.planes[p].values) for p in shown])) if shown else 1.0
+    planes = []
+    for p, plane in enumerate(item.planes):
+        panels: list[dict[str, Any]] = []
+        if p in shown:
+            for kind, values, scale in (
+                ("contribution", plane.values, (0.0, limit)),
+                ("reference", plane.reference, None),
+                ("spectrum", plane.spectrum, None),
+            ):
+                small = _shrunk(values)
+                centre, end = scale or _scale(small)
+                key = f"map-{k}-{p}-{kind}"
+                pictures[key] = _panel_png(small - centre, end)
+                panels.append({"kind": kind, "picture": key, "centre": centre, "limit": end})
+        planes.append(
+            {
+                "name": plane.name,
+                "sum": sums[p],
+                "end": {"fx": _end(plane.fx), "fy": _end(plane.fy)},
+                "panels": panels,
+            }
+        )
+    return {
+        "generator": item.generator,
+        "open": opened,
+        "marks": marks,
+        "bands": _bands(item.planes),
+        "planes": planes,
+    }
+
+
+_BANDS = (
+    (0.25, math.inf, "2 to 4 pixels, the finest"),
+    (0.125, 0.25, "4 to 8 pixels"),
+    (0.0625, 0.125, "8 to 16 pixels"),
+    (0.0, 0.0625, "16 pixels or more, the coarsest"),
+)
+"""Cycles per pixel, from and below, and what that is in the image."""
+
+
+def _bands(planes: Sequence[PlaneMap]) -> list[dict[str, Any]]:
+    """Add up contributions by fineness, over all channels."""
+    radii = [np.sqrt(plane.fy[:, None] ** 2 + plane.fx[None] ** 2) for plane in planes]
+    return [
+        {
+            "words": words,
+            "sum": sum(
+                float(np.sum(plane.values[(radius >= low) & (radius < high)], dtype=np.float64))
+                for plane, radius in zip(planes, radii, strict=True)
+            ),
+        }
+        for low, high, words in _BANDS
+    ]
+
+
+def _marks(planes: Sequence[PlaneMap]) -> list[dict[str, Any]]:
+    """Find the spots of the spectra that raised the similarity most, in at most three channels.
+
+    A spot is a square of frequencies and its mirror image: single frequencies are mostly noise.
+    """
+    raised = sum(float(np.sum(np.maximum(p.values, 0), dtype=np.float64)) for p in planes)
+    if raised <= 0:
+        return []
+    spots = [_spots(plane) for plane in planes]
+    found: list[dict[str, Any]] = []
+    for _ in range(_MARKS):
+        used = {mark["plane"] for mark in found}
+        allowed = [p for p in range(len(planes)) if len(used) < _PLANES or p in used]
+        p = max(allowed, key=lambda p: float(spots[p].max()))
+        y, x = np.unravel_index(int(spots[p].argmax()), spots[p].shape)
+        if spots[p][y, x] <= 0:
+            break
+        plane = planes[p]
+        near = _square(plane, float(plane.fy[y]), float(plane.fx[x]), 2)
+        fy, fx = _middle_of(plane, float(plane.fy[y]), float(plane.fx[x]))
+        there = _square(plane, fy, fx) | _square(plane, -fy, -fx)
+        found.append(
+            {
+                "plane": p,
+                "fx": fx,
+                "fy": fy,
+                "share": float(np.sum(plane.values[there], dtype=np.float64)) / raised,
+                "words": _in_words(fx, fy),
+            }
+        )
+        spots[p][near] = -np.inf
+    return found
+
+
+def _half(n: int) -> int:
+    """Half the side of a spot, in places of an axis of n."""
+    return max(1, round(_NEAR * n))
+
+
+def _square(plane: PlaneMap, fy: float, fx: float, times: int = 1) -> NDArray[np.bool_]:
+    """Tell which frequencies lie in the spot around one, or in a larger one."""
+    inside = []
+    for axis, middle in ((plane.fy, fy), (plane.fx, fx)):
+        step = 2 * _end(axis) / len(axis)
+        inside.append(np.abs(axis - middle) <= (times * _half(len(axis)) + 0.01) * step)
+    return np.asarray(inside[0][:, None] & inside[1][None])
+
+
+def _middle_of(plane: PlaneMap, fy: float, fx: float) -> tuple[float, float]:
+    """Move a spot to the middle of what raises the similarity in it."""
+    weights = np.where(_square(plane, fy, fx), np.maximum(plane.values, 0), 0).astype(np.float64)
+    total = float(weights.sum())
+    moved = []
+    for axis, along in ((plane.fy, weights.sum(axis=1)), (plane.fx, weights.sum(axis=0))):
+        middle = float(along @ axis) / total
+        moved.append(float(axis[int(np.abs(axis - middle).argmin())]))
+    return moved[0], moved[1]
+
+
+def _spots(plane: PlaneMap) -> NDArray[np.float64]:
+    """Sum over a square around each frequency; -inf in the half that mirrors the other."""
+    values = np.asarray(plane.values, dtype=np.float64)
+    height, width = values.shape
+    half = [_half(height), _half(width)]
+    padded = np.pad(values, [(half[0] + 1, half[0]), (half[1] + 1, half[1])])
+    sums = padded.cumsum(axis=0).cumsum(axis=1)
+    y, x = 2 * half[0] + 1, 2 * half[1] + 1
+    found = sums[y:, x:] - sums[:-y, x:] - sums[y:, :-x] + sums[:-y, :-x]
+    # The mirror image counts as well, but for what both have in common.
+    common = []
+    for axis in (plane.fy, plane.fx):
+        side = (2 * _half(len(axis)) + 1) * 2 * _end(axis) / len(axis)
+        common.append(np.maximum(0, 1 - 2 * np.abs(axis) / side))
+    found *= 2 - common[0][:, None] * common[1][None]
+    mirrored = (plane.fx[None] < 0) | ((plane.fx[None] == 0) & (plane.fy[:, None] < 0))
+    found[np.broadcast_to(mirrored, found.shape)] = -np.inf
+    return np.asarray(found)
+
+
+def _in_words(fx: float, fy: float) -> str:
+    """Say how a frequency looks in the image."""
+    radius = math.hypot(fx, fy)
+    if radius < 1e-9:
+        return "the mean level"
+    period = f"every {1 / radius:.1f} pixels"
+    angle = math.degrees(math.atan2(abs(fy), abs(fx)))
+    if angle < 8:
+        return f"upright, {period}"
+    if angle > 82:
+        return f"level, {period}"
+    # Rows count downwards: along (fx, fy) is down to the right, so that stripes rise to the right.
+    return f"{'rising' if fx * fy > 0 else 'falling'} to the right, {period}"
+
+
+def _end(axis: NDArray[Any]) -> float:
+    """Where an axis of frequencies ends: 0.5, or 0.25 where chroma has half the resolution."""
+    n = len(axis)
+    return (float(axis[-1]) - float(axis[0])) / max(n - 1, 1) * n / 2 if n > 1 else 0.5
+
+
+def _shrunk(values: NDArray[Any], most: int = 128) -> NDArray[np.float64]:
+    """Average large maps to at most 128 a side; others are as they are."""
+    found = np.asarray(values, dtype=np.float64)
+    while max(found.shape) > most and not any(n % 2 for n in found.shape):
+        height, width = (n // 2 for n in found.shape)
+        found = found.reshape(height, 2, width, 2).mean(axis=(1, 3))
+    return found
+
+
+def _limit(values: NDArray[np.float64]) -> float:
+    sizes = np.abs(values[values != 0.0])
+    return float(np.percentile(sizes, _PERCENTILE)) if sizes.size else 1.0
+
+
+def _scale(values: NDArray[np.float64]) -> tuple[float, float]:
+    """Centre and reach of colours: zero where values lie on both sides of it, else the median."""
+    middle = float(np.median(values))
+    spread = _limit(values - middle)
+    return (middle, spread) if abs(middle) > 0.5 * spread else (0.0, _limit(values))
+
+
+_SHADES = 127  # colours of a panel to either side of white
+
+
+def _panel_png(values: NDArray[np.float64], limit: float) -> bytes:
+    """Draw a picture of one pixel a value, its colours in a palette: small, and exact."""
+    steps = np.rint(np.clip(values / limit, -1, 1) * _SHADES).astype(np.int16) + _SHADES
+    image = Image.fromarray(steps.astype(np.uint8))
+    colours = diverging_colours(np.arange(-_SHADES, _SHADES + 1), _SHADES)
+    image.putpalette(colours.tobytes())
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+# ------------------------------------------------------------------------------------- windows
+
+_Rectangle: TypeAlias = "tuple[int, int, int, int]"  # x, y, width, height
+
+
+def _by_window(
+    detector: Detector, detection: Detection, loaded: LoadedImage, pictures: dict[str, bytes]
+) -> dict[str, Any] | None:
+    """Score single windows by the most telling generator, and draw them over the image.
+
+    None where the image has room for one window only.
+    """
+    height, width = loaded.pixels.shape[:2]
+    side_x, side_y = max((w, h) for _, _, w, h in detection.windows)
+    columns, rows = _positions(width, side_x), _positions(height, side_y)
+    if len(columns) * len(rows) == 1 and len(detection.windows) == 1:
+        return None
+    while len(columns) * len(rows) > _GRID:  # the longer way loses windows first
+        if len(columns) >= len(rows):
+            columns = _positions(width, side_x, len(columns) - 1)
+        else:
+            rows = _positions(height, side_y, len(rows) - 1)
+    generator = detection.scores[0].generator
+    g = detector.generators.index(generator)
+
+    def scored(windows: Sequence[_Rectangle]) -> list[dict[str, Any]]:
+        return [
+            {
+                **dict(zip(("x", "y", "width", "height"), window, strict=True)),
+                "similarity": _similarity(detector, loaded.pixels, window, g),
+            }
+            for window in windows
+        ]
+
+    analysed = scored(detection.windows)
+    taken = set(detection.windows)
+    everywhere = [(x, y, side_x, side_y) for y in rows for x in columns]
+    grid = scored([window for window in everywhere if window not in taken])
+    analysed = [w for w in analysed if w["similarity"] is not None]
+    grid = [w for w in grid if w["similarity"] is not None]
+    limit = max((abs(w["similarity"]) for w in analysed + grid), default=0.0) or 1.0
+    picture = _windows_picture(loaded, analysed, grid, limit)
+    pictures["windows"] = _jpeg(picture)
+    return {
+        "generator": generator,
+        "limit": limit,
+        "analysed": analysed,
+        "grid": grid,
+        "width": picture.width,
+        "height": picture.height,
+    }
+
+
+def _positions(length: int, side: int, count: int | None = None) -> list[int]:
+    """Place windows along a side of an image: on JPEG's grid, from one end to the other, evenly."""
+    last = (length - side) // 8
+    if count is None:
+        count = math.ceil(length / side - 0.25)  # a narrow rest needs no window of its own
+    if count < 2 or last == 0:
+        return [last // 2 * 8]
+    return sorted({round(k * last / (count - 1)) * 8 for k in range(count)})
+
+
+def _similarity(
+    detector: Detector, pixels: NDArray[np.uint8], window: _Rectangle, g: int
+) -> float | None:
+    x, y, width, height = window
+    part = np.ascontiguousarray(pixels[y : y + height, x : x + width])
+    try:
+        return float(detector.similarities(part)[g])
+    except ImageError:  # no pattern in a perfectly flat part
+        return None
+
+
+def _windows_picture(
+    loaded: LoadedImage,
+    analysed: Sequence[Mapping[str, Any]],
+    grid: Sequence[Mapping[str, Any]],
+    limit: float,
+) -> Image.Image:
+    height, width = loaded.pixels.shape[:2]
+    grey = _reduced(to_display(loaded).convert("L"), _WINDOWS_SIDE)
+    # Pale, so that the colours are those of the legend.
+    canvas = grey.point([round(110 + 0.55 * v) for v in range(256)]).convert("RGB")
+    turned = loaded.facts.orientation
+    scale = max(canvas.size) / max(width, height)
+
+    def place(window: Mapping[str, Any]) -> tuple[int, int, int, int]:
+        box = (window["x"], window["y"], window["width"], window["height"])
+        x, y, w, h = turn_window(box, width, height, turned)
+        left, top, right, bottom = (round(scale * v) for v in (x, y, x + w, y + h))
+        return left, top, min(right, canvas.width) - 1, min(bottom, canvas.height) - 1
+
+    # Where windows overlap, their mean.
+    total = np.zeros((canvas.height, canvas.width))
+    count = np.zeros_like(total)
+    for window in (*grid, *analysed):
+        left, top, right, bottom = place(window)
+        total[top : bottom + 1, left : right + 1] += window["similarity"]
+        count[top : bottom + 1, left : right + 1] += 1
+    covered = count > 0
+    mean = np.divide(total, count, out=np.zeros_like(total), where=covered)
+    colours = Image.fromarray(diverging_colours(mean, limit))
+    canvas.paste(
+        Image.blend(canvas, colours, 0.5), mask=Image.fromarray(covered.astype(np.uint8) * 255)
+    )
+    draw = ImageDraw.Draw(canvas)
+    for window in grid:
+        draw.rectangle(place(window), outline=(110, 114, 122), width=1)
+    for window in analysed:
+        draw.rectangle(place(window), outline=(0, 0, 0), width=3)
+    font = ImageFont.load_default(max(13, round(max(canvas.size) / 36)))
+    for window in analysed:
+        left, top, _, _ = place(window)
+        label = f"{window['similarity']:+.3f}"
+        draw.text(
+            (left + 8, top + 6), label, (0, 0, 0), font, stroke_width=2, stroke_fill=(255,) * 3
+        )
+    return canvas
+
+
+def turn_window(
+    window: _Rectangle, width: int, height: int, orientation: int
+) -> tuple[int, int, int, int]:
+    """Place a window of the stored pixels in the image as a viewer turns it.
+
+    Parameters
+    ----------
+    window
+        (x, y, width, height), pixels as stored.
+    width, height
+        Of the image as stored.
+    orientation
+        EXIF, 1 to 8.
+
+    Returns
+    -------
+    tuple
+        (x, y, width, height) in the image as `masksim.to_display` gives it.
+    """
+    x, y, w, h = window
+    if orientation in (2, 3, 7, 8):
+        # Transposing (5 to 8) swaps the sides; 7 and 8 count from the stored right.
+        x = width - x - w
+    if orientation in (3, 4, 6, 7):
+        y = height - y - h
+    return (y, x, h, w) if orientation >= 5 else (x, y, w, h)
+
+
+# -------------------------------------------------------------------------------- verification
+
+
+def verify_report(
+    report: bytes, detector: Detector, image: str | os.PathLike[str] | bytes
+) -> Verification:
+    """Check a report against its image: its seal, its text, and all numbers computed anew.
+
+    Parameters
+    ----------
+    report
+        The HTML file; nothing in it is trusted.
+    detector
+        That the report names; another one makes the check ``"detector"`` fail.
+    image
+        A path, or the bytes of a file.
+
+    Returns
+    -------
+    Verification
+        Similarities are compared within `SIMILARITY_TOLERANCE`, rates within one photo of their
+        sample, pictures within `PICTURE_TOLERANCE`; the rest must be equal.
+
+    Raises
+    ------
+    ImageError
+        The image cannot be read or analysed.
+    """
+    data = image if isinstance(image, bytes) else _read(image)
+    checks = [_check_seal(report)]
+    try:
+        stated, pictures = dossier_html.embedded(report)
+        _require(stated.get("format") == FORMAT, "the block of data is of another format")
+        _require(
+            stated.get("format_version") == FORMAT_VERSION,
+            f"the report has the format version {stated.get('format_version')!r}, known is "
+            f"{FORMAT_VERSION}",
+        )
+        facts = stated["detection"]["image"]
+        name, sha256 = str(facts["name"]), str(facts["sha256"])
+        made_by = str(stated["versions"]["masksim"])
+        digest = str(stated["detector"]["sha256"])
+        named = str(stated["detection"]["detector"]["sha256"])
+        maps = stated["options"]["maps"]
+        _require(maps == "all" or (type(maps) is int and maps >= 0), "options.maps is no number")
+    except (dossier_html.UnreadableError, KeyError, TypeError, AttributeError) as error:
+        why = f"the data in the report cannot be read: {error}"
+        return Verification((*checks, Check("content", False, why)))
+    checks.append(_check_content(report, stated, pictures, made_by))
+    own = load_image(data, name=name)
+    same_image = own.facts.sha256 == sha256
+    checks.append(
+        Check("image", True, f"the image is the one reported on (sha256 {sha256[:12]})")
+        if same_image
+        else Check(
+            "image", False,
+            f"the image is another one: its sha256 is {own.facts.sha256}, the report's {sha256}",
+        )
+    )  # fmt: skip
+    same_detector = digest == named == detector.sha256
+    checks.append(
+        Check("detector", True, f"the detector is the same (sha256 {digest[:12]})")
+        if same_detector
+        else Check(
+            "detector", False,
+            f"the report was made with the detector {digest}, loaded is {detector.sha256}; give "
+            "its folder with --model",
+        )
+    )  # fmt: skip
+    if not (same_image and same_detector):
+        other = "image" if not same_image else "detector"
+        checks += [
+            Check(part, None, f"not compared: the {other} is another one")
+            for part in ("scores", "verdict", "metadata", "windows", "maps", "pictures")
+        ]
+        return Verification(tuple(checks))
+    _, found, drawn = _gather(detector, data, name, maps)
+    found = json.loads(json.dumps(found))
+    for part, compare in _COMPARED.items():
+        try:
+            problem = compare(stated, found)
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+            problem = f"the report's data have another form ({type(error).__name__}: {error})"
+        checks.append(
+            Check(part, False, problem) if problem else Check(part, True, "as computed anew")
+        )
+    checks.append(_check_pictures(pictures, drawn))
+    return Verification(tuple(checks))
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise dossier_html.UnreadableError(message)
+
+
+def _check_seal(report: bytes) -> Check:
+    if len(report) > LARGEST:
+        return Check("seal", False, f"the file has over {LARGEST} bytes: it is no report")
+    try:
+        actual = dossier_html.seal_of(report)
+    except dossier_html.UnreadableError as error:
+        return Check("seal", False, str(error))
+    stated = dossier_html.SEAL.findall(report)[0].decode()
+    if actual == stated:
+        return Check("seal", True, f"the seal is unbroken ({stated[:12]})")
+    return Check("seal", False, "the seal is broken: the file was changed after it was made")
+
+
+def _check_content(
+    report: bytes, stated: Mapping[str, Any], pictures: Mapping[str, bytes], made_by: str
+) -> Check:
+    """Draw the page again from the data in it: whoever changed the one must change the other."""
+    if made_by != __version__:
+        return Check(
+            "content", None,
+            f"text and layout not compared: the report was made by masksim {made_by}, this is "
+            f"{__version__}",
+        )  # fmt: skip
+    try:
+        again = dossier_html.render(stated, pictures)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, StopIteration) as error:
+        return Check(
+            "content", False, f"the data in the report have another form ({type(error).__name__})"
+        )
+    # The seal is a check of its own.
+    if dossier_html.SEAL.sub(b"", again) == dossier_html.SEAL.sub(b"", report):
+        return Check("content", True, "text and pictures are those of the embedded data")
+    return Check("content", False, "what the page shows is not what its embedded data say")
+
+
+def _differences(
+    stated: Any, found: Any, near: Callable[[str, float, float], bool], path: str = ""
+) -> Iterator[str]:
+    """Name what is not equal; `near` decides on numbers, by the path to them."""
+    if isinstance(found, Mapping) and isinstance(stated, Mapping):
+        for key in sorted({*stated, *found}):
+            if key not in stated or key not in found:
+                yield f"{path}{key} is {'missing' if key in found else 'not known'}"
+            else:
+                yield from _differences(stated[key], found[key], near, f"{path}{key}.")
+    elif isinstance(found, list) and isinstance(stated, list):
+        if len(found) != len(stated):
+            yield f"{path.rstrip('.')} has {len(stated)} entries, computed {len(found)}"
+        else:
+            for k, (one, other) in enumerate(zip(stated, found, strict=True)):
+                yield from _differences(one, other, near, f"{path}{k}.")
+    elif type(found) in (int, float) and type(stated) in (int, float):
+        if stated != found and not near(path.rstrip("."), stated, found):
+            yield f"{path.rstrip('.')} is {stated:.7g} in the report, computed {found:.7g}"
+    elif stated != found:
+        short = [t if len(t := repr(v)) <= 60 else f"{t[:57]}..." for v in (stated, found)]
+        yield f"{path.rstrip('.')} is {short[0]} in the report, computed {short[1]}"
+
+
+def _told(differences: Iterator[str]) -> str:
+    found = list(differences)
+    more = f"; and {len(found) - 4} more" if len(found) > 4 else ""
+    return "; ".join(found[:4]) + more
+
+
+def _compare_scores(stated: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    def by_generator(values: Mapping[str, Any]) -> dict[str, Any]:
+        # Two with nearly one rate may come in another order on another processor.
+        return {score["generator"]: score for score in values["detection"]["scores"]}
+
+    sizes = {name: score["sample_size"] for name, score in by_generator(found).items()}
+
+    def near(path: str, one: float, other: float) -> bool:
+        generator, _, field = path.rpartition(".")
+        tolerance = {
+            "similarity": SIMILARITY_TOLERANCE,
+            "probability": PROBABILITY_TOLERANCE,
+            "posterior": PROBABILITY_TOLERANCE,
+            "false_positive_rate": 1.01 / (sizes.get(generator, 0) + 1),
+        }.get(field, 0.0)
+        return abs(one - other) <= tolerance
+
+    return _told(_differences(by_generator(stated), by_generator(found), near))
+
+
+def _compare_verdict(stated: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    """All of the verdict, the facts of the file, and the windows that were analysed."""
+    one, other = dict(stated["detection"]), dict(found["detection"])
+    for values in (one, other):
+        values.pop("scores")
+    n = other["verdict"]["sample_size"]
+    rates = {"false_positive_rate", "low", "high", "number_of_false_alarms"}
+    generators = max(1, len(found["detection"]["scores"]))
+
+    def near(path: str, a: float, b: float) -> bool:
+        field = path.rpartition(".")[2]
+        if path.startswith("verdict.stability."):
+            return abs(a - b) <= PROBE_TOLERANCE
+        if path.startswith("verdict.likelihood_ratio."):
+            return abs(a - b) <= 0.05 * abs(b)
+        if field == "clarity":
+            return abs(a - b) <= PROBABILITY_TOLERANCE
+        # A rate may move by one photo; the false alarms are so many rates.
+        scale = generators if field == "number_of_false_alarms" else 1
+        return field in rates and abs(a - b) <= scale * 2.01 / (n + 1)
+
+    rate = "false_positive_rate"
+    if one["verdict"][rate] != other["verdict"][rate]:
+        # The sentence holds the rate in digits, of which one may fall otherwise.
+        one["verdict"] = {**one["verdict"], "text": other["verdict"]["text"]}
+    return _told(_differences(one, other, near))
+
+
+def _compare_metadata(stated: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    one, other = dict(stated["metadata"]), dict(found["metadata"])
+    c2pa = one.pop("c2pa"), other.pop("c2pa")
+    said = one.pop("statements"), other.pop("statements")
+    if c2pa[0] == c2pa[1] and said[0] != said[1]:
+        return "the statements are not those of the metadata"
+    # Whether a signature is trusted depends on the day, and on c2pa-python being there.
+    if (c2pa[0]["state"] == "absent") != (c2pa[1]["state"] == "absent"):
+        return "the C2PA manifest is in one of report and image only"
+    return _told(_differences(one, other, lambda *_: False))
+
+
+def _compare_windows(stated: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    def near(path: str, a: float, b: float) -> bool:
+        return path.endswith(("similarity", "limit")) and abs(a - b) <= SIMILARITY_TOLERANCE
+
+    keys = ("windows", "image", "detector")
+    return _told(_differences({k: stated[k] for k in keys}, {k: found[k] for k in keys}, near))
+
+
+def _compare_maps(stated: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    """Compare sums of channels, and which frequencies are marked."""
+
+    def near(path: str, a: float, b: float) -> bool:
+        field = path.rpartition(".")[2]
+        if field == "sum":
+            return abs(a - b) <= SIMILARITY_TOLERANCE
+        if field == "share":
+            return abs(a - b) <= 1e-3
+        return field in ("centre", "limit") and abs(a - b) <= 1e-2 * abs(b) + 1e-6
+
+    return _told(_differences(stated["maps"], found["maps"], near))
+
+
+_COMPARED = {
+    "scores": _compare_scores,
+    "verdict": _compare_verdict,
+    "metadata": _compare_metadata,
+    "windows": _compare_windows,
+    "maps": _compare_maps,
+}
+
+
+def _check_pictures(stated: Mapping[str, bytes], found: Mapping[str, bytes]) -> Check:
+    if set(stated) != set(found):
+        names = ", ".join(sorted(set(stated) ^ set(found))[:4])
+        return Check("pictures", False, f"the report has other pictures ({names})")
+    limits = Limits(max_bytes=LARGEST, max_pixels=4_000_000)
+    for name, picture in found.items():
+        if stated[name] == picture:
+            continue
+        try:
+            one, other = (load_image(p, limits=limits).pixels for p in (stated[name], picture))
+        except ImageError as error:
+            return Check("pictures", False, f"the picture {name} cannot be read: {error.message}")
+        if one.shape != other.shape:
+            return Check("pictures", False, f"the picture {name} has another size")
+        distance = float(np.abs(one.astype(np.int16) - other).mean())
+        if distance > PICTURE_TOLERANCE:
+            return Check("pictures", False, f"the picture {name} shows something else")
+    return Check("pictures", True, f"the {len(found)} pictures are as drawn anew")
