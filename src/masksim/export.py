@@ -1,0 +1,1280 @@
+"""A detector as one ONNX graph, for other people's runtimes; and the check that it is the same.
+
+The graph holds all that follows the choice of windows: colour, residual, spectra, heads, ranks
+among real photos. `export_onnx` writes it, `write_openvino` converts it, `GraphRunner` runs it and
+`verify` compares it with the detector that it was made of.
+
+The operators are those of opset 15, which any ONNX Runtime since 1.10 reads. Fourier transforms are
+two matrix products: the operator ``DFT`` is younger, slower in ONNX Runtime, and missing elsewhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+
+import numpy as np
+
+from masksim import __version__, preprocess, verdict
+from masksim.calibration import scored_for_all
+from masksim.errors import ImageError, ModelError, UsageError
+from masksim.features import FeatureConfig
+from masksim.image import load_image
+from masksim.model import COSINE_EPSILON, OriginalHead, SharedHeads
+from masksim.spectrum import hann_window
+from masksim.traits import TRAITS
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from masksim.calibration import Calibration
+    from masksim.checkpoint import Branch
+    from masksim.detector import Detector
+
+    Outputs = dict[str, NDArray[Any]]
+
+Backend: TypeAlias = Literal["ort-cpu", "ort-cuda", "ort-openvino", "openvino"]
+BACKENDS: tuple[Backend, ...] = get_args(Backend)
+
+OPSET, IR_VERSION = 15, 8
+PREFIX = "masksim."
+"""Of the names of the graph's metadata; those of other tools stay apart."""
+
+TOLERANCE = 1e-5
+"""How far a similarity may be from the detector's, by default."""
+
+MEASURED = ("energy", "sharpness", "chroma", "brightness", "flat", "distance")
+"""Traits that windows show; the shorter side and the JPEG quality of a file are inputs."""
+
+_GIVEN = {
+    "side": "shorter side of the whole image, pixels",
+    "quality": "JPEG quality of the file, 1 to 100, as masksim estimates it; NaN if it is no JPEG",
+}
+_LOWEST = float(np.finfo(np.float32).min)
+_RATES = 1e-6  # rates are ratios of small integers, in single precision
+_TRAIT_BLOCK, _TRAIT_LEAST = 32, 0.05  # as in `masksim.traits`
+
+
+# --- the graph ---------------------------------------------------------------------------------
+
+
+class _Graph:
+    """Nodes and constants, named in the order they come."""
+
+    def __init__(self) -> None:
+        from onnx import helper, numpy_helper
+
+        self._helper, self._arrays = helper, numpy_helper
+        self.nodes: list[Any] = []
+        self.constants: dict[str, Any] = {}
+        self._known: dict[tuple[Any, ...], str] = {}
+
+    def constant(self, values: Any, kind: Any = np.float32) -> str:
+        array = np.ascontiguousarray(values, dtype=kind)
+        array = array.reshape(np.shape(values))  # of a scalar it would be (1,)
+        key = (array.dtype.str, array.shape, hashlib.sha256(array.tobytes()).digest())
+        if key not in self._known:
+            name = f"constant_{len(self.constants)}"
+            self.constants[name] = self._arrays.from_array(array, name)
+            self._known[key] = name
+        return self._known[key]
+
+    def ints(self, *values: int) -> str:
+        return self.constant(np.array(values), np.int64)
+
+    def many(self, kind: str, inputs: Sequence[str], count: int, **attributes: Any) -> list[str]:
+        outputs = [f"{kind.lower()}_{len(self.nodes)}_{k}" for k in range(count)]
+        self.nodes.append(self._helper.make_node(kind, list(inputs), outputs, **attributes))
+        return outputs
+
+    def __call__(self, kind: str, *inputs: str, **attributes: Any) -> str:
+        return self.many(kind, inputs, 1, **attributes)[0]
+
+    def name(self, value: str, name: str) -> None:
+        """Give a value the name of an output."""
+        self.nodes.append(self._helper.make_node("Identity", [value], [name]))
+
+    def cast(self, value: str, kind: str = "FLOAT") -> str:
+        from onnx import TensorProto
+
+        return self("Cast", value, to=getattr(TensorProto, kind))
+
+    def slice(self, value: str, axis: int, start: int, stop: int, step: int = 1) -> str:
+        ints = (self.ints(k) for k in (start, stop, axis, step))
+        return self("Slice", value, *ints)
+
+    def split(self, value: str, axis: int, *sizes: int) -> list[str]:
+        return self.many("Split", [value, self.ints(*sizes)], len(sizes), axis=axis)
+
+    def sum(self, value: str, *axes: int, keep: bool = False) -> str:
+        return self("ReduceSum", value, self.ints(*axes), keepdims=int(keep))
+
+    def mean(self, value: str, *axes: int, keep: bool = False) -> str:
+        return self("ReduceMean", value, axes=list(axes), keepdims=int(keep))
+
+    def reshape(self, value: str, *sizes: int | str) -> str:
+        """Reshape to constants and one-element values."""
+        parts = [self.ints(size) if isinstance(size, int) else size for size in sizes]
+        if all(isinstance(size, int) for size in sizes):
+            return self("Reshape", value, self.ints(*(s for s in sizes if isinstance(s, int))))
+        return self("Reshape", value, self("Concat", *parts, axis=0))
+
+    def side(self, value: str, axis: int) -> str:
+        """Length of an axis, as one element."""
+        return self.slice(self("Shape", value), 0, axis, axis + 1)
+
+    def inline(self, source: bytes, value: str, prefix: str) -> str:
+        """Put another graph of one input and one output here; its constants only once."""
+        import onnx
+
+        model = onnx.load_model_from_string(source)
+        versions = {entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")}
+        if versions != {OPSET}:
+            raise ModelError(f"the residual graph is of opset {versions}, expected {OPSET}")
+        names = {model.graph.input[0].name: value, "": ""}
+        for entry in model.graph.initializer:
+            names[entry.name] = f"{prefix}{entry.name}"
+            if names[entry.name] not in self.constants:
+                kept = onnx.TensorProto()
+                kept.CopyFrom(entry)
+                kept.name = names[entry.name]
+                self.constants[kept.name] = kept
+        step = len(self.nodes)
+        for node in model.graph.node:
+            copy = onnx.NodeProto()
+            copy.CopyFrom(node)
+            copy.name = ""
+            copy.ClearField("output")
+            for output in node.output:
+                names[output] = f"{prefix}{step}_{output}"
+                copy.output.append(names[output])
+            copy.ClearField("input")
+            copy.input.extend(names[name] for name in node.input)
+            self.nodes.append(copy)
+        return names[model.graph.output[0].name]
+
+
+def _angles(rows: NDArray[Any], columns: NDArray[Any], n: int) -> NDArray[np.float64]:
+    """Angles of a Fourier transform, their integer parts reduced first: exact for any size."""
+    turns: NDArray[np.float64] = 2 * np.pi / n * (np.outer(rows, columns) % n)
+    return turns
+
+
+def _along_columns(n: int, count: int, window: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Matrix (n, 2 count) that transforms rows of n samples: real parts, then imaginary ones."""
+    angles = _angles(np.arange(n), np.arange(count), n)
+    parts = np.concatenate([np.cos(angles), -np.sin(angles)], axis=1)
+    found: NDArray[np.float64] = parts * window[:, None] / np.sqrt(n)
+    return found
+
+
+def _along_rows(n: int, window: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Matrix (2 n, n): cosines, then sines, of frequencies from -n // 2 upwards (shifted)."""
+    angles = _angles(np.arange(n) - n // 2, np.arange(n), n)
+    found: NDArray[np.float64] = np.concatenate([np.cos(angles), np.sin(angles)]) * window
+    return found / np.sqrt(n)
+
+
+def _power(g: _Graph, cosines: str, sines: str, count: int) -> str:
+    """Squared magnitude, of both products with `_along_rows` of what `_along_columns` gave."""
+    (cosine_re, cosine_im), (sine_re, sine_im) = (
+        g.split(part, -1, count, count) for part in (cosines, sines)
+    )
+    real, imaginary = g("Add", cosine_re, sine_im), g("Sub", cosine_im, sine_re)
+    return g("Add", g("Mul", real, real), g("Mul", imaginary, imaginary))
+
+
+def _segments(g: _Graph, value: str, axis: int, segment: int, hop: int) -> str:
+    """Put the segments of an axis in its place: (..., n, ...) -> (..., k, segment, ...)."""
+    last = g("Sub", g.side(value, axis), g.ints(segment - 1))
+    last = g("Squeeze", last, g.ints(0))
+    starts = g("Range", g.constant(0, np.int64), last, g.constant(hop, np.int64))
+    at = g(
+        "Add",
+        g("Unsqueeze", starts, g.ints(1)),
+        g.constant(np.arange(segment)[None], np.int64),
+    )
+    return g("Gather", value, at, axis=axis)
+
+
+def _cells(g: _Graph, residual: str, windows: str, config: FeatureConfig, hop: int) -> str:
+    """Cells of mean log-power spectra: (images * windows, C, H, W) -> (images, C, R, R // 2)."""
+    n = config.segment
+    half = n // 2  # the column of the Nyquist frequency is not used
+    line = np.sqrt(np.diag(hann_window(n)).astype(np.float64))
+    tiles = _segments(g, residual, 3, n, hop)  # (N, C, H, nx, n)
+    tiles = g("MatMul", tiles, g.constant(_along_columns(n, half, line)))
+    tiles = _segments(g, tiles, 2, n, hop)  # (N, C, ny, n, nx, 2 half)
+    tiles = g("MatMul", g.constant(_along_rows(n, line)), g.reshape(tiles, 0, 0, 0, 0, -1))
+    tiles = g.reshape(tiles, 0, 0, 0, 2 * n, -1, 2 * half)
+    power = _power(g, *g.split(tiles, 3, n, n), half)
+    log = g.mean(g("Log", g("Add", power, g.constant(config.floor))), 2, 4)  # (N, C, n, half)
+    images = g.mean(_by_image(g, log, windows, g.side(log, 1), n, half), 1)
+    cell = [config.cell, config.cell]
+    return g("AveragePool", images, kernel_shape=cell, strides=cell)
+
+
+def _by_image(g: _Graph, value: str, windows: str, *rest: int | str) -> str:
+    """Part the first axis, (images * windows), in two."""
+    return g.reshape(value, g.side(windows, 0), g.side(windows, 1), *rest)
+
+
+def _probability(g: _Graph, similarity: str, a: Any, b: Any) -> str:
+    scale = np.exp(np.asarray(a, dtype=np.float32))
+    return g("Sigmoid", g("Add", g("Mul", similarity, g.constant(scale)), g.constant(b)))
+
+
+def _shared(g: _Graph, branch: Branch, pixels: str, windows: str, maps: bool) -> dict[str, str]:
+    """All heads on one residual bank; `pixels` are levels, float (images * windows, 3, H, W)."""
+    values = dict(branch.preprocess) | dict(branch.spectrum)
+    values.pop("colour")
+    config = FeatureConfig.from_dict(values)
+    limit = float(branch.head_config["limit"])
+    heads = SharedHeads.from_tensors(branch.tensors, limit)
+    # Thousandths of a level of luma, B - luma and R - luma: integers, without rounding.
+    luma = np.array([299, 587, 114])
+    mix = np.stack([luma, [-299, -587, 886], [701, -587, -114]])
+    planes = g("Conv", pixels, g.constant(mix[:, :, None, None]))
+    bright, colour = g.split(planes, 1, 1, 2)
+    colour = g("AveragePool", colour, kernel_shape=[2, 2], strides=[2, 2])
+    # Cb, then Cr, each in [0, 1] with grey at a half, doubled.
+    scale = 1 / (255_000 * (1 - np.array([0.114, 0.299])))[:, None, None]
+    groups = [
+        g("Mul", bright, g.constant(1 / 255_000)),
+        g("Add", g("Mul", colour, g.constant(scale)), g.constant(1.0)),
+    ]
+    cells = [
+        _cells(g, g.inline(branch.onnx, group, "residual_0_"), windows, config, hop)
+        for group, hop in zip(groups, config.hops, strict=True)
+    ]
+    features = g("Concat", *cells, axis=1)
+    level = g.mean(features, 2, 3, keep=True)
+    z = g("Sub", g("Sub", features, level), g.constant(heads.mean))
+    z = g("Div", z, g.constant(heads.deviation))
+    z = g("Clip", z, g.constant(-limit), g.constant(limit))
+    flat = g.reshape(z, 0, -1)
+    count = len(branch.generators)
+    shape = heads.masks.shape[1:]
+    weighted = (heads.masks * heads.references).reshape(count, -1)
+    norm = g("MatMul", g("Mul", flat, flat), g.constant((heads.masks**2).reshape(count, -1).T))
+    norm = g("Max", g("Sqrt", norm), g.constant(COSINE_EPSILON))
+    found = {"features": features}
+    if maps:
+        shares = g("Mul", g("Unsqueeze", flat, g.ints(1)), g.constant(weighted))
+        shares = g("Div", shares, g("Unsqueeze", norm, g.ints(2)))
+        found["maps"] = g.reshape(shares, 0, count, *shape)
+    # A matrix product, and not a sum of the maps: they need not be there.
+    dot = g("MatMul", flat, g.constant(weighted.T))
+    found["similarity"] = g("Div", dot, norm)
+    found["probability"] = _probability(g, found["similarity"], heads.a, heads.b)
+    squared = g("Max", g.mean(g("Mul", z, z), 1, 2, 3), g.constant(1e-12))
+    found["distance"] = g("Log", squared)
+    return found
+
+
+def _colour(g: _Graph, windows: str, pixels: str, space: str) -> str:
+    """Planes as `masksim.preprocess.to_colour` gives them."""
+    if space == "RGB":
+        return g("Div", pixels, g.constant(255))
+    if space == "YCbCr-BT601-full":
+        luma = np.array([0.299, 0.587, 0.114])
+        blue = (np.array([0, 0, 1]) - luma) / (2 * (1 - luma[2]))
+        red = (np.array([1, 0, 0]) - luma) / (2 * (1 - luma[0]))
+        mix = np.stack([luma, blue, red])[:, :, None, None] / 255
+        planes = g("Conv", pixels, g.constant(mix), g.constant([0, 0.5, 0.5]))
+        return g("Clip", planes, g.constant(0), g.constant(1))
+    # The floor of the original, in integers; nothing is negative, so a division is a floor.
+    whole = g.cast(pixels, "INT32")
+    parts = g.split(whole, 1, 1, 1, 1)
+    planes = []
+    numerators, denominator, offsets = preprocess.STUDIO
+    for weights, offset in zip(numerators, offsets, strict=True):
+        level = g.constant(offset * denominator, np.int32)
+        for part, weight in zip(parts, weights, strict=True):
+            level = g("Add", level, g("Mul", part, g.constant(weight, np.int32)))
+        planes.append(g("Div", level, g.constant(denominator, np.int32)))
+    return g("Div", g.cast(g("Concat", *planes, axis=1)), g.constant(255))
+
+
+def _original(
+    g: _Graph, branch: Branch, planes: str, number: int, maps: bool
+) -> dict[str, str]:
+    """One generator of the original, on its own residual."""
+    head = OriginalHead.from_tensors(branch.tensors)
+    residual = g.inline(branch.onnx, planes, f"residual_{number}_")
+    height, width = head.masks.shape[-2:]
+    count = width // 2 + 1
+    none_y, none_x = np.ones(height), np.ones(width)
+    tiles = g("MatMul", residual, g.constant(_along_columns(width, count, none_x)))
+    tiles = g("MatMul", g.constant(_along_rows(height, none_y)), tiles)
+    power = _power(g, *g.split(tiles, 2, height, height), count)
+    epsilon = float(branch.spectrum["epsilon"])
+    half = g("Log", g("Add", g("Sqrt", power), g.constant(epsilon)))
+    # The value at (-u, -v) is that at (u, v): rows mirrored about frequency 0, in the middle.
+    frequency = np.arange(width) - width // 2
+    mirrored = (2 * (height // 2) - np.arange(height)) % height
+    negative = (-frequency[frequency < 0]) % width
+    left = g("Gather", half, g.constant(negative, np.int64), axis=3)
+    rows = g("Gather", left, g.constant(mirrored, np.int64), axis=2)
+    if width % 2 == 0:  # the Nyquist column is its own mirror: not turned
+        rows = g("Concat", g.slice(left, 3, 0, 1), g.slice(rows, 3, 1, width), axis=3)
+    right = g.slice(half, 3, 0, width - width // 2)
+    log = g("Concat", rows, right, axis=3)
+    mixed = g("Conv", log, g.constant(head.mixing[:, :, None, None]))
+    scores, shown = [], []
+    for mask, reference in zip(head.masks, head.references, strict=True):
+        vector = g(
+            "Add", g("Mul", mixed, g.constant(mask * head.scale)), g.constant(head.shift)
+        )
+        norm = g("Sqrt", g.sum(g("Mul", vector, vector), 2, 3, keep=True))
+        norm = g("Max", norm, g.constant(COSINE_EPSILON))
+        product_ = g("Mul", vector, g.constant(reference))
+        cosine = g("Div", g.sum(product_, 2, 3, keep=True), norm)
+        scores.append(g.mean(cosine, 1, 2, 3))
+        shown.append(g("Div", product_, g("Mul", norm, g.constant(3))) if maps else "")
+    best = scores[0]
+    picture = shown[0]
+    for score, other in zip(scores[1:], shown[1:], strict=True):
+        if maps:
+            better = g.reshape(g("Greater", score, best), -1, 1, 1, 1)
+            picture = g("Where", better, other, picture)
+        best = g("Max", best, score)
+    similarity = g("Unsqueeze", best, g.ints(1))
+    found = {
+        "similarity": similarity,
+        "probability": _probability(g, similarity, head.a, head.b),
+    }
+    if maps:
+        found["maps"] = g("Unsqueeze", picture, g.ints(1))
+    return found
+
+
+def _energy(g: _Graph, plane: str) -> str:
+    """Mean over blocks of the logarithm of the mean squared cross difference: (N, 1, H, W) -> (N,)."""
+    cross = g("Conv", plane, g.constant([[[[1, -1], [-1, 1]]]]))
+    squared = g("Mul", cross, cross)
+    sizes: list[str] = []
+    for axis in (2, 3):
+        side = g.side(squared, axis)
+        blocks = g("Max", g("Div", side, g.ints(_TRAIT_BLOCK)), g.ints(1))
+        length = g("Div", side, blocks)
+        squared = g("Slice", squared, g.ints(0), g("Mul", blocks, length), g.ints(axis))
+        sizes += [blocks, length]
+    means = g.mean(g.reshape(squared, -1, *sizes), 2, 4)
+    return g.mean(g("Log", g("Add", means, g.constant(_TRAIT_LEAST))), 1, 2)
+
+
+def _traits(g: _Graph, pixels: str, windows: str, distance: str | None) -> dict[str, str]:
+    """What windows show of the traits of `masksim.traits.measure`, each (images, 1)."""
+    luma = g("Conv", pixels, g.constant(np.array([0.299, 0.587, 0.114])[None, :, None, None]))
+    half = g("AveragePool", luma, kernel_shape=[2, 2], strides=[2, 2])
+    green = g.slice(pixels, 1, 1, 2)
+    others = g.slice(pixels, 1, 0, 3, 2)
+    upper = g.slice(pixels, 2, 0, -1)
+    corner = g.slice(upper, 3, 0, -1)
+    right = g.slice(upper, 3, 1, np.iinfo(np.int32).max)
+    below = g.slice(g.slice(pixels, 2, 1, np.iinfo(np.int32).max), 3, 0, -1)
+    change = g("Add", *(g("Abs", g("Sub", corner, other)) for other in (right, below)))
+    same = g.cast(g("Equal", g.sum(change, 1), g.constant(0)))
+    columns = [
+        _energy(g, luma),
+        _energy(g, half),
+        g.mean(g("Abs", g("Sub", others, green)), 1, 2, 3),
+        g.mean(luma, 1, 2, 3),
+        g.mean(same, 1, 2),
+    ]
+    table = g("Concat", *(g("Unsqueeze", column, g.ints(1)) for column in columns), axis=1)
+    means = g.mean(_by_image(g, table, windows, len(columns)), 1)
+    energy, coarse, chroma, brightness, flat = g.split(means, 1, *[1] * len(columns))
+    found = {
+        "energy": energy,
+        "sharpness": g("Sub", energy, coarse),
+        "chroma": chroma,
+        "brightness": brightness,
+        "flat": flat,
+    }
+    if distance is not None:
+        found["distance"] = g("Unsqueeze", distance, g.ints(1))
+    return found
+
+
+# --- ranks -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _Places:
+    """The strata of one population that an image can come to.
+
+    Attributes
+    ----------
+    names
+        Of the traits that decide, with their cuts.
+    table
+        int64: by band of each of those traits, which of `strata`.
+    strata
+        First bands of each.
+    """
+
+    names: tuple[tuple[str, tuple[float, ...]], ...]
+    table: NDArray[np.int64]
+    strata: tuple[tuple[int, ...], ...]
+
+
+def _places(calibration: Calibration) -> _Places:
+    """Ask a calibration for the stratum of every combination of bands that can matter."""
+    bands = calibration.strata.bands
+
+    def located(place: Sequence[int]) -> tuple[int, ...]:
+        traits = np.zeros(len(TRAITS))
+        for (trait, cuts), k in zip(bands, place, strict=False):
+            lower = cuts[0] - 1 if k == 0 else cuts[k - 1]
+            traits[TRAITS.index(trait)] = lower
+        return calibration.locate(traits)[: len(place)]
+
+    reached: set[tuple[int, ...]] = {()}
+    level: list[tuple[int, ...]] = [()]
+    for _, cuts in bands:
+        children = [(*place, k) for place in level for k in range(len(cuts) + 1)]
+        level = [child for child in children if located(child) == child]
+        reached.update(level)
+    depth = max(len(place) for place in reached)
+    sizes = [len(cuts) + 1 for _, cuts in bands[:depth]]
+    finest = {
+        whole: max((p for p in reached if whole[: len(p)] == p), key=len)
+        for whole in product(*(range(size) for size in sizes))
+    }
+    strata = tuple(sorted(set(finest.values())))
+    table = np.array([strata.index(place) for place in finest.values()], dtype=np.int64)
+    return _Places(bands[:depth], table.reshape(sizes), strata)
+
+
+@dataclass(frozen=True, eq=False)
+class _Ranks:
+    """Photos of every stratum, S, in tables padded to one number of rows, n.
+
+    Attributes
+    ----------
+    real
+        float32 (S, n, G): scores; the lowest number where there is none.
+    complete
+        float32 (S, n, 1): 1 for photos scored for all generators.
+    among
+        float32 (S, n, G): rank of each complete photo among the complete ones, itself included;
+        beyond any rank for other rows.
+    counts, complete_counts
+        float32 (S, G) and (S, 1): scored photos.
+    """
+
+    real: NDArray[np.float32]
+    complete: NDArray[np.float32]
+    among: NDArray[np.float32]
+    counts: NDArray[np.float32]
+    complete_counts: NDArray[np.float32]
+
+
+def _ranks(calibration: Calibration, places: _Places) -> _Ranks:
+    at = calibration.strata.place(calibration.traits)
+    members = [
+        calibration.real_scores[(at[:, : len(place)] == place).all(axis=1)]
+        for place in places.strata
+    ]
+    rows, columns = max(len(real) for real in members), calibration.real_scores.shape[1]
+    shape = (len(members), rows, columns)
+    real_scores = np.full(shape, _LOWEST, dtype=np.float32)
+    among = np.full(shape, 4.0 * rows + 4, dtype=np.float32)
+    complete = np.zeros((*shape[:2], 1), dtype=np.float32)
+    for s, real in enumerate(members):
+        whole = scored_for_all(real)
+        part = real[np.isnan(real).any(axis=1)]
+        k = len(whole)
+        real_scores[s, :k] = whole
+        real_scores[s, k : k + len(part)] = np.where(np.isnan(part), _LOWEST, part)
+        complete[s, :k] = 1
+        for column in range(columns):
+            ordered = np.sort(whole[:, column])
+            among[s, :k, column] = k - np.searchsorted(ordered, whole[:, column], side="left")
+    return _Ranks(
+        real_scores,
+        complete,
+        among,
+        np.array([(~np.isnan(real)).sum(axis=0) for real in members], dtype=np.float32),
+        complete.sum(axis=1),
+    )
+
+
+def _rates(
+    g: _Graph, calibration: Calibration, similarity: str, traits: Mapping[str, str]
+) -> tuple[str, str, str, _Places]:
+    """Own rates (images, G), joint rate (images, 1), stratum (images,) in one population."""
+    places = _places(calibration)
+    tables = _ranks(calibration, places)
+    # The first trait counts most, as in the table; without bands all are in the one stratum.
+    first = g.slice(similarity, 1, 0, 1)
+    code = g.cast(g.sum(g("Mul", first, g.constant(0)), 1), "INT64")
+    for (trait, cuts), size in zip(places.names, places.table.shape, strict=True):
+        value = traits.get(trait)
+        if value is None:  # not known: in the last band
+            band = g.ints(size - 1)
+        else:
+            # "Not below", so that NaN is in the last band, too.
+            reached = g("Not", g("Less", value, g.constant(np.array(cuts)[None])))
+            band = g.sum(g.cast(reached, "INT64"), 1)
+        code = g("Add", g("Mul", code, g.ints(size)), band)
+    stratum = g("Gather", g.constant(places.table.reshape(-1), np.int64), code)
+    real = g("Gather", g.constant(tables.real), stratum)  # (images, n, G)
+    score = g("Unsqueeze", similarity, g.ints(1))
+    at_least = g.cast(g("GreaterOrEqual", real, score))
+    one = g.constant(1)
+    counts = g("Gather", g.constant(tables.counts), stratum)
+    count = g.sum(at_least, 1)
+    own = g("Div", g("Add", count, one), g("Add", counts, one))
+    if not np.array_equal(tables.complete_counts + 0 * tables.counts, tables.counts):
+        kept = g("Gather", g.constant(tables.complete), stratum)
+        count = g.sum(g("Mul", at_least, kept), 1)
+    mine = g("Unsqueeze", g("Add", count, one), g.ints(1))  # (images, 1, G)
+    among = g("Gather", g.constant(tables.among), stratum)
+    others = g("Add", among, g.cast(g("GreaterOrEqual", score, real)))
+    extreme = _as_extreme(g, others, mine, calibration.real_scores.shape[1])
+    total = g("Gather", g.constant(tables.complete_counts), stratum)
+    joint = g("Div", g("Add", g.sum(extreme, 1), one), g("Add", total, one))
+    return own, joint, stratum, places
+
+
+def _as_extreme(g: _Graph, others: str, mine: str, count: int) -> str:
+    """Tell by best, then second best rank who is at least as extreme: float (images, n, 1)."""
+    if count == 1:
+        return g.cast(g("LessOrEqual", others, mine))
+    (other, other_second), (own, own_second) = (
+        g.split(g.many("TopK", [ranks, g.ints(2)], 2, axis=-1, largest=0, sorted=1)[0], -1, 1, 1)
+        for ranks in (others, mine)
+    )
+    tied = g("And", g("Equal", other, own), g("LessOrEqual", other_second, own_second))
+    return g.cast(g("Or", g("Less", other, own), tied))
+
+
+# --- export ------------------------------------------------------------------------------------
+
+
+def windows_of(detector: Detector) -> dict[str, Any]:
+    """Say how the windows of an image are chosen: settings of `masksim.preprocess`.
+
+    Returns
+    -------
+    dict
+        ``recipe``, and for ``"shared"`` the arguments of `shared_windows`, for ``"original"`` those
+        of `centre_window`.
+
+    Raises
+    ------
+    ModelError
+        Code ``model_invalid``: the branches of the detector look at different windows.
+    """
+    kinds = {branch.head for branch in detector.file.branches}
+    if kinds == {"shared"} and len(detector.file.branches) == 1:
+        values = detector.file.branches[0].preprocess
+        names = {"size": "window", "count": "windows"} | {
+            name: name for name in ("smallest", "region", "spacing")
+        }
+        return {"recipe": "shared"} | {name: int(values[key]) for name, key in names.items()}
+    found = {
+        (int(branch.preprocess["window"]), bool(branch.preprocess["aligned"]))
+        for branch in detector.file.branches
+        if branch.head == "original"
+    }
+    if kinds != {"original"} or len(found) != 1:
+        raise ModelError(
+            "one graph holds one shared branch, or original ones with one window; this detector "
+            f"has {len(detector.file.branches)} branches of {sorted(kinds)} heads"
+        )
+    ((size, aligned),) = found
+    return {"recipe": "original", "size": size, "aligned": aligned}
+
+
+def cut_windows(pixels: NDArray[np.uint8], chosen: Mapping[str, Any]) -> NDArray[np.uint8]:
+    """Cut the windows that a graph takes out of an image.
+
+    Parameters
+    ----------
+    pixels
+        uint8 (H, W, 3), sRGB.
+    chosen
+        From `windows_of`.
+
+    Returns
+    -------
+    ndarray of uint8, shape (windows, height, width, 3)
+
+    Raises
+    ------
+    ImageError
+        Code ``too_small``.
+    """
+    how = dict(chosen)
+    if how.pop("recipe") == "shared":
+        corners, height, width = preprocess.shared_windows(*pixels.shape[:2], **how)
+    else:
+        height = width = how["size"]
+        corners = [preprocess.centre_window(*pixels.shape[:2], **how)]
+    return np.stack([pixels[y : y + height, x : x + width] for y, x in corners])
+
+
+def export_onnx(detector: Detector, *, maps: bool = False) -> bytes:
+    """Write a detector as one ONNX graph, from windows to false-positive rates.
+
+    Needs the package ``onnx``. The same detector gives the same bytes.
+
+    Parameters
+    ----------
+    detector
+        Its `calibrations` are those that rates are measured on.
+    maps
+        Give the similarity maps, too.
+
+    Returns
+    -------
+    bytes
+        Inputs and outputs carry descriptions; docs/export.md lists them. A detector without
+        calibration has no rates.
+
+    Raises
+    ------
+    ModelError
+        Code ``onnx_missing`` without the package; ``model_invalid`` for a detector that is no single
+        graph, see `windows_of`, or whose maps have different sizes.
+    """
+    try:
+        import onnx
+        from onnx import TensorProto, checker, helper
+    except ImportError as error:
+        raise ModelError(
+            "graphs are written with onnx; install it with: pip install 'masksim[export]'",
+            code="onnx_missing",
+        ) from error
+    chosen = windows_of(detector)
+    branches = detector.file.branches
+    shared = chosen["recipe"] == "shared"
+    g = _Graph()
+    levels = g("Transpose", g.cast("windows"), perm=[0, 1, 4, 2, 3])
+    height, width = (g.side("windows", axis) for axis in (2, 3))
+    pixels = g.reshape(levels, -1, 3, height, width)
+    found: dict[str, str] = {}
+    if shared:
+        found = _shared(g, branches[0], pixels, "windows", maps)
+    else:
+        spaces = sorted({str(branch.preprocess["colour"]) for branch in branches})
+        planes = {space: _colour(g, "windows", pixels, space) for space in spaces}
+        parts = [
+            _original(g, branch, planes[str(branch.preprocess["colour"])], k, maps)
+            for k, branch in enumerate(branches)
+        ]
+        sizes = {branch.tensors["ref_pattern_list.0"].shape for branch in branches}
+        if maps and len(sizes) > 1:
+            raise ModelError(f"the maps of this detector have different sizes: {sorted(sizes)}")
+        for name in parts[0]:
+            found[name] = g("Concat", *(part[name] for part in parts), axis=1)
+    traits = _traits(g, pixels, "windows", found.pop("distance", None))
+    names = [name for name in MEASURED if name in traits]
+    found["traits"] = g("Concat", *(traits[name] for name in names), axis=1)
+    strata: list[dict[str, Any]] = []
+    given: dict[str, str] = {}
+    best: tuple[str, str, str] | None = None
+    for population, calibration in detector.calibrations.items():
+        for trait, _ in _places(calibration).names:
+            if trait in _GIVEN and trait not in given:
+                given[trait] = g("Unsqueeze", trait, g.ints(1))
+        own, joint, stratum, places = _rates(
+            g, calibration, found["similarity"], {**traits, **given}
+        )
+        stratum = g("Unsqueeze", g("Add", stratum, g.ints(len(strata))), g.ints(1))
+        strata += _described(population, calibration, places)
+        if best is None:
+            best = own, joint, stratum
+        else:  # the population with the largest joint rate counts, of equal ones the first
+            worse = g("Greater", joint, best[1])
+            best = (
+                g("Where", worse, own, best[0]),
+                g("Where", worse, joint, best[1]),
+                g("Where", worse, stratum, best[2]),
+            )
+    if best is not None:
+        found["false_positive_rate"] = best[0]
+        found["joint_rate"] = g("Squeeze", best[1], g.ints(1))
+        found["stratum"] = g("Squeeze", best[2], g.ints(1))
+
+    size = chosen["size"]
+    sides: tuple[Any, Any] = ("height", "width") if shared else (size, size)
+    count = len(detector.generators)
+    inputs = [
+        helper.make_tensor_value_info(
+            "windows",
+            TensorProto.UINT8,
+            ["images", "windows" if shared else 1, *sides, 3],
+            doc_string="Windows of each image: 8-bit sRGB pixels, not resampled, channels last. "
+            "All images of a batch have equally many windows of one size.",
+        ),
+        *(
+            helper.make_tensor_value_info(trait, TensorProto.FLOAT, ["images"], doc_string=text)
+            for trait, text in _GIVEN.items()
+            if trait in given
+        ),
+    ]
+    described = _output_texts(shared)
+    shapes: dict[str, list[Any]] = {
+        "similarity": [count],
+        "probability": [count],
+        "false_positive_rate": [count],
+        "joint_rate": [],
+        "stratum": [],
+        "traits": [len(names)],
+    }
+    if shared:
+        shapes["features"] = list(branches[0].tensors["mean"].shape)
+    if maps:
+        tensor = "mean" if shared else "ref_pattern_list.0"
+        shapes["maps"] = [count, *branches[0].tensors[tensor].shape]
+    outputs = []
+    for name, shape in shapes.items():
+        if name not in found:
+            continue
+        g.name(found[name], name)
+        kind = TensorProto.INT64 if name == "stratum" else TensorProto.FLOAT
+        outputs.append(
+            helper.make_tensor_value_info(
+                name, kind, ["images", *shape], doc_string=described[name]
+            )
+        )
+    graph = helper.make_graph(
+        g.nodes,
+        "masksim",
+        inputs,
+        outputs,
+        list(g.constants.values()),
+        doc_string="Similarity of images with the spectral patterns of generators, and how rare it "
+        "is among real photos. Not the probability that an image is synthetic.",
+    )
+    model = helper.make_model(
+        graph,
+        producer_name="masksim",
+        producer_version=__version__,
+        ir_version=IR_VERSION,
+        opset_imports=[helper.make_opsetid("", OPSET)],
+    )
+    metadata = {
+        "detector": detector.name,
+        "sha256": detector.sha256,
+        "version": __version__,
+        "generators": json.dumps(list(detector.generators)),
+        "windows": json.dumps(chosen),
+        "traits": json.dumps(names),
+        "strata": json.dumps(strata),
+        "inputs": json.dumps({entry.name: entry.doc_string for entry in inputs}),
+        "outputs": json.dumps({entry.name: entry.doc_string for entry in outputs}),
+        "levels": json.dumps(dict((level, limit) for limit, level in verdict.LEVELS)),
+    }
+    helper.set_model_props(model, {f"{PREFIX}{name}": text for name, text in metadata.items()})
+    checker.check_model(model, full_check=True)
+    onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
+    return bytes(model.SerializeToString(deterministic=True))
+
+
+def _described(
+    population: str, calibration: Calibration, places: _Places
+) -> list[dict[str, Any]]:
+    at = calibration.strata.place(calibration.traits)
+    rows = []
+    for place in places.strata:
+        own = (at[:, : len(place)] == place).all(axis=1)
+        own &= ~np.isnan(calibration.real_scores).any(axis=1)
+        rows.append(
+            {
+                "population": population,
+                "photos_are": calibration.strata.describe(place),
+                "photos": int(own.sum()),
+                "sources": len(np.unique(calibration.sources[own])),
+            }
+        )
+    return rows
+
+
+def _output_texts(shared: bool) -> dict[str, str]:
+    what = "channel, row and column of cells" if shared else "channel, row and column"
+    return {
+        "similarity": "Cosine with each generator's reference, in [-1, 1].",
+        "probability": "Logistic output of each head, for equally many real and synthetic images; "
+        "not the probability that this image is synthetic.",
+        "false_positive_rate": "Share of real photos that score at least as high for this generator "
+        "alone, in (0, 1].",
+        "joint_rate": "Share of real photos that score at least as high for some generator, in "
+        "(0, 1]: the rate of the verdict, corrected for having asked all generators.",
+        "stratum": "Which photos the rates were measured on: an index into the metadata "
+        f"{PREFIX}strata.",
+        "traits": f"What the windows show; the names are in the metadata {PREFIX}traits.",
+        "features": "Cells of mean log-power spectra, natural logarithm of levels squared; rows "
+        "from the lowest frequency -1/2 upwards, columns from 0.",
+        "maps": f"Contribution of each {what} to each generator's similarity, which is their sum.",
+    }
+
+
+def write_onnx(
+    detector: Detector, path: str | os.PathLike[str], *, maps: bool = False
+) -> dict[str, Any]:
+    """Write `export_onnx` to a file.
+
+    Returns
+    -------
+    dict
+        ``files`` and ``bytes``.
+
+    Raises
+    ------
+    ModelError
+        As `export_onnx`.
+    UsageError
+        The file cannot be written.
+    """
+    graph = export_onnx(detector, maps=maps)
+    target = Path(path)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(graph)
+    except OSError as error:
+        raise UsageError(f"cannot write {target}: {error.strerror}") from error
+    return {"files": [str(target)], "bytes": len(graph)}
+
+
+def write_openvino(
+    detector: Detector, path: str | os.PathLike[str], *, maps: bool = False
+) -> dict[str, Any]:
+    """Write a detector as OpenVINO's intermediate representation, in single precision.
+
+    Needs the packages ``onnx`` and ``openvino``.
+
+    Parameters
+    ----------
+    detector, maps
+        See `export_onnx`.
+    path
+        A name ending in ``.xml``; the weights lie beside it, ``.bin``. Any other is a folder, in
+        which they are named for the detector.
+
+    Returns
+    -------
+    dict
+        ``files`` and ``bytes``.
+
+    Raises
+    ------
+    ModelError
+        As `export_onnx`; code ``openvino_missing`` without that package.
+    UsageError
+        The files cannot be written.
+    """
+    openvino = _openvino()
+    graph = export_onnx(detector, maps=maps)
+    model = openvino.Core().read_model(graph)
+    for name, text in _onnx_metadata(graph).items():
+        model.set_rt_info(text, ["masksim", name])
+    target = Path(path)
+    if target.suffix.lower() != ".xml":
+        target = target / f"{detector.name}.xml"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # Half precision would move similarities by more than the calibration tells apart.
+        openvino.save_model(model, target, compress_to_fp16=False)
+        files = [target, target.with_suffix(".bin")]
+        size = sum(file.stat().st_size for file in files)
+    except (OSError, RuntimeError) as error:
+        raise UsageError(f"cannot write {target}: {error}") from error
+    return {"files": [str(file) for file in files], "bytes": size}
+
+
+def _openvino() -> Any:
+    try:
+        import openvino
+    except ImportError as error:
+        raise ModelError(
+            "this needs openvino; install it with: pip install 'masksim[export]'",
+            code="openvino_missing",
+        ) from error
+    return openvino
+
+
+def _onnx_metadata(graph: bytes) -> dict[str, str]:
+    import onnx
+
+    found = onnx.load_model_from_string(graph).metadata_props
+    return {entry.key.removeprefix(PREFIX): entry.value for entry in found}
+
+
+# --- run and verify ----------------------------------------------------------------------------
+
+
+class GraphRunner:
+    """Runs an exported graph.
+
+    Parameters
+    ----------
+    path
+        ``.onnx``, or OpenVINO's ``.xml``.
+    backend
+        One of `BACKENDS`; by default ``openvino`` for ``.xml``, else ``ort-cpu``.
+    threads
+        By default the runtime's choice.
+
+    Attributes
+    ----------
+    metadata
+        Text by name; those of several values are JSON.
+    inputs
+        Names: ``windows``, and ``side`` and ``quality`` where rates depend on them.
+
+    Raises
+    ------
+    ModelError
+        Code ``model_not_found``, ``openvino_missing``, or ``model_invalid`` if it is no graph of
+        this package.
+    UsageError
+        An unknown backend, or one that is not available here.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        backend: Backend | None = None,
+        *,
+        threads: int | None = None,
+    ) -> None:
+        source = Path(path)
+        if not source.is_file():
+            raise ModelError(f"there is no file {source}", code="model_not_found")
+        ir = source.suffix.lower() == ".xml"
+        self.backend = backend or ("openvino" if ir else "ort-cpu")
+        if self.backend not in BACKENDS:
+            raise UsageError(f"unknown backend {backend!r}; known: {', '.join(BACKENDS)}")
+        if ir and self.backend != "openvino":
+            raise UsageError(f"{source} is run by openvino, not by {backend}")
+        start = self._start_openvino if self.backend == "openvino" else self._start_onnxruntime
+        try:
+            self.metadata, self.inputs, self._run = start(source, threads)
+        except (UsageError, ModelError):
+            raise
+        except Exception as error:  # the runtimes' exceptions have no common base but this
+            raise ModelError(f"{source} is invalid: {error}", code="model_invalid") from error
+        if missing := {"sha256", "windows", "traits"} - set(self.metadata):
+            raise ModelError(f"{source} is no graph of masksim: no {sorted(missing)}")
+
+    def _start_onnxruntime(
+        self, source: Path, threads: int | None
+    ) -> tuple[dict[str, str], tuple[str, ...], Callable[[Mapping[str, Any]], Outputs]]:
+        import onnxruntime
+
+        # Reduced precision is off: ranks tell apart what it would not.
+        provider: tuple[str, dict[str, str]] = {
+            "ort-cpu": ("CPUExecutionProvider", {}),
+            "ort-cuda": ("CUDAExecutionProvider", {"use_tf32": "0"}),
+            "ort-openvino": (
+                "OpenVINOExecutionProvider",
+                {"device_type": "CPU", "precision": "FP32"},
+            ),
+        }[self.backend]
+        available = onnxruntime.get_available_providers()
+        if provider[0] not in available:
+            raise UsageError(
+                f"{self.backend} needs an ONNX Runtime with the {provider[0]}; this one has "
+                f"{', '.join(available)}"
+            )
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or 0
+        options.log_severity_level = 4  # failures are raised
+        options.enable_cpu_mem_arena = False
+        providers = [provider] + [("CPUExecutionProvider", {})] * (self.backend != "ort-cpu")
+        session = onnxruntime.InferenceSession(str(source), options, providers=providers)
+        names = [value.name for value in session.get_outputs()]
+        metadata = {
+            name.removeprefix(PREFIX): text
+            for name, text in session.get_modelmeta().custom_metadata_map.items()
+        }
+
+        def run(feed: Mapping[str, Any]) -> Outputs:
+            return dict(zip(names, session.run(names, dict(feed)), strict=True))
+
+        return metadata, tuple(value.name for value in session.get_inputs()), run
+
+    def _start_openvino(
+        self, source: Path, threads: int | None
+    ) -> tuple[dict[str, str], tuple[str, ...], Callable[[Mapping[str, Any]], Outputs]]:
+        openvino = _openvino()
+        core = openvino.Core()
+        model = core.read_model(source)
+        if source.suffix.lower() == ".xml":
+            info = model.get_rt_info(["masksim"]) if model.has_rt_info(["masksim"]) else {}
+            metadata = {name: _text(value) for name, value in dict(_plain(info)).items()}
+        else:
+            metadata = _onnx_metadata(source.read_bytes())
+        # Where the processor has bfloat16 it would be taken by default.
+        config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
+        if threads:
+            config["INFERENCE_NUM_THREADS"] = threads
+        compiled = core.compile_model(model, "CPU", config)
+        names = [value.get_any_name() for value in compiled.outputs]
+
+        def run(feed: Mapping[str, Any]) -> Outputs:
+            found = compiled(dict(feed))
+            return {name: np.array(found[name]) for name in names}
+
+        return metadata, tuple(value.get_any_name() for value in compiled.inputs), run
+
+    def __call__(
+        self,
+        windows: NDArray[np.uint8],
+        *,
+        side: Sequence[float] | None = None,
+        quality: Sequence[float | None] | None = None,
+    ) -> Outputs:
+        """Run a batch.
+
+        Parameters
+        ----------
+        windows
+            uint8 (images, windows, height, width, 3).
+        side
+            Shorter side of each image, pixels.
+        quality
+            JPEG quality of each file, None if it is no JPEG.
+
+        Returns
+        -------
+        dict
+            By the names of the outputs.
+
+        Raises
+        ------
+        UsageError
+            `side` or `quality` is missing where the graph takes it.
+        ModelError
+            The graph fails.
+        """
+        given: dict[str, Any] = {"side": side}
+        if quality is not None:
+            given["quality"] = [np.nan if value is None else value for value in quality]
+        feed: dict[str, Any] = {"windows": windows}
+        for name in self.inputs:
+            if name == "windows":
+                continue
+            if given.get(name) is None:
+                raise UsageError(f"the rates of this graph depend on the {name} of an image")
+            feed[name] = np.asarray(given[name], dtype=np.float32)
+        try:
+            return self._run(feed)
+        except Exception as error:  # as above
+            raise ModelError(f"the graph failed: {error}", code="model_invalid") from error
+
+
+def _plain(value: Any) -> Any:
+    return value.value if hasattr(value, "value") else value
+
+
+def _text(value: Any) -> str:
+    return str(_plain(value))
+
+
+@dataclass(frozen=True)
+class Verification:
+    """How far a graph is from the detector that it was made of, over some images.
+
+    Attributes
+    ----------
+    images
+        Compared.
+    left_out
+        Images that the detector does not analyse, by the code of the error.
+    tolerance
+        Of similarities.
+    similarity, probability, own_rate, joint_rate
+        Largest absolute difference.
+    own_rates_differ, joint_rates_differ, levels_differ
+        Images with another rate for some generator, another joint rate, and another level that
+        follows from it (strong evidence, evidence, weak evidence, none).
+    wrong_ranks
+        Images whose rates are not those that the detector's calibration gives for the graph's own
+        similarities and traits: 0, whatever the rounding.
+    detector_seconds, graph_seconds
+        Mean time an image, without decoding.
+    backend
+        What ran the graph.
+    """
+
+    images: int
+    left_out: Mapping[str, int]
+    tolerance: float
+    similarity: float
+    probability: float
+    own_rate: float
+    joint_rate: float
+    own_rates_differ: int
+    joint_rates_differ: int
+    levels_differ: int
+    wrong_ranks: int
+    detector_seconds: float
+    graph_seconds: float
+    backend: str
+
+    @property
+    def same(self) -> bool:
+        """Similarities within the tolerance, ranks right, every level equal."""
+        return (
+            self.images > 0
+            and self.similarity <= self.tolerance
+            and not self.wrong_ranks
+            and not self.levels_differ
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give plain values for JSON."""
+        return {**asdict(self), "left_out": dict(self.left_out), "same": self.same}
+
+
+@dataclass
+class _Difference:
+    """Largest differences and counts so far."""
+
+    largest: dict[str, float] = field(default_factory=lambda: dict.fromkeys(_COMPARED, 0.0))
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def add(self, name: str, mine: Any, other: Any) -> None:
+        apart = float(np.abs(np.asarray(mine, np.float64) - np.asarray(other, np.float64)).max())
+        # Not a number compares as nothing; it is as far as can be.
+        self.largest[name] = max(self.largest[name], apart if np.isfinite(apart) else np.inf)
+        if apart > _RATES:
+            self.counts[name] += 1
+
+
+_COMPARED = ("similarity", "probability", "own_rate", "joint_rate")
+
+
+def _level(rate: float) -> str:
+    """Level of a rate in single precision."""
+    return next(
+        (level for limit, level in verdict.LEVELS if np.float32(rate) <= np.float32(limit)),
+        "no evidence",
+    )
+
+
+def verify(
+    graph: GraphRunner,
+    detector: Detector,
+    images: Iterable[str | os.PathLike[str] | NDArray[np.uint8]],
+    *,
+    tolerance: float = TOLERANCE,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Verification:
+    """Compare a graph with the detector that it was made of, on real images.
+
+    Similarities may differ by rounding, and so an image may change places with a calibration photo
+    of nearly the same score; the levels of the verdicts must not differ.
+
+    Parameters
+    ----------
+    graph
+        To be checked.
+    detector
+        With the same `calibrations` as at the export.
+    images
+        Paths, or pixels, uint8 (H, W, 3). Those that the detector refuses are counted apart.
+    tolerance
+        Of similarities, absolute.
+    progress
+        Called with a stage, and how many of how many are done.
+
+    Returns
+    -------
+    Verification
+
+    Raises
+    ------
+    ModelError
+        Code ``model_hash`` if the graph was made of another detector.
+    UsageError
+        There is no image that both can analyse.
+    """
+    if graph.metadata["sha256"] != detector.sha256:
+        raise ModelError(
+            f"the graph was made of the detector {graph.metadata['sha256']}, this is "
+            f"{detector.sha256}",
+            code="model_hash",
+        )
+    chosen = windows_of(detector)
+    names = json.loads(graph.metadata["traits"])
+    found, left_out, seconds = _Difference(), Counter[str](), np.zeros(2)
+    listed = list(images)
+    done = 0
+    for k, image in enumerate(listed):
+        if progress is not None:
+            progress("verify", k, len(listed))
+        try:
+            loaded = load_image(image)
+            pixels, quality = loaded.pixels, loaded.facts.jpeg_quality
+            start = time.perf_counter()
+            similarity, traits = detector.measure_pixels(pixels, quality)
+            rates = detector.rates(similarity, traits)
+            windows = cut_windows(pixels, chosen)
+        except ImageError as error:
+            left_out[error.code] += 1
+            continue
+        middle = time.perf_counter()
+        out = graph(windows[None], side=[min(pixels.shape[:2])], quality=[quality])
+        seconds += [middle - start, time.perf_counter() - middle]
+        done += 1
+        found.add("similarity", out["similarity"][0], similarity)
+        found.add("probability", out["probability"][0], _probabilities(detector, similarity))
+        if rates is None:
+            continue
+        own, joint = out["false_positive_rate"][0], float(out["joint_rate"][0])
+        found.add("own_rate", own, rates.own)
+        found.add("joint_rate", joint, rates.joint)
+        found.counts["level"] += _level(joint) != _level(rates.joint)
+        seen = traits.copy()
+        for name, value in zip(names, out["traits"][0].astype(np.float64), strict=True):
+            seen[TRAITS.index(name)] = value
+        again = detector.rates(out["similarity"][0].astype(np.float64), seen)
+        found.counts["ranks"] += again is None or not (
+            np.allclose(again.own, own, rtol=0, atol=_RATES) and abs(again.joint - joint) <= _RATES
+        )
+    if progress is not None:
+        progress("verify", len(listed), len(listed))
+    if not done:
+        raise UsageError(f"no image to compare; left out, by reason: {dict(left_out)}")
+    return Verification(
+        images=done,
+        left_out=dict(left_out),
+        tolerance=tolerance,
+        **found.largest,
+        own_rates_differ=found.counts["own_rate"],
+        joint_rates_differ=found.counts["joint_rate"],
+        levels_differ=found.counts["level"],
+        wrong_ranks=found.counts["ranks"],
+        detector_seconds=float(seconds[0] / done),
+        graph_seconds=float(seconds[1] / done),
+        backend=graph.backend,
+    )
+
+
+def _probabilities(detector: Detector, similarity: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Probabilities (G,) of similarities, by the heads' own parameters."""
+    from masksim.model import probability
+
+    parts = []
+    for branch in detector.file.branches:
+        names = ("a", "b") if branch.head == "shared" else ("clf_a", "clf_b")
+        parts.append([np.atleast_1d(branch.tensors[name]).astype(np.float64) for name in names])
+    a, b = (np.concatenate(part) for part in zip(*parts, strict=True))
+    found: NDArray[np.float64] = probability(similarity, a, b)
+    return found
