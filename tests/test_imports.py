@@ -36,7 +36,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "train_original",
         "train_residual",
     ),
-    ("audit", "cli_evaluate", "cli_train"),
+    ("audit", "cli_evaluate", "cli_export", "cli_train"),
     ("cli_audit",),
     ("cli",),
     ("__init__", "__main__"),

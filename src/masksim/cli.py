@@ -1,9 +1,9 @@
 """The command ``masksim``.
 
 Results go to stdout, messages and progress to stderr. Exit codes: 0 everything was analysed,
-1 ``audit --strict`` found a claim exceeded, 2 wrong usage, 3 at least one image could not be
-analysed, 4 the detector cannot be used, 5 data; 130 after Ctrl-C, 141 where the reader of stdout
-has gone.
+1 ``audit --strict`` found a claim exceeded or ``export verify`` a difference, 2 wrong usage, 3 at
+least one image could not be analysed, 4 the detector cannot be used, 5 data; 130 after Ctrl-C, 141
+where the reader of stdout has gone.
 
 Nothing heavy is imported here, but inside the commands, so that ``masksim --help`` is quick.
 """
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from masksim import __version__, cli_audit, cli_data, cli_evaluate, cli_train
+from masksim import __version__, cli_audit, cli_data, cli_evaluate, cli_export, cli_train
 from masksim.console import (
     NO_READER,
     Json,
@@ -374,6 +374,7 @@ app.command()(cli_evaluate.evaluate)
 app.command()(cli_train.train)
 app.command()(cli_train.train_residual)
 app.add_typer(cli_data.app)
+app.add_typer(cli_export.app)
 
 
 if __name__ == "__main__":

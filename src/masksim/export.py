@@ -58,6 +58,7 @@ _GIVEN = {
     "side": "shorter side of the whole image, pixels",
     "quality": "JPEG quality of the file, 1 to 100, as masksim estimates it; NaN if it is no JPEG",
 }
+_END = np.iinfo(np.int32).max
 _LOWEST = float(np.finfo(np.float32).min)
 _RATES = 1e-6  # rates are ratios of small integers, in single precision
 _TRAIT_BLOCK, _TRAIT_LEAST = 32, 0.05  # as in `masksim.traits`
@@ -122,9 +123,10 @@ class _Graph:
 
     def reshape(self, value: str, *sizes: int | str) -> str:
         """Reshape to constants and one-element values."""
+        whole = [size for size in sizes if isinstance(size, int)]
+        if len(whole) == len(sizes):
+            return self("Reshape", value, self.ints(*whole))
         parts = [self.ints(size) if isinstance(size, int) else size for size in sizes]
-        if all(isinstance(size, int) for size in sizes):
-            return self("Reshape", value, self.ints(*(s for s in sizes if isinstance(s, int))))
         return self("Reshape", value, self("Concat", *parts, axis=0))
 
     def side(self, value: str, axis: int) -> str:
@@ -136,7 +138,9 @@ class _Graph:
         import onnx
 
         model = onnx.load_model_from_string(source)
-        versions = {entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")}
+        versions = {
+            entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")
+        }
         if versions != {OPSET}:
             raise ModelError(f"the residual graph is of opset {versions}, expected {OPSET}")
         names = {model.graph.input[0].name: value, "": ""}
@@ -162,39 +166,38 @@ class _Graph:
         return names[model.graph.output[0].name]
 
 
-def _angles(rows: NDArray[Any], columns: NDArray[Any], n: int) -> NDArray[np.float64]:
-    """Angles of a Fourier transform, their integer parts reduced first: exact for any size."""
-    turns: NDArray[np.float64] = 2 * np.pi / n * (np.outer(rows, columns) % n)
-    return turns
+def _transform(n: int, count: int, window: NDArray[np.float64]) -> list[NDArray[np.float64]]:
+    """Cosines and sines (count, n) of the frequencies from 0, times a window, orthonormal."""
+    # The integer part of the angles is taken out first: exact for any size.
+    turns = 2 * np.pi / n * (np.outer(np.arange(count), np.arange(n)) % n)
+    return [wave(turns) * window / np.sqrt(n) for wave in (np.cos, np.sin)]
 
 
-def _along_columns(n: int, count: int, window: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Matrix (n, 2 count) that transforms rows of n samples: real parts, then imaginary ones."""
-    angles = _angles(np.arange(n), np.arange(count), n)
-    parts = np.concatenate([np.cos(angles), -np.sin(angles)], axis=1)
-    found: NDArray[np.float64] = parts * window[:, None] / np.sqrt(n)
+def _shifted(n: int) -> NDArray[np.int64]:
+    """Where the rows of a shifted spectrum stand among those of `_powers`, one after the other."""
+    u = np.arange(n) - n // 2
+    found: NDArray[np.int64] = np.where(u >= 0, u, n // 2 + 1 - u)
     return found
 
 
-def _along_rows(n: int, window: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Matrix (2 n, n): cosines, then sines, of frequencies from -n // 2 upwards (shifted)."""
-    angles = _angles(np.arange(n) - n // 2, np.arange(n), n)
-    found: NDArray[np.float64] = np.concatenate([np.cos(angles), np.sin(angles)]) * window
-    return found / np.sqrt(n)
-
-
-def _power(g: _Graph, cosines: str, sines: str, count: int) -> str:
-    """Squared magnitude, of both products with `_along_rows` of what `_along_columns` gave."""
-    (cosine_re, cosine_im), (sine_re, sine_im) = (
-        g.split(part, -1, count, count) for part in (cosines, sines)
+def _powers(
+    g: _Graph, real: str, imaginary: str, n: int, window: NDArray[np.float64]
+) -> tuple[str, str]:
+    """Transform along the rows (..., n, columns), to powers at +u and at -u, u = 0 to n // 2."""
+    cosines, sines = (g.constant(wave) for wave in _transform(n, n // 2 + 1, window))
+    a, b = g("MatMul", cosines, real), g("MatMul", sines, imaginary)
+    c, d = g("MatMul", cosines, imaginary), g("MatMul", sines, real)
+    parts = (
+        (g("Add", a, b), g("Sub", c, d)),
+        (g("Sub", a, b), g("Add", c, d)),
     )
-    real, imaginary = g("Add", cosine_re, sine_im), g("Sub", cosine_im, sine_re)
-    return g("Add", g("Mul", real, real), g("Mul", imaginary, imaginary))
+    above, below = (g("Add", g("Mul", re, re), g("Mul", im, im)) for re, im in parts)
+    return above, below
 
 
-def _segments(g: _Graph, value: str, axis: int, segment: int, hop: int) -> str:
-    """Put the segments of an axis in its place: (..., n, ...) -> (..., k, segment, ...)."""
-    last = g("Sub", g.side(value, axis), g.ints(segment - 1))
+def _segments(g: _Graph, value: str, segment: int, hop: int) -> str:
+    """Segments of rows: (N, C, n, m) -> (N, C, k, segment, m)."""
+    last = g("Sub", g.side(value, 2), g.ints(segment - 1))
     last = g("Squeeze", last, g.ints(0))
     starts = g("Range", g.constant(0, np.int64), last, g.constant(hop, np.int64))
     at = g(
@@ -202,7 +205,7 @@ def _segments(g: _Graph, value: str, axis: int, segment: int, hop: int) -> str:
         g("Unsqueeze", starts, g.ints(1)),
         g.constant(np.arange(segment)[None], np.int64),
     )
-    return g("Gather", value, at, axis=axis)
+    return g("Gather", value, at, axis=2)
 
 
 def _cells(g: _Graph, residual: str, windows: str, config: FeatureConfig, hop: int) -> str:
@@ -210,13 +213,21 @@ def _cells(g: _Graph, residual: str, windows: str, config: FeatureConfig, hop: i
     n = config.segment
     half = n // 2  # the column of the Nyquist frequency is not used
     line = np.sqrt(np.diag(hann_window(n)).astype(np.float64))
-    tiles = _segments(g, residual, 3, n, hop)  # (N, C, H, nx, n)
-    tiles = g("MatMul", tiles, g.constant(_along_columns(n, half, line)))
-    tiles = _segments(g, tiles, 2, n, hop)  # (N, C, ny, n, nx, 2 half)
-    tiles = g("MatMul", g.constant(_along_rows(n, line)), g.reshape(tiles, 0, 0, 0, 0, -1))
-    tiles = g.reshape(tiles, 0, 0, 0, 2 * n, -1, 2 * half)
-    power = _power(g, *g.split(tiles, 3, n, n), half)
-    log = g.mean(g("Log", g("Add", power, g.constant(config.floor))), 2, 4)  # (N, C, n, half)
+    # Whole rows are copied to segments: fast. So columns are made rows, and rows again.
+    tiles = _segments(g, g("Transpose", residual, perm=[0, 1, 3, 2]), n, hop)  # (N, C, nx, n, H)
+    cosines, sines = _transform(n, half, line)
+    parts = []
+    for wave in (cosines, -sines):
+        part = g("MatMul", g.constant(wave), tiles)  # (N, C, nx, half, H)
+        part = g("Reshape", part, g("Concat", g.ints(0, 0, -1), g.side(part, 4), axis=0))
+        part = g("Transpose", part, perm=[0, 1, 3, 2])
+        parts.append(_segments(g, part, n, hop))  # (N, C, ny, n, nx half)
+    means = []
+    for power in _powers(g, *parts, n, line):
+        log = g("Log", g("Add", power, g.constant(config.floor)))
+        means.append(g.mean(g.reshape(log, 0, 0, 0, half + 1, -1, half), 2, 4))
+    rows = g.constant(_shifted(n), np.int64)
+    log = g("Gather", g("Concat", *means, axis=2), rows, axis=2)  # (N, C, n, half)
     images = g.mean(_by_image(g, log, windows, g.side(log, 1), n, half), 1)
     cell = [config.cell, config.cell]
     return g("AveragePool", images, kernel_shape=cell, strides=cell)
@@ -232,24 +243,43 @@ def _probability(g: _Graph, similarity: str, a: Any, b: Any) -> str:
     return g("Sigmoid", g("Add", g("Mul", similarity, g.constant(scale)), g.constant(b)))
 
 
-def _shared(g: _Graph, branch: Branch, pixels: str, windows: str, maps: bool) -> dict[str, str]:
-    """All heads on one residual bank; `pixels` are levels, float (images * windows, 3, H, W)."""
+def _luma(g: _Graph, pixels: str) -> str:
+    """Thousandths of a level: an integer where the levels are, so without rounding."""
+    parts = g.split(pixels, 1, 1, 1, 1)
+    weighted = [
+        g("Mul", part, g.constant(weight))
+        for part, weight in zip(parts, (299, 587, 114), strict=True)
+    ]
+    return g("Add", g("Add", *weighted[:2]), weighted[2])
+
+
+def _shared(
+    g: _Graph, branch: Branch, pixels: str, bright: str, windows: str, maps: bool
+) -> dict[str, str]:
+    """All heads on one residual bank.
+
+    `pixels` are levels, float (images * windows, 3, H, W), `bright` their `_luma`.
+    """
     values = dict(branch.preprocess) | dict(branch.spectrum)
     values.pop("colour")
     config = FeatureConfig.from_dict(values)
     limit = float(branch.head_config["limit"])
     heads = SharedHeads.from_tensors(branch.tensors, limit)
-    # Thousandths of a level of luma, B - luma and R - luma: integers, without rounding.
-    luma = np.array([299, 587, 114])
-    mix = np.stack([luma, [-299, -587, 886], [701, -587, -114]])
-    planes = g("Conv", pixels, g.constant(mix[:, :, None, None]))
-    bright, colour = g.split(planes, 1, 1, 2)
-    colour = g("AveragePool", colour, kernel_shape=[2, 2], strides=[2, 2])
+    # Chroma is averaged over 2x2 pixels: of the channels, which are integers, without rounding.
+    small = g("AveragePool", pixels, kernel_shape=[2, 2], strides=[2, 2])
+    luma = _luma(g, small)
     # Cb, then Cr, each in [0, 1] with grey at a half, doubled.
-    scale = 1 / (255_000 * (1 - np.array([0.114, 0.299])))[:, None, None]
+    colours = [
+        g(
+            "Mul",
+            g("Sub", g("Mul", g.slice(small, 1, k, k + 1), g.constant(1000)), luma),
+            g.constant(1 / (255_000 * (1 - weight))),
+        )
+        for k, weight in ((2, 0.114), (0, 0.299))
+    ]
     groups = [
         g("Mul", bright, g.constant(1 / 255_000)),
-        g("Add", g("Mul", colour, g.constant(scale)), g.constant(1.0)),
+        g("Add", g("Concat", *colours, axis=1), g.constant(1)),
     ]
     cells = [
         _cells(g, g.inline(branch.onnx, group, "residual_0_"), windows, config, hop)
@@ -304,36 +334,38 @@ def _colour(g: _Graph, windows: str, pixels: str, space: str) -> str:
     return g("Div", g.cast(g("Concat", *planes, axis=1)), g.constant(255))
 
 
-def _original(
-    g: _Graph, branch: Branch, planes: str, number: int, maps: bool
-) -> dict[str, str]:
+def _original(g: _Graph, branch: Branch, planes: str, number: int, maps: bool) -> dict[str, str]:
     """One generator of the original, on its own residual."""
     head = OriginalHead.from_tensors(branch.tensors)
     residual = g.inline(branch.onnx, planes, f"residual_{number}_")
     height, width = head.masks.shape[-2:]
     count = width // 2 + 1
-    none_y, none_x = np.ones(height), np.ones(width)
-    tiles = g("MatMul", residual, g.constant(_along_columns(width, count, none_x)))
-    tiles = g("MatMul", g.constant(_along_rows(height, none_y)), tiles)
-    power = _power(g, *g.split(tiles, 2, height, height), count)
-    epsilon = float(branch.spectrum["epsilon"])
-    half = g("Log", g("Add", g("Sqrt", power), g.constant(epsilon)))
-    # The value at (-u, -v) is that at (u, v): rows mirrored about frequency 0, in the middle.
-    frequency = np.arange(width) - width // 2
+    cosines, sines = _transform(width, count, np.ones(width))
+    parts = [
+        g("MatMul", residual, g.constant(np.ascontiguousarray(wave.T)))
+        for wave in (cosines, -sines)
+    ]
+    epsilon = g.constant(float(branch.spectrum["epsilon"]))
+    logs = [
+        g("Log", g("Add", g("Sqrt", power), epsilon))
+        for power in _powers(g, *parts, height, np.ones(height))
+    ]
+    rows = _shifted(height)
+    both = g("Concat", *logs, axis=2)
+    half = g("Gather", both, g.constant(rows, np.int64), axis=2)
+    # The value at (-u, -v) is that at (u, v); the Nyquist column is its own mirror.
+    v = np.arange(width) - width // 2
     mirrored = (2 * (height // 2) - np.arange(height)) % height
-    negative = (-frequency[frequency < 0]) % width
-    left = g("Gather", half, g.constant(negative, np.int64), axis=3)
-    rows = g("Gather", left, g.constant(mirrored, np.int64), axis=2)
-    if width % 2 == 0:  # the Nyquist column is its own mirror: not turned
-        rows = g("Concat", g.slice(left, 3, 0, 1), g.slice(rows, 3, 1, width), axis=3)
+    turned = g("Gather", half, g.constant(mirrored, np.int64), axis=2)
+    left = g("Gather", turned, g.constant(-v[v < 0], np.int64), axis=3)
+    if width % 2 == 0:
+        left = g("Concat", g.slice(half, 3, count - 1, count), g.slice(left, 3, 1, _END), axis=3)
     right = g.slice(half, 3, 0, width - width // 2)
-    log = g("Concat", rows, right, axis=3)
+    log = g("Concat", left, right, axis=3)
     mixed = g("Conv", log, g.constant(head.mixing[:, :, None, None]))
     scores, shown = [], []
     for mask, reference in zip(head.masks, head.references, strict=True):
-        vector = g(
-            "Add", g("Mul", mixed, g.constant(mask * head.scale)), g.constant(head.shift)
-        )
+        vector = g("Add", g("Mul", mixed, g.constant(mask * head.scale)), g.constant(head.shift))
         norm = g("Sqrt", g.sum(g("Mul", vector, vector), 2, 3, keep=True))
         norm = g("Max", norm, g.constant(COSINE_EPSILON))
         product_ = g("Mul", vector, g.constant(reference))
@@ -358,8 +390,10 @@ def _original(
 
 
 def _energy(g: _Graph, plane: str) -> str:
-    """Mean over blocks of the logarithm of the mean squared cross difference: (N, 1, H, W) -> (N,)."""
-    cross = g("Conv", plane, g.constant([[[[1, -1], [-1, 1]]]]))
+    """Average the logarithm of the mean squared cross difference of blocks: -> (N,)."""
+    upper, lower = (g.slice(plane, 2, k, k - 1 or _END) for k in (0, 1))
+    rows = g("Sub", upper, lower)
+    cross = g("Sub", *(g.slice(rows, 3, k, k - 1 or _END) for k in (0, 1)))
     squared = g("Mul", cross, cross)
     sizes: list[str] = []
     for axis in (2, 3):
@@ -372,16 +406,18 @@ def _energy(g: _Graph, plane: str) -> str:
     return g.mean(g("Log", g("Add", means, g.constant(_TRAIT_LEAST))), 1, 2)
 
 
-def _traits(g: _Graph, pixels: str, windows: str, distance: str | None) -> dict[str, str]:
-    """What windows show of the traits of `masksim.traits.measure`, each (images, 1)."""
-    luma = g("Conv", pixels, g.constant(np.array([0.299, 0.587, 0.114])[None, :, None, None]))
+def _traits(
+    g: _Graph, pixels: str, bright: str, windows: str, distance: str | None
+) -> dict[str, str]:
+    """Measure what windows show of the traits of `masksim.traits`, each (images, 1)."""
+    luma = g("Mul", bright, g.constant(0.001))
     half = g("AveragePool", luma, kernel_shape=[2, 2], strides=[2, 2])
     green = g.slice(pixels, 1, 1, 2)
     others = g.slice(pixels, 1, 0, 3, 2)
     upper = g.slice(pixels, 2, 0, -1)
     corner = g.slice(upper, 3, 0, -1)
-    right = g.slice(upper, 3, 1, np.iinfo(np.int32).max)
-    below = g.slice(g.slice(pixels, 2, 1, np.iinfo(np.int32).max), 3, 0, -1)
+    right = g.slice(upper, 3, 1, _END)
+    below = g.slice(g.slice(pixels, 2, 1, _END), 3, 0, -1)
     change = g("Add", *(g("Abs", g("Sub", corner, other)) for other in (right, below)))
     same = g.cast(g("Equal", g.sum(change, 1), g.constant(0)))
     columns = [
@@ -647,8 +683,8 @@ def export_onnx(detector: Detector, *, maps: bool = False) -> bytes:
     Raises
     ------
     ModelError
-        Code ``onnx_missing`` without the package; ``model_invalid`` for a detector that is no single
-        graph, see `windows_of`, or whose maps have different sizes.
+        Code ``onnx_missing`` without the package; ``model_invalid`` for a detector that is no
+        single graph, see `windows_of`, or whose maps have different sizes.
     """
     try:
         import onnx
@@ -665,9 +701,10 @@ def export_onnx(detector: Detector, *, maps: bool = False) -> bytes:
     levels = g("Transpose", g.cast("windows"), perm=[0, 1, 4, 2, 3])
     height, width = (g.side("windows", axis) for axis in (2, 3))
     pixels = g.reshape(levels, -1, 3, height, width)
+    bright = _luma(g, pixels)
     found: dict[str, str] = {}
     if shared:
-        found = _shared(g, branches[0], pixels, "windows", maps)
+        found = _shared(g, branches[0], pixels, bright, "windows", maps)
     else:
         spaces = sorted({str(branch.preprocess["colour"]) for branch in branches})
         planes = {space: _colour(g, "windows", pixels, space) for space in spaces}
@@ -680,7 +717,7 @@ def export_onnx(detector: Detector, *, maps: bool = False) -> bytes:
             raise ModelError(f"the maps of this detector have different sizes: {sorted(sizes)}")
         for name in parts[0]:
             found[name] = g("Concat", *(part[name] for part in parts), axis=1)
-    traits = _traits(g, pixels, "windows", found.pop("distance", None))
+    traits = _traits(g, pixels, bright, "windows", found.pop("distance", None))
     names = [name for name in MEASURED if name in traits]
     found["traits"] = g("Concat", *(traits[name] for name in names), axis=1)
     strata: list[dict[str, Any]] = []
@@ -777,7 +814,7 @@ def export_onnx(detector: Detector, *, maps: bool = False) -> bytes:
         "strata": json.dumps(strata),
         "inputs": json.dumps({entry.name: entry.doc_string for entry in inputs}),
         "outputs": json.dumps({entry.name: entry.doc_string for entry in outputs}),
-        "levels": json.dumps(dict((level, limit) for limit, level in verdict.LEVELS)),
+        "levels": json.dumps({level: limit for limit, level in verdict.LEVELS}),
     }
     helper.set_model_props(model, {f"{PREFIX}{name}": text for name, text in metadata.items()})
     checker.check_model(model, full_check=True)
@@ -785,9 +822,7 @@ def export_onnx(detector: Detector, *, maps: bool = False) -> bytes:
     return bytes(model.SerializeToString(deterministic=True))
 
 
-def _described(
-    population: str, calibration: Calibration, places: _Places
-) -> list[dict[str, Any]]:
+def _described(population: str, calibration: Calibration, places: _Places) -> list[dict[str, Any]]:
     at = calibration.strata.place(calibration.traits)
     rows = []
     for place in places.strata:
@@ -808,12 +843,12 @@ def _output_texts(shared: bool) -> dict[str, str]:
     what = "channel, row and column of cells" if shared else "channel, row and column"
     return {
         "similarity": "Cosine with each generator's reference, in [-1, 1].",
-        "probability": "Logistic output of each head, for equally many real and synthetic images; "
-        "not the probability that this image is synthetic.",
-        "false_positive_rate": "Share of real photos that score at least as high for this generator "
-        "alone, in (0, 1].",
-        "joint_rate": "Share of real photos that score at least as high for some generator, in "
-        "(0, 1]: the rate of the verdict, corrected for having asked all generators.",
+        "probability": "Logistic output of each head, for equally many real and synthetic "
+        "images; not the probability that this image is synthetic.",
+        "false_positive_rate": "Share of real photos that score at least as high for this "
+        "generator alone, in (0, 1].",
+        "joint_rate": "Share of real photos that score at least as high for some generator, "
+        "in (0, 1]: the rate of the verdict, corrected for having asked all generators.",
         "stratum": "Which photos the rates were measured on: an index into the metadata "
         f"{PREFIX}strata.",
         "traits": f"What the windows show; the names are in the metadata {PREFIX}traits.",
@@ -1024,11 +1059,16 @@ class GraphRunner:
         if threads:
             config["INFERENCE_NUM_THREADS"] = threads
         compiled = core.compile_model(model, "CPU", config)
-        names = [value.get_any_name() for value in compiled.outputs]
+        described = json.loads(metadata.get("outputs", "{}"))
+        # A value may have further names, of nodes that were folded into it.
+        names = [
+            next((name for name in value.get_names() if name in described), value.get_any_name())
+            for value in compiled.outputs
+        ]
 
         def run(feed: Mapping[str, Any]) -> Outputs:
             found = compiled(dict(feed))
-            return {name: np.array(found[name]) for name in names}
+            return {name: np.array(found[k]) for k, name in enumerate(names)}
 
         return metadata, tuple(value.get_any_name() for value in compiled.inputs), run
 
