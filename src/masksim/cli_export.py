@@ -1,4 +1,4 @@
-"""The commands ``masksim export ...``: a detector for other runtimes, and whether it is the same."""
+"""The commands ``masksim export``: a detector for other runtimes, and whether it is the same."""
 
 from __future__ import annotations
 

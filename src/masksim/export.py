@@ -181,17 +181,18 @@ def _shifted(n: int) -> NDArray[np.int64]:
 
 
 def _powers(
-    g: _Graph, real: str, imaginary: str, n: int, window: NDArray[np.float64]
+    g: _Graph, parts: Sequence[str], n: int, window: NDArray[np.float64]
 ) -> tuple[str, str]:
     """Transform along the rows (..., n, columns), to powers at +u and at -u, u = 0 to n // 2."""
     cosines, sines = (g.constant(wave) for wave in _transform(n, n // 2 + 1, window))
+    real, imaginary = parts
     a, b = g("MatMul", cosines, real), g("MatMul", sines, imaginary)
     c, d = g("MatMul", cosines, imaginary), g("MatMul", sines, real)
-    parts = (
+    pairs = (
         (g("Add", a, b), g("Sub", c, d)),
         (g("Sub", a, b), g("Add", c, d)),
     )
-    above, below = (g("Add", g("Mul", re, re), g("Mul", im, im)) for re, im in parts)
+    above, below = (g("Add", g("Mul", re, re), g("Mul", im, im)) for re, im in pairs)
     return above, below
 
 
@@ -223,7 +224,7 @@ def _cells(g: _Graph, residual: str, windows: str, config: FeatureConfig, hop: i
         part = g("Transpose", part, perm=[0, 1, 3, 2])
         parts.append(_segments(g, part, n, hop))  # (N, C, ny, n, nx half)
     means = []
-    for power in _powers(g, *parts, n, line):
+    for power in _powers(g, parts, n, line):
         log = g("Log", g("Add", power, g.constant(config.floor)))
         means.append(g.mean(g.reshape(log, 0, 0, 0, half + 1, -1, half), 2, 4))
     rows = g.constant(_shifted(n), np.int64)
@@ -310,7 +311,7 @@ def _shared(
     return found
 
 
-def _colour(g: _Graph, windows: str, pixels: str, space: str) -> str:
+def _colour(g: _Graph, pixels: str, space: str) -> str:
     """Planes as `masksim.preprocess.to_colour` gives them."""
     if space == "RGB":
         return g("Div", pixels, g.constant(255))
@@ -319,8 +320,8 @@ def _colour(g: _Graph, windows: str, pixels: str, space: str) -> str:
         blue = (np.array([0, 0, 1]) - luma) / (2 * (1 - luma[2]))
         red = (np.array([1, 0, 0]) - luma) / (2 * (1 - luma[0]))
         mix = np.stack([luma, blue, red])[:, :, None, None] / 255
-        planes = g("Conv", pixels, g.constant(mix), g.constant([0, 0.5, 0.5]))
-        return g("Clip", planes, g.constant(0), g.constant(1))
+        full = g("Conv", pixels, g.constant(mix), g.constant([0, 0.5, 0.5]))
+        return g("Clip", full, g.constant(0), g.constant(1))
     # The floor of the original, in integers; nothing is negative, so a division is a floor.
     whole = g.cast(pixels, "INT32")
     parts = g.split(whole, 1, 1, 1, 1)
@@ -348,7 +349,7 @@ def _original(g: _Graph, branch: Branch, planes: str, number: int, maps: bool) -
     epsilon = g.constant(float(branch.spectrum["epsilon"]))
     logs = [
         g("Log", g("Add", g("Sqrt", power), epsilon))
-        for power in _powers(g, *parts, height, np.ones(height))
+        for power in _powers(g, parts, height, np.ones(height))
     ]
     rows = _shifted(height)
     both = g("Concat", *logs, axis=2)
@@ -707,7 +708,7 @@ def export_onnx(detector: Detector, *, maps: bool = False) -> bytes:
         found = _shared(g, branches[0], pixels, bright, "windows", maps)
     else:
         spaces = sorted({str(branch.preprocess["colour"]) for branch in branches})
-        planes = {space: _colour(g, "windows", pixels, space) for space in spaces}
+        planes = {space: _colour(g, pixels, space) for space in spaces}
         parts = [
             _original(g, branch, planes[str(branch.preprocess["colour"])], k, maps)
             for k, branch in enumerate(branches)
@@ -1003,7 +1004,7 @@ class GraphRunner:
             raise
         except Exception as error:  # the runtimes' exceptions have no common base but this
             raise ModelError(f"{source} is invalid: {error}", code="model_invalid") from error
-        if missing := {"sha256", "windows", "traits"} - set(self.metadata):
+        if missing := {"sha256", "windows", "traits", "strata"} - set(self.metadata):
             raise ModelError(f"{source} is no graph of masksim: no {sorted(missing)}")
 
     def _start_onnxruntime(
@@ -1178,8 +1179,15 @@ class Verification:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Give plain values for JSON."""
-        return {**asdict(self), "left_out": dict(self.left_out), "same": self.same}
+        """Give plain values for JSON; None for a difference that is not finite."""
+        plain = {
+            name: None if isinstance(value, float) and not np.isfinite(value) else value
+            for name, value in asdict(self).items()
+        }
+        return {**plain, "left_out": dict(self.left_out), "same": self.same}
+
+
+_COMPARED = ("similarity", "probability", "own_rate", "joint_rate")
 
 
 @dataclass
@@ -1193,11 +1201,7 @@ class _Difference:
         apart = float(np.abs(np.asarray(mine, np.float64) - np.asarray(other, np.float64)).max())
         # Not a number compares as nothing; it is as far as can be.
         self.largest[name] = max(self.largest[name], apart if np.isfinite(apart) else np.inf)
-        if apart > _RATES:
-            self.counts[name] += 1
-
-
-_COMPARED = ("similarity", "probability", "own_rate", "joint_rate")
+        self.counts[name] += not apart <= _RATES
 
 
 def _level(rate: float) -> str:
@@ -1243,13 +1247,19 @@ def verify(
     ModelError
         Code ``model_hash`` if the graph was made of another detector.
     UsageError
-        There is no image that both can analyse.
+        Its rates are of other photos, or there is no image that both can analyse.
     """
     if graph.metadata["sha256"] != detector.sha256:
         raise ModelError(
             f"the graph was made of the detector {graph.metadata['sha256']}, this is "
             f"{detector.sha256}",
             code="model_hash",
+        )
+    populations = {row["population"] for row in json.loads(graph.metadata["strata"])}
+    if populations != set(detector.calibrations):
+        raise UsageError(
+            f"the graph's rates are of the photos {sorted(populations)}, the detector's of "
+            f"{sorted(detector.calibrations)}"
         )
     chosen = windows_of(detector)
     names = json.loads(graph.metadata["traits"])
