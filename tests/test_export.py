@@ -384,7 +384,8 @@ def test_all_kinds_of_originals_in_one_graph(tmp_path: Path, window: int) -> Non
 
 def test_calibrated_originals_have_rates(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    arrays = {"real_similarities": rng.normal(0, 0.05, size=(50, 1)).astype(np.float32)}
+    scores = rng.normal(0, 0.05, size=(50, 1)).astype(np.float32)
+    arrays: dict[str, NDArray[Any]] = {"real_similarities": scores}
     detector = of_branches(original("sd1"), calibration=arrays)
     pixels = fixture.image(80, 80)
     runner = run_on(detector, tmp_path)
@@ -631,7 +632,7 @@ def test_the_recipe_of_the_page_chooses_the_same_windows() -> None:
     exec(compile(code, str(PAGE), "exec"), scope)
     rng = np.random.default_rng(0)
     sizes = [(512, 512), (256, 256), (519, 2000), (511, 900), (900, 300), (4000, 3000), (1536, 530)]
-    sizes += [tuple(int(n) for n in rng.integers(256, 2500, 2)) for _ in range(30)]
+    sizes += [(int(h), int(w)) for h, w in rng.integers(256, 2500, (30, 2))]
     for height, width in sizes:
         # A pixel tells where it stands, so equal pixels are equal corners.
         y, x = np.mgrid[:height, :width]

@@ -5,7 +5,7 @@ among real photos. `export_onnx` writes it, `write_openvino` converts it, `Graph
 `verify` compares it with the detector that it was made of.
 
 The operators are those of opset 15, which any ONNX Runtime since 1.10 reads. Fourier transforms are
-two matrix products: the operator ``DFT`` is younger, slower in ONNX Runtime, and missing elsewhere.
+two matrix products: the operator ``DFT`` is younger, and slower in ONNX Runtime.
 """
 
 from __future__ import annotations
