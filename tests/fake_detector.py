@@ -110,6 +110,9 @@ class Detector:
         "built-in": Calibration(np.linspace(0, 1, SAMPLE_SIZE)[:, None].repeat(3, axis=1))
     }
 
+    def part(self, height: int, width: int) -> tuple[int, int, int, int]:
+        return 0, 0, height, width
+
     def detect(self, image: Any, *, name: str | None = None) -> Detection:
         loaded = image if isinstance(image, LoadedImage) else load_image(image, name=name)
         if min(loaded.pixels.shape[:2]) < 256:

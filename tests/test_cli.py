@@ -88,7 +88,12 @@ def test_text_of_one_image(run: Callable[..., Any], photo: Path) -> None:
     assert done.exit_code == 0
     assert done.stdout.startswith(f"{photo}\n  No evidence of a known generator's")
     assert done.stderr == ""
-    assert fake.calls == [{"path": None, "threads": None, "providers": ["CPUExecutionProvider"]}]
+    assert fake.calls == [
+        {
+            "path": None, "threads": None, "providers": ["CPUExecutionProvider"],
+            "stability": True, "population": "auto", "likelihood_ratio": False,
+        }
+    ]  # fmt: skip
 
 
 def test_json_lines_in_the_order_given(run: Callable[..., Any], photo: Path) -> None:
@@ -208,7 +213,12 @@ def test_no_cuda(run: Callable[..., Any], photo: Path, monkeypatch: pytest.Monke
     both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: both)
     assert run("detect", "--device", "cuda", "--threads", "3", photo).exit_code == 0
-    assert fake.calls == [{"path": None, "threads": 3, "providers": both}]
+    (call,) = fake.calls
+    assert (call["threads"], call["providers"]) == (3, both)
+    asked = run("detect", "--quick", "--population", "x", "--likelihood-ratio", photo)
+    assert asked.exit_code == 0
+    options = {"stability": False, "population": "x", "likelihood_ratio": True}
+    assert options.items() <= fake.calls[-1].items()
 
 
 @pytest.mark.parametrize(
@@ -250,7 +260,11 @@ def test_version_and_help(run: Callable[..., Any]) -> None:
 def test_info(run: Callable[..., Any]) -> None:
     facts = json.loads(run("info", "--json").stdout)
     assert facts["generators"] == list(fake.GENERATORS)
-    assert facts["calibration"] == {"sample_size": fake.SAMPLE_SIZE}
+    stratum = {"stratum": "all", "photos": fake.SAMPLE_SIZE, "sources": fake.SAMPLE_SIZE}
+    assert facts["calibration"] == {
+        "sample_size": fake.SAMPLE_SIZE,
+        "populations": {"built-in": [stratum]},
+    }
     assert facts["branches"][0]["preprocess"] == {"window": 256, "windows": 5}
     assert facts["sha256"] == fake.Detector.sha256
     text = run("info").stdout

@@ -16,8 +16,10 @@ from PIL import Image
 
 import make_original_fixture as fixture  # type: ignore[import-not-found]
 import masksim
+from conftest import make_natural, plant  # type: ignore[import-not-found]
+from masksim.calibration import Interval, Rates
 from masksim.checkpoint import Branch, DetectorFile, import_original
-from masksim.detector import Detection, Detector, load_detector
+from masksim.detector import PROBES, Detection, Detector, load_detector
 from masksim.errors import ImageError, ModelError, UsageError
 from masksim.features import shared_features
 from masksim.image import load_image
@@ -30,7 +32,8 @@ Natural = Callable[..., NDArray[np.uint8]]
 
 @pytest.fixture(scope="module")
 def detector(trained: Any) -> Detector:
-    return load_detector(trained.folder, threads=1)
+    # Few photos and made patterns: what small re-encodings do to them has tests of its own.
+    return load_detector(trained.folder, threads=1, stability=False)
 
 
 @pytest.fixture(scope="module")
@@ -337,6 +340,147 @@ def test_small_images_get_a_caution(
         assert y + high <= height
 
 
+# --- why nothing can be concluded ----------------------------------------------------------------
+
+
+def reasons(detector: Detector, image: Any) -> list[str]:
+    return [reason.code for reason in detector.detect(image).verdict.reasons]
+
+
+@pytest.fixture
+def convinced(trained: Any) -> Detector:
+    """A detector for which every image is rare: all its photos score low."""
+    file = DetectorFile.load(trained.folder)
+    arrays = dict(file.calibration or {})
+    arrays["real_similarities"] = np.full_like(arrays["real_similarities"], -1.0)
+    return Detector(replace(file, calibration=arrays))
+
+
+def jpeg(pixels: NDArray[np.uint8], quality: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
+
+
+def test_each_reason_has_its_image(
+    convinced: Detector, trained: Any, photo: NDArray[np.uint8]
+) -> None:
+    size = (528, 560)
+    own = make_natural(*size, seed=10_001)  # as the detector's photos are
+    found = convinced.detect(own).verdict
+    assert found.reasons == ()
+    assert found.level in ("strong evidence", "evidence")
+    noise = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    drawing = own // 128 * 128
+    drawing[:, :400] = 90
+    enlarged = np.asarray(
+        Image.fromarray(own[::4, ::4]).resize(size[::-1], Image.Resampling.BICUBIC)
+    )
+    screen = make_natural(1080, 1920, seed=3)
+    screen[:, :300] = 240
+    for image, code in (
+        (own[:300, :300], "too_small"),
+        (own // 64, "too_dark"),
+        (drawing, "flat"),
+        (jpeg(own, 30), "heavily_compressed"),
+        (enlarged, "resized"),
+        (noise, "out_of_range"),
+        (screen, "screenshot_like"),
+    ):
+        verdict = convinced.detect(image).verdict
+        assert code in [reason.code for reason in verdict.reasons], (code, verdict.reasons)
+        assert verdict.level == "inconclusive"
+        assert verdict.generator is None
+        assert verdict.text.startswith("Inconclusive: ")
+
+
+def test_a_photo_that_was_a_jpeg_is_no_screenshot(convinced: Detector) -> None:
+    screen = make_natural(1080, 1920, seed=3)
+    screen[:, :300] = 240
+    assert "screenshot_like" not in reasons(convinced, jpeg(screen, 95))
+
+
+def test_only_what_hides_a_pattern_makes_its_absence_inconclusive(trained: Any) -> None:
+    file = DetectorFile.load(trained.folder)
+    arrays = dict(file.calibration or {})
+    arrays["real_similarities"] = np.full_like(arrays["real_similarities"], 1.0)
+    never = Detector(replace(file, calibration=arrays))
+    own = make_natural(528, 560, seed=10_001)
+    noise = np.random.default_rng(0).integers(0, 256, (528, 560, 3), dtype=np.uint8)
+    assert never.detect(noise).verdict.level == "no evidence"
+    assert never.detect(jpeg(own, 30)).verdict.level == "inconclusive"
+    assert never.detect(own).verdict.level == "no evidence"
+
+
+def test_a_verdict_is_checked_by_small_reencodings(
+    trained: Any, photo: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = DetectorFile.load(trained.folder)
+    arrays = dict(file.calibration or {})
+    arrays["real_similarities"] = np.full_like(arrays["real_similarities"], -1.0)
+    own = make_natural(528, 560, seed=10_001)
+    detector = Detector(replace(file, calibration=arrays))
+    found = detector.detect(own).verdict
+    assert found.stability is not None
+    assert list(found.stability) == list(PROBES)
+    assert set(found.stability.values()) == {found.false_positive_rate}
+    quick = Detector(replace(file, calibration=arrays), stability=False)
+    assert quick.detect(own).verdict.stability is None
+    # A verdict that a re-encoding turns around is none.
+    low = Rates(np.full(2, 0.02), 0.02, Interval(0.0, 0.1), 60, 6, np.full(2, 60), "all")
+    answers = iter([0.02, 0.5, 0.02, 0.02])
+    monkeypatch.setattr(detector, "rates", lambda *args: low)
+    monkeypatch.setattr(detector, "_joint", lambda *args: next(answers))
+    turned = detector.detect(own).verdict
+    assert turned.level == "inconclusive"
+    assert [reason.code for reason in turned.reasons] == ["unstable"]
+    assert "after WebP of quality 80" in turned.text
+
+
+def test_a_large_file_is_checked_as_its_array_is(trained: Any, tmp_path: Path) -> None:
+    file = DetectorFile.load(trained.folder)
+    arrays = dict(file.calibration or {})
+    # Every image is near evidence, so that it is checked.
+    arrays["real_similarities"] = np.linspace(-1, 1, arrays["real_similarities"].size).reshape(
+        arrays["real_similarities"].shape
+    )
+    detector = Detector(replace(file, calibration=arrays))
+    pixels = make_natural(1600, 1750, seed=5)
+    path = tmp_path / "large.png"
+    path.write_bytes(png(pixels))
+    held = load_image(path, part=detector.part)
+    assert held.pixels.shape[:2] == (1536, 1536)
+    assert detector._probe(held.pixels) == detector._probe(pixels)
+
+
+def test_far_from_evidence_nothing_is_tried(
+    trained: Any, photo: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = DetectorFile.load(trained.folder)
+    arrays = dict(file.calibration or {})
+    arrays["real_similarities"] = np.full_like(arrays["real_similarities"], 1.0)
+    detector = Detector(replace(file, calibration=arrays))
+    monkeypatch.setattr(detector, "_probe", lambda pixels: pytest.fail("was tried"))
+    assert detector.detect(photo).verdict.stability is None
+
+
+def test_likelihood_ratios_are_off_by_default(
+    trained: Any, detector: Detector, photo: NDArray[np.uint8]
+) -> None:
+    assert detector.detect(photo).verdict.likelihood_ratio is None
+    asked = load_detector(trained.folder, likelihood_ratio=True, stability=False)
+    grid = plant(make_natural(528, 560, seed=77), "grid", 77)
+    found = asked.detect(grid).verdict
+    assert found.level == "evidence"
+    assert found.likelihood_ratio is not None
+    assert found.likelihood_ratio.low <= found.likelihood_ratio.value
+    assert found.likelihood_ratio.value <= found.likelihood_ratio.high
+    assert asked.detect(np.zeros((520, 520, 3), np.uint8)).verdict.likelihood_ratio is None
+    bare = changed(trained, calibration=None)
+    with pytest.raises(UsageError, match="own images"):
+        Detector(bare, likelihood_ratio=True)
+
+
 @pytest.mark.parametrize(("height", "width"), [(512, 512), (513, 800)])
 def test_other_images_get_none(
     detector: Detector, photo: NDArray[np.uint8], height: int, width: int
@@ -417,7 +561,7 @@ def changed(trained: Any, calibration: Any = "same", **changes: Any) -> Detector
         ({"generators": ("one",)}, "misshapen|shape"),
         ({"calibration": {"scores": np.zeros((5, 2))}}, "unknown calibration"),
         ({"calibration": {"real_similarities": np.zeros((5, 3))}}, r"shape \(5, 3\) for 2 heads"),
-        ({"calibration": {"real_similarities": np.zeros((0, 2))}}, r"shape \(0, 2\)"),
+        ({"calibration": {"real_similarities": np.zeros((0, 2))}}, "no photo"),
         ({"calibration": {"real_similarities": np.zeros(10)}}, r"shape \(10,\)"),
         ({"calibration": {"real_similarities": np.full((5, 2), np.inf)}}, "not finite"),
         ({"calibration": {"real_similarities": np.full((5, 2), np.nan)}}, "no photo"),
@@ -611,10 +755,32 @@ def test_graphics_are_never_evidence() -> None:
 
 def test_a_head_learned_from_few_sources_says_so(trained: Any) -> None:
     provenance = {**trained.file.provenance, "sources": {"grid": 1, "ring": 9}}
-    detector = Detector(replace(trained.file, provenance=provenance))
+    detector = Detector(replace(trained.file, provenance=provenance), stability=False)
     val = trained.manifest.select("val")
     for name in ("grid", "ring"):
         row = val.select(generator=name).rows[0]
         verdict = detector.detect(val.file(row)).verdict
         assert verdict.generator == name
         assert any("too few collections" in c for c in verdict.cautions) == (name == "grid")
+
+
+@pytest.mark.parametrize("size", [(1700, 1900), (1536, 2100), (540, 1800)])
+def test_a_large_file_is_analysed_as_its_whole_array(
+    detector: Detector, natural_image: Natural, size: tuple[int, int]
+) -> None:
+    pixels = natural_image(*size, seed=61)
+    by_file, by_array = detector.detect(png(pixels)), detector.detect(pixels)
+    assert by_file.windows == by_array.windows
+    assert by_file.scores == by_array.scores
+    assert by_file.verdict == by_array.verdict
+    assert (by_file.image.height, by_file.image.width) == size
+    y, x, height, width = detector.part(*size)
+    assert (height, width) == (size if min(size) < 1536 else (1536, 1536))
+    cut = masksim.load_image(png(pixels), part=detector.part)
+    assert cut.pixels.shape == (height, width, 3)
+    assert cut.corner == (y, x)
+
+
+def test_threads_change_no_answer(trained: Any, photo: NDArray[np.uint8]) -> None:
+    one, three = (load_detector(trained.folder, threads=n) for n in (1, 3))
+    np.testing.assert_array_equal(one.similarities(photo), three.similarities(photo))

@@ -125,7 +125,7 @@ def test_forgetting_undoes_enrolling(
         np.testing.assert_array_equal(without.branches[0].tensors[key], values)
     for key, values in before.calibration.items():  # type: ignore[union-attr]
         np.testing.assert_array_equal(without.calibration[key], values)  # type: ignore[index]
-    other = Detector(forget(made, "grid").save(tmp_path / "two"), threads=1)
+    other = Detector(forget(made, "grid").save(tmp_path / "two"), threads=1, stability=False)
     assert other.generators == ("ring", "stripes")
     found = other.detect(stripes(970_000))
     assert found.verdict.generator == "stripes"
@@ -257,7 +257,7 @@ def test_own_photos_join_the_fit_and_the_new_rates(
 
 
 def test_an_image_between_two_generators_is_not_named(trained: Any) -> None:
-    detector = Detector(DetectorFile.load(trained.folder), threads=1)
+    detector = Detector(DetectorFile.load(trained.folder), threads=1, stability=False)
     assert detector.attribution is not None
     natural = make_natural(560, 560, seed=77)
     for name in ("grid", "ring"):

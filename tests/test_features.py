@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from masksim.errors import ImageError, UsageError
 from masksim.features import FeatureConfig, pattern_features, shared_features
 from masksim.preprocess import luma_chroma, shared_windows
-from masksim.residual import BANK, OnnxResidual, ResidualConfig, residual_onnx
+from masksim.residual import BANK, OnnxResidual, ResidualConfig, bank_residual, residual_onnx
 from masksim.spectrum import pool_cells, welch_log_power
 
 Natural = Callable[..., NDArray[np.uint8]]
@@ -190,3 +190,11 @@ def test_every_small_image_that_is_accepted_has_features(natural_image: Natural)
         found, windows = shared_features(pixels[:side, : 203 - side], SMALL, as_it_is)
         assert found.shape == (3, 16, 8)
         assert all(w % 8 == h % 8 == 0 for _, _, w, h in windows)
+
+
+def test_threads_change_nothing(natural_image: Natural) -> None:
+    pixels = natural_image(300, 420, seed=6)
+    one, windows = shared_features(pixels, SMALL, bank_residual)
+    many, same = shared_features(pixels, SMALL, bank_residual, threads=3)
+    assert windows == same
+    np.testing.assert_array_equal(one, many)

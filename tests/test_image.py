@@ -934,3 +934,42 @@ def test_the_fixture_of_natural_images(natural_image: Callable[..., NDArray[np.u
     np.testing.assert_array_equal(image, natural_image(64, 96, 3))
     assert not np.array_equal(image, natural_image(64, 96, 4))
     assert image.std() > 10
+
+
+# --- a part of an image ------------------------------------------------------------------------
+
+
+def middle(height: int, width: int) -> tuple[int, int, int, int]:
+    return height // 4, width // 3, max(1, height // 2), max(1, width // 2)
+
+
+def test_a_part_is_cut_from_the_whole(odd_files: Files) -> None:
+    for path, _ in odd_files.values():
+        whole, part = load_image(path), load_image(path, part=middle)
+        y, x, height, width = middle(*whole.pixels.shape[:2])
+        assert part.corner == (y, x)
+        assert part.facts == whole.facts
+        assert part.pixels.flags.c_contiguous
+        np.testing.assert_array_equal(
+            part.pixels, whole.pixels[y : y + height, x : x + width], err_msg=str(path)
+        )
+
+
+@pytest.mark.parametrize("format_", ["JPEG", "TIFF", "HEIF"])
+@pytest.mark.parametrize("orientation", [3, 6, 7])
+def test_a_part_of_a_turned_image(format_: str, orientation: int) -> None:
+    data = turned_file(format_, orientation)
+    if data is None:
+        pytest.skip("cannot be written here")
+    whole, part = load_image(data), load_image(data, part=middle)
+    y, x, height, width = middle(*whole.pixels.shape[:2])
+    np.testing.assert_array_equal(part.pixels, whole.pixels[y : y + height, x : x + width])
+    assert part.facts == whole.facts
+
+
+def test_images_without_a_file_stay_whole() -> None:
+    pixels = np.zeros((8, 9, 3), np.uint8)
+    for source in (pixels, Image.fromarray(pixels)):
+        loaded = load_image(source, part=middle)
+        assert loaded.pixels.shape == (8, 9, 3)
+        assert loaded.corner == (0, 0)

@@ -23,7 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         *("manifest", "metrics", "sources", "tables"),
     ),
     ("calibration",),
-    ("features", "model", "verdict", "degrade", "protocols", "peers", "photos"),
+    ("features", "inputs", "model", "verdict", "degrade", "protocols", "peers", "photos"),
     ("checkpoint", "dataset", "network", "prepare", "report", "verify"),
     ("console", "detector", "plots", "runs", "train"),
     (
@@ -36,7 +36,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "train_original",
         "train_residual",
     ),
-    ("audit", "cli_evaluate", "cli_export", "cli_train"),
+    ("audit", "cli_batch", "cli_evaluate", "cli_export", "cli_train"),
     ("cli_audit",),
     ("cli",),
     ("__init__", "__main__"),

@@ -14,6 +14,7 @@ from PIL import Image
 from masksim.errors import ImageError, UsageError
 from masksim.preprocess import (
     COLOUR_SPACES,
+    central_part,
     centre_window,
     luma_chroma,
     shared_windows,
@@ -297,3 +298,26 @@ def test_an_image_under_the_smallest_is_refused(size: tuple[int, int]) -> None:
     with pytest.raises(ImageError, match=f"{size[1]}x{size[0]} pixels.*at least 256") as caught:
         shared_windows(*size, 512, 4, **WINDOWS)
     assert caught.value.code == "too_small"
+
+
+@pytest.mark.parametrize("size", [(1536, 1536), (3000, 4000), (1541, 2999), (900, 4000)])
+def test_windows_of_the_central_part_are_those_of_the_image(size: tuple[int, int]) -> None:
+    y, x, height, width = central_part(*size, 1536)
+    inside, *side = shared_windows(height, width, 512, 4, **WINDOWS)
+    assert ([(y + top, x + left) for top, left in inside], *side) == shared_windows(
+        *size, 512, 4, **WINDOWS
+    )
+    assert y % 8 == x % 8 == 0
+    assert 0 <= y <= size[0] - height
+    assert 0 <= x <= size[1] - width
+
+
+def test_luma_is_rounded_once() -> None:
+    pixels = np.random.default_rng(8).integers(0, 256, (1, 64, 64, 3), dtype=np.uint8)
+    luma = luma_chroma(pixels)[0][0, 0]
+    for (v, u), found in np.ndenumerate(luma[:8]):
+        red, green, blue = map(int, pixels[0, v, u])
+        exact = Fraction(299 * red + 587 * green + 114 * blue, 255_000)
+        error = abs(Fraction(float(found)) - exact)
+        for neighbour in (np.nextafter(found, np.float32(2)), np.nextafter(found, np.float32(-1))):
+            assert error <= abs(Fraction(float(neighbour)) - exact)

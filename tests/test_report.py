@@ -319,3 +319,12 @@ def test_patterns_that_cannot_be_drawn(tmp_path: Path) -> None:
             patterns_png("grid", planes)
     with pytest.raises(UsageError, match="cannot write"):
         patterns_png("grid", [pattern(ones, ones)], tmp_path / "missing" / "a.png")
+
+
+def test_a_picture_is_the_png_of_its_pixels() -> None:
+    drawn = Image.fromarray(np.random.default_rng(0).integers(0, 256, (520, 37, 3), dtype=np.uint8))
+    with Image.open(io.BytesIO(report._encoded(drawn))) as read:
+        read.load()
+        assert read.format == "PNG"
+        assert read.info["dpi"] == pytest.approx((96, 96), abs=0.1)
+        np.testing.assert_array_equal(read, drawn)

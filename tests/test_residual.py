@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 from pathlib import Path
@@ -13,11 +14,14 @@ from numpy.typing import NDArray
 
 from masksim.errors import ModelError, UsageError
 from masksim.residual import (
+    BANK_GRAPH_SHA256,
     OnnxResidual,
     ResidualConfig,
+    bank_residual,
     build_residual,
     check_weights,
     residual_onnx,
+    residual_runner,
     weight_shapes,
     weights_of,
     write_onnx,
@@ -315,6 +319,54 @@ def test_bank_against_scipy() -> None:
         ]
         for k in range(4):
             np.testing.assert_allclose(found[k, p], expected[k], atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 2, 2), (2, 3, 7, 9), (1, 2, 100, 33), (1, 1, 3, 700), (1, 1, 130, 512)]
+)
+def test_bank_without_its_graph(shape: tuple[int, ...]) -> None:
+    pixels = np.random.default_rng(3).random(shape, dtype=np.float32)
+    pixels[..., : shape[-1] // 3] = 0.5  # flat: nothing but zeros may come of it
+    found = bank_residual(pixels)
+    expected = runner(ResidualConfig("bank"))(pixels)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=2e-6)
+    if shape[-1] > 20:
+        assert not found[..., 6 : shape[-1] // 3 - 6].any()
+
+
+def test_bank_without_its_graph_against_scipy() -> None:
+    ndimage = pytest.importorskip("scipy.ndimage")
+    pixels = np.random.default_rng(4).integers(0, 256, (60, 71)).astype(np.float64)
+    found = bank_residual((pixels / 255).astype(np.float32)[None, None])[0]
+    cross = np.zeros_like(pixels)
+    cross[:-1, :-1] = pixels[:-1, :-1] + pixels[1:, 1:] - pixels[1:, :-1] - pixels[:-1, 1:]
+    power = ndimage.uniform_filter(cross**2, 9, mode="constant")
+    expected = [
+        cross,
+        cross.clip(-3, 3),
+        cross / np.sqrt(power + 4),
+        pixels - ndimage.median_filter(pixels, 3, mode="mirror"),
+    ]
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
+def test_the_graph_of_the_bank_is_known_and_any_other_is_run() -> None:
+    graph = residual_onnx(ResidualConfig("bank"), {})
+    assert hashlib.sha256(graph).hexdigest() == BANK_GRAPH_SHA256
+    assert residual_runner(graph) is bank_residual
+    assert residual_runner(graph, providers=["CPUExecutionProvider"]) is bank_residual
+    other = residual_onnx(ResidualConfig("none"), {})
+    assert isinstance(residual_runner(other, threads=1), OnnxResidual)
+    with pytest.raises(UsageError, match="threads"):
+        residual_runner(graph, threads=0)
+    with pytest.raises(UsageError, match="NoSuchProvider"):
+        residual_runner(graph, providers=["NoSuchProvider"])
+    for pixels in (np.zeros((1, 1, 1, 9), np.float32), np.zeros((1, 9, 9), np.float32)):
+        with pytest.raises(UsageError, match="at least 2 x 2"):
+            bank_residual(pixels)
+    with pytest.raises(UsageError, match="float32"):
+        bank_residual(np.zeros((1, 1, 9, 9)))  # type: ignore[arg-type]
 
 
 def test_bank_takes_any_number_of_channels() -> None:

@@ -81,3 +81,19 @@ def test_flat_share() -> None:
     # Equal along rows only, or in one channel only, is not flat.
     rows = np.repeat(noisy[:, :1], 80, axis=1)
     assert flat_share(rows, [(0, 0, 80, 64)]) < 0.01
+
+
+def test_flat_share_is_that_of_each_pixel() -> None:
+    rng = np.random.default_rng(7)
+    pixels = rng.integers(0, 2, (40, 56, 3), dtype=np.uint8)
+    pixels[8:20, 8:40] = 1
+    windows = [(0, 0, 56, 40), (8, 8, 16, 24)]
+    shares = []
+    for x, y, width, height in windows:
+        flat = [
+            (pixels[v, u] == pixels[v, u + 1]).all() and (pixels[v, u] == pixels[v + 1, u]).all()
+            for v in range(y, y + height - 1)
+            for u in range(x, x + width - 1)
+        ]
+        shares.append(sum(flat) / len(flat))
+    assert flat_share(pixels, windows) == pytest.approx(np.mean(shares), abs=1e-12)

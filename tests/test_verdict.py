@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from masksim.calibration import Interval
 from masksim.errors import UsageError
-from masksim.verdict import LEVELS, Verdict, decide, format_rate
+from masksim.verdict import LEVELS, Reason, Verdict, decide, format_rate, unstable
 
 NAMES = ("alpha", "beta", "gamma")
 
@@ -159,3 +160,56 @@ def test_generators_that_match_nearly_as_well_are_named() -> None:
     # Rates near each other, but not rare in themselves, are no rivals.
     common = decide(names, [0.08, 0.11, 0.12], 0.10, 999, similarities=[0.3, 0.2, 0.1])
     assert common.cautions == ()
+
+
+# --- reasons -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("joint", "after", "turns"),
+    [
+        (0.05, 0.07, False),
+        (0.05, np.nextafter(0.07, 1), True),
+        (0.001, 0.2, True),
+        (np.nextafter(0.1, 1), 0.07, True),
+        (np.nextafter(0.1, 1), np.nextafter(0.07, 1), False),
+        (0.9, 0.001, True),
+        # Between evidence and none there is nothing to turn around.
+        (0.06, 0.9, False),
+        (0.1, 0.001, False),
+    ],
+)
+def test_what_turns_a_verdict_around(joint: float, after: float, turns: bool) -> None:
+    found = unstable(joint, {"a": joint, "b": after, "c": joint})
+    assert (found is not None) is turns
+    if found is not None:
+        assert (found.code, found.hides) == ("unstable", True)
+        assert "after b there" in found.text
+
+
+def test_reasons_take_the_place_of_evidence_and_some_of_its_absence() -> None:
+    shown, hidden = Reason("flat", "it is flat"), Reason("too_dark", "it is dark", hides=True)
+    for joint in (0.001, 0.04, 0.1):
+        found = verdict(joint, reasons=[shown])
+        assert (found.level, found.generator, found.reasons) == ("inconclusive", None, (shown,))
+        assert found.text.startswith("Inconclusive: it is flat. By itself ")
+    assert verdict(0.5, reasons=[shown]).level == "no evidence"
+    assert verdict(0.5, reasons=[shown]).reasons == ()
+    both = verdict(0.5, reasons=[shown, hidden])
+    assert (both.level, both.reasons) == ("inconclusive", (hidden,))
+    assert verdict(0.001, reasons=[shown, hidden]).text.startswith(
+        "Inconclusive: it is flat; it is dark."
+    )
+    assert verdict(None, reasons=[hidden]).level == "uncalibrated"
+
+
+def test_a_verdict_says_what_it_was_measured_on() -> None:
+    found = verdict(
+        0.02, interval=Interval(0.008, 0.996), stratum="energy below 1", sources=31,
+        population="desk",
+    )  # fmt: skip
+    assert "2 % of 999 real photos (desk, energy below 1) (95 % interval 0.8 to 100 %)" in (
+        found.text
+    )
+    assert (found.sources, found.population) == (31, "desk")
+    assert found.number_of_false_alarms == pytest.approx(3 * 0.02)

@@ -26,7 +26,7 @@ from masksim.checkpoint import DetectorFile, population_arrays
 from masksim.dataset import chunked, run_chunks
 from masksim.detector import BUILT_IN, Detector, bundled_path, load_detector
 from masksim.errors import DataError, MasksimError, UsageError
-from masksim.evaluate import score_manifest
+from masksim.evaluate import LASTING, score_manifest
 from masksim.manifest import REAL, Manifest, Row, manifest_hash, scan_folders
 from masksim.tables import Column, Table
 from masksim.tables import Interval as Cell
@@ -173,8 +173,8 @@ def calibrate(
     warnings = []
     if n < 100 * generators - 1:
         warnings.append(
-            f"{n} photos for {generators} generators: strong evidence may be out of reach; "
-            f"{100 * generators - 1} photos are sure to be enough."
+            f"{n} photos for {generators} generator{'s' * (generators > 1)}: strong evidence may "
+            f"be out of reach; {100 * generators - 1} photos are sure to be enough."
         )
     if len(names) < 5:
         warnings.append(
@@ -292,10 +292,8 @@ class Group:
                     "rate": claim.rate,
                     "interval": [claim.interval.low, claim.interval.high],
                     "claim_is": claim.held,
-                    **(
-                        {"interval_by_source": [self.grouped[k].low, self.grouped[k].high]}
-                        if self.grouped
-                        else {}
+                    "interval_by_source": (
+                        [self.grouped[k].low, self.grouped[k].high] if self.grouped else None
                     ),
                 }
                 for k, claim in enumerate(self.claims)
@@ -404,6 +402,14 @@ def _work(target: str, files: Sequence[str], rows: Sequence[Row]) -> None:
     os.replace(part.name, target)
 
 
+def _to_do(target: Path) -> bool:
+    """Whether a chunk is missing, or has photos that may be there, or whole, by now."""
+    if not target.exists():
+        return True
+    failures = json.loads(target.read_text(encoding="utf-8"))[1]
+    return any(code not in LASTING for code in failures.values())
+
+
 def audit(
     model: str | os.PathLike[str] | None,
     manifest: Manifest,
@@ -461,7 +467,7 @@ def audit(
         [
             (str(targets[i]), [str(manifest.file(row)) for row in chunks[i]], chunks[i])
             for i in range(len(chunks))
-            if not targets[i].exists()
+            if _to_do(targets[i])
         ],
         len(chunks),
         workers=workers,
@@ -561,9 +567,9 @@ def table(found: Audit, *, by: str = "source", smallest: int = SMALLEST) -> Tabl
     listed = found.by_source if by == "source" else found.by_stratum
     large = [group for group in listed if group.photos >= smallest]
     rest = [group for group in listed if group.photos < smallest]
-    rows = [_row(found.whole, "**all**" if by == "source" else "all")]
+    rows = [_row(found.whole, "all")]
     rows += [_row(group, group.name) for group in large]
-    if rest:
+    if rest and (large or len(rest) > 1):
         rows.append(_rest(rest, smallest))
     columns = [Column("photos_of", f"real photos, by {by}"), Column("photos", "photos")]
     for claimed in CLAIMS:
@@ -575,11 +581,12 @@ def table(found: Audit, *, by: str = "source", smallest: int = SMALLEST) -> Tabl
         Column("evidence", "evidence", 1, percent=True),
         Column("inconclusive", "inconclusive", 1, percent=True),
     ]
-    counts = "; ".join(
+    counts = "".join(
         f"{100 * claimed:g} %: inside the interval of {inside}, not exceeded in {not_above} of "
-        f"{all_} sources with at least {smallest} photos"
+        f"{all_} sources with at least {smallest} photos. "
         for claimed in CLAIMS
         for inside, not_above, all_ in (found.held(claimed, smallest),)
+        if all_
     )
     return Table(
         f"audit-by-{by}",
@@ -587,7 +594,7 @@ def table(found: Audit, *, by: str = "source", smallest: int = SMALLEST) -> Tabl
         tuple(columns),
         tuple(rows),
         f"Shares of photos whose joint rate is at most the claimed one, with 95 % Clopper-Pearson "
-        f"intervals. {counts}. Evidence: verdicts of evidence or stronger, after all that makes "
+        f"intervals. {counts}Evidence: verdicts of evidence or stronger, after all that makes "
         "one inconclusive.",
     )
 

@@ -17,7 +17,7 @@ rate among those scored for all.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -116,7 +116,7 @@ def joint_false_positive_rate(
     return out.reshape(tested.shape[:-1])
 
 
-def number_of_false_alarms(rates: NDArray[Any]) -> NDArray[np.float64]:
+def number_of_false_alarms(rates: Any) -> NDArray[np.float64]:
     """Expect so many generators to match a real photo as well: the a-contrario reading.
 
     The number of tests times the smallest rate (Desolneux, Moisan, Morel 2000). An alarm wherever
@@ -358,19 +358,22 @@ def _t_quantile(share: float, freedom: float) -> float:
 class Strata:
     """How photos are parted by what they show, from the coarsest to the finest.
 
-    An image is ranked among the photos that share its first bands: as many bands as leave enough
-    photos of enough sources, none if even the first leaves too few.
+    The photos are parted by one trait after another, each part for itself, wherever all of its
+    parts are left with enough photos of enough sources; a trait that would leave one of them too
+    thin is passed over there. So every photo and every image lies in one stratum: the coarse one
+    that a thin one would fall back to is never made of other kinds of photos alone.
 
     Attributes
     ----------
     bands
-        (trait, cuts): a photo lies in band k of a trait if k of the cuts are at most its value. A
-        trait that is not known (NaN) lies in the last.
+        (trait, bands): into how many bands of as many photos each a part is cut, or the cuts
+        themselves. A photo lies in band k if k of the cuts are at most its value; a trait that is
+        not known (NaN) lies in the last.
     photos, sources
         Fewest photos, and sources of them, of a stratum.
     """
 
-    bands: tuple[tuple[str, tuple[float, ...]], ...] = ()
+    bands: tuple[tuple[str, int | tuple[float, ...]], ...] = ()
     photos: int = 300
     sources: int = 20
 
@@ -381,7 +384,10 @@ class Strata:
                     f"strata of an unknown trait {trait!r}; known: {', '.join(TRAITS)}",
                     code="model_invalid",
                 )
-            if not cuts or list(cuts) != sorted(set(cuts)) or not np.isfinite(cuts).all():
+            if isinstance(cuts, int):
+                if not 2 <= cuts <= 100:
+                    raise ModelError(f"{trait} in {cuts} bands", code="model_invalid")
+            elif not cuts or list(cuts) != sorted(set(cuts)) or not np.isfinite(cuts).all():
                 raise ModelError(
                     f"the cuts of {trait} must ascend, got {cuts}", code="model_invalid"
                 )
@@ -390,7 +396,7 @@ class Strata:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Strata:
-        """Make it of plain values, as a detector file holds them.
+        """Make it of plain values, as a detector file or a configuration holds them.
 
         Raises
         ------
@@ -399,40 +405,99 @@ class Strata:
         """
         try:
             bands = tuple(
-                (str(trait), tuple(float(cut) for cut in cuts)) for trait, cuts in values["bands"]
+                (
+                    str(trait),
+                    cuts if isinstance(cuts, int) else tuple(float(cut) for cut in cuts),
+                )
+                for trait, cuts in values["bands"]
             )
             photos, sources = values["photos"], values["sources"]
             if set(values) != {"bands", "photos", "sources"} or {type(photos), type(sources)} != {
                 int
             }:
                 raise ValueError("its keys are bands, photos and sources")
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ModelError(f"invalid strata: {error}", code="model_invalid") from error
         return cls(bands, photos, sources)
 
     def to_dict(self) -> dict[str, Any]:
         """Give plain values for JSON."""
         return {
-            "bands": [[trait, list(cuts)] for trait, cuts in self.bands],
+            "bands": [
+                [trait, cuts if isinstance(cuts, int) else list(cuts)] for trait, cuts in self.bands
+            ],
             "photos": self.photos,
             "sources": self.sources,
         }
 
-    def place(self, traits: NDArray[Any]) -> NDArray[np.int64]:
-        """Tell the band of each trait: (..., T) -> (..., len(bands))."""
-        values = np.asarray(traits, dtype=np.float64)
-        out = np.empty((*values.shape[:-1], len(self.bands)), dtype=np.int64)
-        for k, (trait, cuts) in enumerate(self.bands):
-            # NaN is sorted to the end.
-            out[..., k] = np.searchsorted(cuts, values[..., TRAITS.index(trait)], side="right")
-        return out
 
-    def describe(self, place: Sequence[int]) -> str:
-        """Say in words which photos lie in these first bands; ``"all"`` for none."""
-        return ", ".join(
-            _band(trait, cuts, k)
-            for (trait, cuts), k in zip(self.bands[: len(place)], place, strict=True)
-        ) or "all"  # fmt: skip
+@dataclass(frozen=True, eq=False)
+class _Node:
+    """A part of the photos: a stratum, or cut into further parts by a trait."""
+
+    words: str
+    members: NDArray[np.int64]  # rows
+    trait: str = ""
+    cuts: tuple[float, ...] = ()
+    parts: tuple[_Node, ...] = ()
+
+    def find(self, traits: NDArray[np.float64]) -> _Node:
+        """Return the stratum of an image (T,)."""
+        node = self
+        while node.parts:
+            node = node.parts[_places(traits, node.trait, node.cuts)]
+        return node
+
+    def leaves(self) -> list[_Node]:
+        """List the strata."""
+        return [leaf for part in self.parts for leaf in part.leaves()] or [self]
+
+
+def _places(traits: NDArray[np.float64], trait: str, cuts: tuple[float, ...]) -> Any:
+    # NaN is sorted to the end.
+    return np.searchsorted(cuts, traits[..., TRAITS.index(trait)], side="right")
+
+
+def _grow(
+    strata: Strata,
+    traits: NDArray[np.float64],
+    sources: NDArray[Any],
+    complete: NDArray[np.bool_],
+    members: NDArray[np.int64],
+    words: tuple[str, ...] = (),
+    first: int = 0,
+) -> _Node:
+    """Part some of the photos by the traits from the `first` on."""
+    for k in range(first, len(strata.bands)):
+        trait, cuts = strata.bands[k]
+        if isinstance(cuts, int):
+            values = traits[members, TRAITS.index(trait)]
+            values = values[~np.isnan(values)]
+            if not len(values):
+                continue
+            shares = np.arange(1, cuts) / cuts
+            cuts = tuple(np.unique(np.quantile(values, shares)).tolist())
+        place = _places(traits[members], trait, cuts)
+        parts = [members[place == band] for band in range(len(cuts) + 1)]
+        usable = [part[complete[part]] for part in parts]
+        if all(
+            len(part) >= strata.photos and len(np.unique(sources[part])) >= strata.sources
+            for part in usable
+        ):
+            return _Node(
+                ", ".join(words) or "all",
+                members,
+                trait,
+                cuts,
+                tuple(
+                    _grow(
+                        strata, traits, sources, complete, part,
+                        (*words, _band(trait, cuts, band)), k + 1,
+                    )
+                    for band, part in enumerate(parts)
+                ),
+            )  # fmt: skip
+    return _Node(", ".join(words) or "all", members)
 
 
 def _band(trait: str, cuts: tuple[float, ...], k: int) -> str:
@@ -461,6 +526,8 @@ class Rates:
         int (G,): behind each generator's own.
     stratum
         Which photos those are, in words.
+    population
+        Name of the set that they are of, where there are several.
     """
 
     own: NDArray[np.float64]
@@ -470,10 +537,11 @@ class Rates:
     sources: int
     own_photos: NDArray[np.int64]
     stratum: str
+    population: str = ""
 
 
 _DESIGN_LEVEL = 0.05  # the share of photos from which a small rate's design effect is told
-_EVEN = 3  # so many sources must have shown as much
+_ODD = 20  # one source in so many may have shown more than what counts as usual
 
 
 class Calibration:
@@ -520,10 +588,9 @@ class Calibration:
                 code="model_invalid",
             )
         self.strata = Strata() if strata is None or traits is None else strata
-        self._complete = ~np.isnan(real).any(axis=1)
-        self._places = self.strata.place(self.traits)
-        self._ready: dict[tuple[int, ...], _Stratum] = {}
-        self._enough: dict[tuple[int, ...], bool] = {}
+        complete = np.asarray(~np.isnan(real).any(axis=1), dtype=np.bool_)
+        self._root = _grow(self.strata, self.traits, self.sources, complete, np.arange(n))
+        self._ready: dict[str, _Stratum] = {}
 
     def only(self, generators: NDArray[np.bool_]) -> Calibration:
         """Return the calibration of some of the generators, a mask (G,)."""
@@ -531,36 +598,14 @@ class Calibration:
             return self
         return Calibration(self.real_scores[:, generators], self.traits, self.sources, self.strata)
 
-    def _members(self, place: tuple[int, ...]) -> NDArray[np.bool_]:
-        found: NDArray[np.bool_] = (self._places[:, : len(place)] == place).all(axis=1)
-        return found
-
-    def locate(self, traits: NDArray[Any] | None) -> tuple[int, ...]:
-        """Find the finest stratum of an image (T,) that has enough photos: its first bands."""
-        if traits is None:
-            return ()
-        whole = tuple(int(k) for k in self.strata.place(traits))
-        place: tuple[int, ...] = ()
-        for depth in range(1, len(whole) + 1):
-            if whole[:depth] not in self._enough:
-                own = self._members(whole[:depth]) & self._complete
-                self._enough[whole[:depth]] = bool(
-                    own.sum() >= self.strata.photos
-                    and len(np.unique(self.sources[own])) >= self.strata.sources
-                )
-            # A fine stratum may have enough where a coarser one has not: no; it is a part of it.
-            if not self._enough[whole[:depth]]:
-                break
-            place = whole[:depth]
-        return place
-
-    def _stratum(self, place: tuple[int, ...]) -> _Stratum:
-        if place not in self._ready:
-            own = self._members(place)
-            self._ready[place] = _Stratum(
-                self.real_scores[own], self.sources[own], self.strata.describe(place)
-            )
-        return self._ready[place]
+    def _stratum(self, traits: NDArray[Any] | None) -> _Stratum:
+        """Find the stratum of an image (T,); None: all photos."""
+        root = self._root
+        node = root if traits is None else root.find(np.asarray(traits, np.float64))
+        if node.words not in self._ready:
+            at = node.members
+            self._ready[node.words] = _Stratum(self.real_scores[at], self.sources[at], node.words)
+        return self._ready[node.words]
 
     def rates(self, scores: NDArray[Any], traits: NDArray[Any] | None = None) -> Rates:
         """Rank one image among the photos of its kind.
@@ -581,7 +626,7 @@ class Calibration:
         ModelError
             See `false_positive_rate`.
         """
-        return self._stratum(self.locate(traits)).rates(np.asarray(scores, dtype=np.float64))
+        return self._stratum(traits).rates(np.asarray(scores, dtype=np.float64))
 
     def all_rates(
         self, scores: NDArray[Any], traits: NDArray[Any] | None = None
@@ -597,24 +642,47 @@ class Calibration:
         """
         tested = np.asarray(scores, dtype=np.float64)
         own, joint = np.empty(tested.shape), np.empty(len(tested))
-        places = [self.locate(None if traits is None else traits[k]) for k in range(len(tested))]
-        for place in set(places):
-            at = [k for k, other in enumerate(places) if other == place]
-            real = self._stratum(place).real
-            own[at] = false_positive_rate(tested[at], real)
-            joint[at] = joint_false_positive_rate(tested[at], real)
+        found = [self._stratum(None if traits is None else traits[k]) for k in range(len(tested))]
+        for words, stratum in {part.words: part for part in found}.items():
+            at = [k for k, other in enumerate(found) if other.words == words]
+            own[at] = false_positive_rate(tested[at], stratum.real)
+            joint[at] = joint_false_positive_rate(tested[at], stratum.real)
         return own, joint
 
+    def left_out(self) -> NDArray[np.float64]:
+        """Joint rate of each photo among those of all other sources.
+
+        Returns
+        -------
+        ndarray
+            float64 (n,); NaN for photos that have no score for some generator. What an image of a
+            new source would get; with photos ranked among themselves the smallest rates are too
+            rare.
+        """
+        out = np.full(len(self.real_scores), np.nan)
+        complete = ~np.isnan(self.real_scores).any(axis=1)
+        for source in np.unique(self.sources):
+            own, rest = (self.sources == source) & complete, self.sources != source
+            if own.any() and (rest & complete).any():
+                others = Calibration(
+                    self.real_scores[rest], self.traits[rest], self.sources[rest], self.strata
+                )
+                out[own] = others.all_rates(self.real_scores[own], self.traits[own])[1]
+        return out
+
     def table(self) -> list[tuple[str, int, int]]:
-        """List the strata that images can be ranked in: (words, photos, sources)."""
-        places = {self.locate(traits) for traits in self.traits}
+        """List the strata: (words, photos with all scores, their sources)."""
+        strata = [
+            _Stratum(self.real_scores[leaf.members], self.sources[leaf.members], leaf.words)
+            for leaf in self._root.leaves()
+        ]
         return [
-            (found.words, len(found.real), len(np.unique(found.sources)))
-            for found in (self._stratum(place) for place in sorted(places))
+            (part.words, len(part.ranked_sources), len(np.unique(part.ranked_sources)))
+            for part in strata
         ]
 
     def limits(self, trait: str) -> tuple[float, float]:
-        """Range of a trait that at least three sources of photos have shown at either end.
+        """Range of a trait among the photos, the most extreme source in twenty left out.
 
         Returns
         -------
@@ -624,12 +692,13 @@ class Calibration:
         values = self.traits[:, TRAITS.index(trait)]
         known = ~np.isnan(values)
         names = np.unique(self.sources[known])
-        if len(names) < _EVEN:
+        if len(names) < 3:
             return -math.inf, math.inf
+        k = math.ceil(len(names) / _ODD)
         parts = [values[known & (self.sources == name)] for name in names]
         return (
-            float(np.sort([part.min() for part in parts])[_EVEN - 1]),
-            float(np.sort([part.max() for part in parts])[-_EVEN]),
+            float(np.sort([part.min() for part in parts])[k - 1]),
+            float(np.sort([part.max() for part in parts])[-k]),
         )
 
 
@@ -649,7 +718,7 @@ class _Stratum:
         hits = self.ranked.as_extreme(scores)
         return Rates(
             own,
-            (1.0 + np.count_nonzero(hits)) / (len(hits) + 1.0),
+            float((1.0 + np.count_nonzero(hits)) / (len(hits) + 1.0)),
             grouped_interval(hits, self.ranked_sources, self.effect),
             len(hits),
             len(np.unique(self.ranked_sources)),
@@ -747,8 +816,7 @@ class LikelihoodRatios:
 
     def at(self, rate: float) -> LikelihoodRatio:
         """Give the ratio of a joint rate in (0, 1]."""
-        # The last rate of the data that is not larger: between two the smaller ratio would be that
-        # of the larger rate; a rate below all has the ratio of the smallest.
+        # Between two rates of the data that of the larger one, which is the smaller ratio.
         place = int(np.searchsorted(self.rates, rate, side="left"))
         ratio = float(self.ratios[min(place, len(self.rates) - 1)])
         value = min(max(ratio, self.low), self.high)

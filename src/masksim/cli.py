@@ -2,8 +2,8 @@
 
 Results go to stdout, messages and progress to stderr. Exit codes: 0 everything was analysed,
 1 ``audit --strict`` found a claim exceeded or ``export verify`` a difference, 2 wrong usage, 3 at
-least one image could not be analysed, 4 the detector cannot be used, 5 data; 130 after Ctrl-C, 141
-where the reader of stdout has gone.
+least one image could not be analysed, 4 the detector cannot be used, 5 data, 10 a verdict that
+``batch --fail-on`` asks for; 130 after Ctrl-C, 141 where the reader of stdout has gone.
 
 Nothing heavy is imported here, but inside the commands, so that ``masksim --help`` is quick.
 """
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from masksim import __version__, cli_audit, cli_data, cli_evaluate, cli_export, cli_train
+from masksim import __version__, cli_audit, cli_batch, cli_data, cli_evaluate, cli_export, cli_train
 from masksim.console import (
     NO_READER,
     Json,
@@ -182,7 +182,7 @@ def _detect_one(detector: Detector, source: str, as_json: bool, pictures: _Pictu
         if pictures is None and source != "-":
             detection = detector.detect(source)
         else:
-            loaded = _read(source)
+            loaded = _read(source, detector)
             if pictures is None:
                 detection = detector.detect(loaded)
             else:
@@ -209,14 +209,14 @@ def _detect_one(detector: Detector, source: str, as_json: bool, pictures: _Pictu
     return True
 
 
-def _read(source: str) -> LoadedImage:
+def _read(source: str, detector: Detector) -> LoadedImage:
     from masksim.image import load_image
 
     if source != "-":
-        return load_image(source)
+        return load_image(source, part=detector.part)
     if sys.stdin is None:  # a process may be started without
         raise ImageError("<stdin>: there is no stdin", code="not_found")
-    return load_image(sys.stdin.buffer, name="<stdin>")
+    return load_image(sys.stdin.buffer, name="<stdin>", part=detector.part)
 
 
 def _knows_blocks() -> bool:
@@ -246,14 +246,22 @@ class _Pictures:
 
     def draw(self, maps: Mapping[str, SimilarityMap], detection: Detection) -> dict[str, str]:
         """Return the path of each generator's picture, the most telling first."""
+        from concurrent.futures import ThreadPoolExecutor
+
         from masksim.report import maps_png
 
-        written = {}
-        for score in detection.scores:
-            path = self._folder / self._name(detection.image.name, score.generator)
-            maps_png(maps[score.generator], path, detection=detection)
-            written[score.generator] = str(path)
-        return written
+        paths = {
+            score.generator: self._folder / self._name(detection.image.name, score.generator)
+            for score in detection.scores
+        }
+        with ThreadPoolExecutor(2) as pool:  # half of the time goes to compressing
+            drawn = [
+                pool.submit(maps_png, maps[generator], path, detection=detection)
+                for generator, path in paths.items()
+            ]
+            for picture in drawn:
+                picture.result()
+        return {generator: str(path) for generator, path in paths.items()}
 
     def _name(self, image: str, generator: str) -> str:
         stem = re.sub(r"[^\w.+-]+", "_", f"{Path(image).name}-{generator}").lstrip(".")
@@ -369,6 +377,7 @@ def import_original(
 # In the order of `masksim --help`.
 app.command()(cli_audit.audit)
 app.command()(cli_audit.calibrate)
+app.command()(cli_batch.batch)
 app.command()(cli_train.enroll)
 app.command()(cli_evaluate.evaluate)
 app.command()(cli_train.train)

@@ -12,6 +12,7 @@ import typer
 
 from masksim.console import (
     Cache,
+    Format,
     Json,
     Overwrite,
     Workers,
@@ -29,15 +30,6 @@ NOT_HELD = 1
 _Which = Annotated[
     Path, typer.Argument(metavar="DETECTOR", help="A detector's folder, or `default`.")
 ]
-
-
-class Format(str, Enum):
-    """How tables are written to stdout."""
-
-    text = "text"
-    markdown = "markdown"
-    latex = "latex"
-    csv = "csv"
 
 
 class By(str, Enum):

@@ -13,6 +13,7 @@ import typer
 
 from masksim.console import (
     Cache,
+    Format,
     Json,
     Model,
     Workers,
@@ -43,15 +44,6 @@ class ProtocolName(str, Enum):
     leave_one_out = "leave-one-out"
     all = "all"
     none = "none"
-
-
-class Format(str, Enum):
-    """How tables are written to stdout."""
-
-    text = "text"
-    markdown = "markdown"
-    latex = "latex"
-    csv = "csv"
 
 
 def evaluate(

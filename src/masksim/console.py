@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,6 +29,17 @@ Cache = Annotated[
 ]
 Workers = Annotated[int, typer.Option("--workers", min=1, help="Processes.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object.")]
+
+
+class Format(str, Enum):
+    """How tables are written to stdout."""
+
+    text = "text"
+    markdown = "markdown"
+    latex = "latex"
+    csv = "csv"
+
+
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a detector that is there.")]
 
 

@@ -34,7 +34,7 @@ from masksim.errors import DataError, MasksimError, UsageError
 from masksim.features import FeatureConfig, shared_features
 from masksim.image import estimate_jpeg_quality, load_image
 from masksim.manifest import REAL, Manifest, Row, manifest_hash
-from masksim.residual import OnnxResidual, ResidualConfig, residual_onnx
+from masksim.residual import ResidualConfig, residual_onnx, residual_runner
 from masksim.traits import TRAITS, measure
 
 if TYPE_CHECKING:
@@ -553,7 +553,7 @@ _worker: dict[str, Any] = {}
 
 
 def _start_worker(graph: bytes) -> None:
-    _worker["residual"] = OnnxResidual(graph, threads=1)
+    _worker["residual"] = residual_runner(graph, threads=1)
 
 
 def _work(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -32,7 +33,7 @@ from masksim.errors import ImageError, MasksimError, ModelError, UsageError
 from masksim.features import FeatureConfig, shared_features
 from masksim.image import ImageFacts, ImageSource, LoadedImage, load_image
 from masksim.model import OriginalHead, SharedHeads
-from masksim.residual import BANK, OnnxResidual
+from masksim.residual import BANK, Runner, residual_runner
 from masksim.traits import TRAITS, measure
 from masksim.verdict import NONE, Reason, Verdict
 
@@ -55,6 +56,12 @@ DARK = 8.0
 
 COMPRESSED = 50
 """A JPEG quality under this leaves too little of a pattern to conclude from."""
+
+SLACK = 0.1
+"""By this share of its width the range that calibration photos have shown is widened."""
+
+FEW_OWN = 10
+"""With fewer images of a generator it is not known what they usually show."""
 
 PROBED = 0.25
 """Verdicts are checked by small re-encodings up to this joint rate."""
@@ -232,6 +239,7 @@ class _Runner(Protocol):
 
     generators: tuple[str, ...]
     window: int
+    region: int  # side of the central part that is looked at, 0 for all of the image
 
     def analyse(self, pixels: Pixels) -> _Evidence: ...
 
@@ -243,8 +251,9 @@ class _Runner(Protocol):
 class _SharedBranch:
     """All generators on one residual bank."""
 
-    def __init__(self, branch: Branch, residual: OnnxResidual) -> None:
+    def __init__(self, branch: Branch, residual: Runner, threads: int) -> None:
         self.generators = branch.generators
+        self.threads = threads
         config = dict(branch.preprocess) | dict(branch.spectrum)
         if config.pop("colour", None) != "luma-chroma" or branch.residual.kind != "bank":
             raise ModelError("a shared branch takes luma and chroma to the residual bank")
@@ -265,10 +274,14 @@ class _SharedBranch:
                 f"the masks have shape {tuple(self.heads.masks.shape)}, expected {expected}"
             )
         self.window = self.config.window
+        # What decides whether an image is large enough must be seen to be so.
+        self.region = self.config.region if self.config.region >= self.config.smallest else 0
         self.residual = residual
 
     def analyse(self, pixels: Pixels) -> _Evidence:
-        features, windows = shared_features(pixels, self.config, self.residual)
+        features, windows = shared_features(
+            pixels, self.config, self.residual, threads=self.threads
+        )
         similarity = self.heads.similarities(features)
         return _Evidence(
             similarity,
@@ -333,7 +346,7 @@ class _SharedBranch:
 class _OriginalBranch:
     """One generator of the original, with a residual of its own."""
 
-    def __init__(self, branch: Branch, residual: OnnxResidual) -> None:
+    def __init__(self, branch: Branch, residual: Runner, threads: int) -> None:
         self.generators = branch.generators
         config = dict(branch.preprocess)
         try:
@@ -346,6 +359,7 @@ class _OriginalBranch:
             raise ModelError(f"invalid configuration of an original branch: {error}") from error
         if config or windows != 1 or self.colour not in preprocess.COLOUR_SPACES:
             raise ModelError(f"unknown configuration of an original branch: {branch.preprocess}")
+        self.region = 0
         self.head = OriginalHead.from_tensors(branch.tensors)
         self.residual = residual
 
@@ -408,7 +422,7 @@ class Detector:
     file
         From `masksim.checkpoint.DetectorFile.load`.
     threads
-        Threads for the residual; by default one a core.
+        Of the processor, for one image; by default one a core. The answer does not depend on it.
     providers
         Execution providers of ONNX Runtime; by default the processor's.
     stability
@@ -430,6 +444,8 @@ class Detector:
     attribution
         Tells how clear it is which generator an image is of; None where the file has no scores of
         the generators' own images.
+    likelihood_ratios
+        Of joint rates; None unless asked for.
 
     Raises
     ------
@@ -459,7 +475,9 @@ class Detector:
             raise ModelError("a generator stands in two branches")
         self._branches: list[_Runner] = [
             (_SharedBranch if branch.head == "shared" else _OriginalBranch)(
-                branch, OnnxResidual(branch.onnx, threads=threads, providers=providers)
+                branch,
+                residual_runner(branch.onnx, threads=threads, providers=providers),
+                threads or _cores(),
             )
             for branch in file.branches
         ]
@@ -471,7 +489,7 @@ class Detector:
         }
         self.calibrations = read_calibrations(file)
         self.attribution = self._attribution()
-        self._ratios = self._likelihood_ratios() if likelihood_ratio else None
+        self.likelihood_ratios = self._likelihood_ratios() if likelihood_ratio else None
         if population != "auto":
             if population not in self.calibrations:
                 raise UsageError(
@@ -483,6 +501,12 @@ class Detector:
             trait: _widest([c.limits(trait) for c in self.calibrations.values()])
             for trait in ("side", "energy", "sharpness", "distance")
         }
+        # A new source may well show a little more than those that are there.
+        for trait in ("energy", "sharpness", "distance"):
+            low, high = self._limits[trait]
+            if np.isfinite([low, high]).all():
+                self._limits[trait] = low - SLACK * (high - low), high + SLACK * (high - low)
+        self._own_limits = self._usual()
 
     def _own(self) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any] | None] | None:
         """Scores, generators and traits of the generators' own images, if the file has them."""
@@ -507,23 +531,35 @@ class Detector:
             return None
         return Attribution.fit(own[0], own[1], self.calibrations[BUILT_IN].real_scores)
 
+    def _usual(self) -> NDArray[np.float64]:
+        """Range of each trait in which 90 % of each generator's own images lie: (2, G, T)."""
+        out = np.empty((2, len(self.generators), len(TRAITS)))
+        out[0], out[1] = np.inf, -np.inf
+        own = self._own()
+        if own is not None and own[2] is not None:
+            for g in range(len(self.generators)):
+                mine = own[2][own[1] == g]
+                if len(mine) >= FEW_OWN:
+                    out[:, g] = np.quantile(mine, (0.05, 0.95), axis=0)
+        return out
+
     def _likelihood_ratios(self) -> LikelihoodRatios:
         own = self._own()
         if own is None or BUILT_IN not in self.calibrations:
-            raise UsageError(
-                "this detector has no scores of its generators' images to compare with"
-            )
+            raise UsageError("this detector has no scores of its generators' own images")
         found = self.calibrations[BUILT_IN]
         scores, of, traits = own
         complete = ~np.isnan(scores).any(axis=1)
         scores, of = scores[complete].astype(np.float64), of[complete]
         made = found.all_rates(scores, None if traits is None else traits[complete])[1]
-        kept = ~np.isnan(found.real_scores).any(axis=1)
-        # Each photo among all of them, itself included: once too many, of some hundred.
-        real = found.all_rates(found.real_scores[kept], found.traits[kept])[1]
+        # As a photo of a new source would be ranked; among themselves none would be rare enough.
+        real = found.left_out()
+        kept = ~np.isnan(real)
+        if not len(made) or not kept.any():
+            raise UsageError("too few images were scored by all heads for likelihood ratios")
         counts = np.bincount(of)
-        effect = design_effect(real <= NONE, found.sources[kept])
-        return LikelihoodRatios(made, 1.0 / counts[of], real, len(real) / effect)
+        effect = design_effect(real[kept] <= NONE, found.sources[kept])
+        return LikelihoodRatios(made, 1.0 / counts[of], real[kept], kept.sum() / effect)
 
     @property
     def sample_size(self) -> int:
@@ -536,8 +572,18 @@ class Detector:
         Of several populations of photos the one with the largest joint rate counts: what is rare
         among some photos only is not evidence.
         """
-        found = [c.rates(similarity, traits) for c in self.calibrations.values()]
+        found = [
+            replace(c.rates(similarity, traits), population=name)
+            for name, c in self.calibrations.items()
+        ]
         return max(found, key=lambda rates: rates.joint, default=None)
+
+    def _joint(self, similarity: NDArray[Any], traits: NDArray[Any]) -> float:
+        """Give the joint rate of `rates` alone, which is quicker."""
+        return max(
+            float(c.all_rates(similarity[None], traits[None])[1][0])
+            for c in self.calibrations.values()
+        )
 
     def measure_pixels(
         self, pixels: Pixels, quality: int | None = None
@@ -586,6 +632,24 @@ class Detector:
         """
         return _together(self._analyse(pixels))[0]
 
+    def _load(self, image: ImageSource | LoadedImage, name: str | None) -> LoadedImage:
+        if isinstance(image, LoadedImage):
+            return image
+        return load_image(image, name=name, part=self.part)
+
+    def part(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """Tell which part of an image is looked at, for `load_image`: the rest need not be kept.
+
+        Returns
+        -------
+        (y, x, height, width)
+            The analysis of this part is that of the whole image.
+        """
+        regions = {branch.region for branch in self._branches}
+        if len(regions) == 1 and (region := regions.pop()) and min(height, width) >= region:
+            return preprocess.central_part(height, width, region)
+        return 0, 0, height, width
+
     def _analyse(self, pixels: Pixels) -> list[_Evidence]:
         return [branch.analyse(pixels) for branch in self._branches]
 
@@ -609,7 +673,7 @@ class Detector:
             The image cannot be read or analysed; its ``code`` says why.
         """
         start = time.perf_counter()
-        loaded = image if isinstance(image, LoadedImage) else load_image(image, name=name)
+        loaded = self._load(image, name)
         return self._decide(loaded, self._analyse(loaded.pixels), start)
 
     def explain(
@@ -630,7 +694,7 @@ class Detector:
             As `detect`.
         """
         start = time.perf_counter()
-        loaded = image if isinstance(image, LoadedImage) else load_image(image, name=name)
+        loaded = self._load(image, name)
         found = self._analyse(loaded.pixels)
         return self._decide(loaded, found, start), self._maps(found)
 
@@ -682,11 +746,12 @@ class Detector:
                 -s.similarity,
             )
         )
-        reasons = self._reasons(loaded, traits)
+        reasons = self._reasons(loaded, traits, rates)
         if rates is not None and self.stability and not reasons and rates.joint <= PROBED:
             after = self._probe(loaded.pixels)
             if changes := verdict.unstable(rates.joint, after):
                 reasons.append(changes)
+        top, left = loaded.corner
         decided = verdict.decide(
             self.generators,
             None if rates is None else rates.own.tolist(),
@@ -699,10 +764,15 @@ class Detector:
             interval=None if rates is None else rates.interval,
             stratum="all" if rates is None else rates.stratum,
             sources=0 if rates is None else rates.sources,
+            population="" if rates is None or len(self.calibrations) < 2 else rates.population,
         )
         ratio = None
-        if rates is not None and self._ratios is not None and decided.level != "inconclusive":
-            ratio = self._ratios.at(rates.joint)
+        if (
+            rates is not None
+            and self.likelihood_ratios is not None
+            and decided.level != "inconclusive"
+        ):
+            ratio = self.likelihood_ratios.at(rates.joint)
         decided = replace(decided, stability=after or None, likelihood_ratio=ratio)
         if decided.generator in self._narrow:
             note = (
@@ -714,7 +784,7 @@ class Detector:
             loaded.facts,
             decided,
             tuple(scores),
-            windows,
+            tuple((left + x, top + y, w, h) for x, y, w, h in windows),
             self.name,
             self.sha256,
             time.perf_counter() - start,
@@ -722,7 +792,9 @@ class Detector:
 
     def _probe(self, pixels: Pixels) -> dict[str, float]:
         """Joint rate after each small re-encoding of the part that is analysed."""
-        part = _middle(pixels, _PROBED_REGION)
+        # The same part whether the image came as a file, of which no more is held, or as an array.
+        top, left, height, width = self.part(*pixels.shape[:2])
+        part = _middle(pixels[top : top + height, left : left + width], _PROBED_REGION)
         after = {}
         for name, change in PROBES.items():
             changed = change(part)
@@ -731,15 +803,15 @@ class Detector:
             except ImageError:  # a side of just the smallest size there may be
                 continue
             quality = 75 if name.startswith("JPEG") else None
-            rates = self.rates(_together(found)[0], _traits(changed, found, quality))
-            if rates is not None:
-                after[name] = rates.joint
+            after[name] = self._joint(_together(found)[0], _traits(changed, found, quality))
         return after
 
-    def _reasons(self, loaded: LoadedImage, traits: NDArray[np.float64]) -> list[Reason]:
+    def _reasons(
+        self, loaded: LoadedImage, traits: NDArray[np.float64], rates: Rates | None
+    ) -> list[Reason]:
         """Tell why nothing can be concluded from this image, whatever its rate."""
         shown = dict(zip(TRAITS, traits.tolist(), strict=True))
-        sides = tuple(sorted(loaded.pixels.shape[:2]))
+        sides = tuple(sorted((loaded.facts.width, loaded.facts.height)))
         low = {trait: limits[0] for trait, limits in self._limits.items()}
         high = {trait: limits[1] for trait, limits in self._limits.items()}
         quality = loaded.facts.jpeg_quality
@@ -748,8 +820,8 @@ class Detector:
             found.append(
                 Reason(
                     "too_small",
-                    f"the image is smaller ({shown['side']:.0f} pixels) than the photos that the "
-                    f"rates were measured on ({low['side']:.0f} and more)",
+                    f"the image is smaller ({shown['side']:.0f} pixels) than nearly all photos "
+                    f"that the rates were measured on ({low['side']:.0f} and more)",
                     hides=True,
                 )
             )
@@ -783,22 +855,28 @@ class Detector:
             found.append(
                 Reason(
                     "resized",
-                    "the image has less fine detail than any of the photos that the rates were "
+                    "the image has less fine detail than nearly all photos that the rates were "
                     "measured on, as after strong enlarging or smoothing",
                     hides=True,
                 )
             )
-        beyond = [
-            trait
-            for trait in ("energy", "sharpness", "distance")
-            if shown[trait] > high[trait] or (trait == "energy" and shown[trait] < low[trait])
-        ]
+        # Beyond what photos show, and beyond what images of the generator in question do.
+        best = None if rates is None else int(np.argmin(rates.own))
+        beyond = []
+        for trait in ("energy", "sharpness", "distance"):
+            usual = (np.inf, -np.inf)
+            if best is not None:
+                usual = self._own_limits[:, best, TRAITS.index(trait)].tolist()
+            if shown[trait] > max(high[trait], usual[1]) or (
+                trait == "energy" and shown[trait] < min(low[trait], usual[0])
+            ):
+                beyond.append(trait)
         if beyond:
             found.append(
                 Reason(
                     "out_of_range",
-                    "the image is unlike the photos that the rates were measured on "
-                    f"({', '.join(beyond)})",
+                    "the image is unlike the photos that the rates were measured on, and unlike "
+                    f"the generator's own images ({', '.join(beyond)})",
                 )
             )
         return found
@@ -806,7 +884,7 @@ class Detector:
     def _cautions(self, loaded: LoadedImage, traits: NDArray[np.float64]) -> list[str]:
         cautions = []
         wanted = max(branch.window for branch in self._branches)
-        if min(loaded.pixels.shape[:2]) < wanted:
+        if min(loaded.facts.height, loaded.facts.width) < wanted:
             cautions.append(
                 f"A side of the image is under {wanted} pixels: there is less to measure than in "
                 "the photos the rates were measured on."
@@ -855,7 +933,7 @@ class Detector:
         ImageError
             As `detect`.
         """
-        loaded = image if isinstance(image, LoadedImage) else load_image(image)
+        loaded = self._load(image, None)
         return self._maps(self._analyse(loaded.pixels))
 
 
@@ -889,9 +967,10 @@ def _middle(pixels: Pixels, side: int) -> Pixels:
 
 
 def _widest(ranges: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Join ranges; photos of too few sources to tell one do not count."""
     return (
-        min((low for low, _ in ranges), default=-np.inf),
-        max((high for _, high in ranges), default=np.inf),
+        min((low for low, _ in ranges if np.isfinite(low)), default=-np.inf),
+        max((high for _, high in ranges if np.isfinite(high)), default=np.inf),
     )
 
 
@@ -913,6 +992,8 @@ def read_calibrations(file: DetectorFile) -> dict[str, Calibration]:
     if arrays is None:
         return {}
     populations = file.config.get("populations", [])
+    if not isinstance(populations, list):
+        raise ModelError(f"the populations of a calibration are a list, got {populations!r:.100}")
     own = {"own_similarities", "own_generators", "own_traits"}
     known = own | set(population_arrays(0))
     names = [BUILT_IN]
@@ -925,6 +1006,9 @@ def read_calibrations(file: DetectorFile) -> dict[str, Calibration]:
         raise ModelError(f"two calibrations have one name: {names}")
     if unknown := sorted(set(arrays) - known):
         raise ModelError(f"unknown calibration: {unknown}")
+    for array in arrays:
+        if array.endswith("_traits") and np.isinf(arrays[array]).any():
+            raise ModelError(f"{array} of the calibration are not finite")
     strata = Strata.from_dict(file.config["strata"]) if "strata" in file.config else None
     found = {}
     for k, name in enumerate(names):
@@ -944,6 +1028,13 @@ def read_calibrations(file: DetectorFile) -> dict[str, Calibration]:
             raise ModelError("the calibration has no photo with a score for every head")
         found[name] = Calibration(similarities, traits, sources, strata)
     return found
+
+
+def _cores() -> int:
+    """Count the cores this process may use."""
+    with suppress(AttributeError, OSError):  # not on every system
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def bundled_path() -> Path:

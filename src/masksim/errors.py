@@ -68,6 +68,7 @@ class ImageError(MasksimError):
     ``too_many_bytes``        more bytes than the limit (HTTP 413)
     ``too_many_pixels``       more pixels than the limit (HTTP 413)
     ``too_small``             fewer pixels than can be analysed
+    ``crashed``               the process that analysed it died, twice (`masksim.batch`)
     ========================  ===========================================================
     """
 
@@ -86,6 +87,7 @@ class ImageError(MasksimError):
             "too_many_bytes",
             "too_many_pixels",
             "too_small",
+            "crashed",
         }
     )
 

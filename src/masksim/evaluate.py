@@ -62,7 +62,8 @@ if TYPE_CHECKING:
 
 # Scores of a view, and after them its traits where they are known.
 _worker: dict[str, Callable[[View], Sequence[float]]] = {}
-_LASTING = {"too_small"}  # failures that the next run would meet again
+LASTING = frozenset({"too_small"})
+"""Failures that the next run would meet again."""
 
 
 def _start_worker(model: str) -> None:
@@ -131,7 +132,7 @@ def _to_do(target: Path) -> bool:
     if not target.exists():
         return True
     failures = json.loads(target.read_text(encoding="utf-8"))[1]
-    return any(code not in _LASTING for code in failures.values())
+    return any(code not in LASTING for code in failures.values())
 
 
 def _score(

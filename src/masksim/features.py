@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-from array_api_compat import array_namespace
 
 from masksim import preprocess
 from masksim.errors import UsageError
-from masksim.spectrum import pool_cells, welch_log_power
+from masksim.spectrum import array_namespace, pool_cells, welch_log_power
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -131,6 +131,8 @@ def shared_features(
     pixels: NDArray[np.uint8],
     config: FeatureConfig,
     residual: Callable[[NDArray[np.float32]], NDArray[np.float32]],
+    *,
+    threads: int = 1,
 ) -> tuple[NDArray[np.float32], list[tuple[int, int, int, int]]]:
     """Average the cells of the spectra of an image's windows.
 
@@ -141,7 +143,9 @@ def shared_features(
     config
         Of windows and spectra.
     residual
-        Runs the residual's graph.
+        Runs the residual's graph; from several threads where there are several.
+    threads
+        So many windows are analysed at a time. The result does not depend on it.
 
     Returns
     -------
@@ -164,17 +168,27 @@ def shared_features(
         region=config.region,
         spacing=config.spacing,
     )
-    total: NDArray[np.float32] | None = None
-    for y, x in corners:
+
+    def cells(corner: tuple[int, int]) -> NDArray[np.float32]:
+        y, x = corner
         planes = preprocess.luma_chroma(pixels[None, y : y + height, x : x + width])
-        found = pattern_features(
+        found: NDArray[np.float32] = pattern_features(
             [residual(plane) for plane in planes],
             segment=config.segment,
             hops=config.hops,
             floor=config.floor,
             cell=config.cell,
         )[0]
-        total = found if total is None else total + found
-    if total is None:
+        return found
+
+    if not corners:
         raise UsageError("a detector needs at least one window")
+    if threads > 1 and len(corners) > 1:
+        with ThreadPoolExecutor(min(threads, len(corners))) as pool:
+            each = list(pool.map(cells, corners))
+    else:
+        each = [cells(corner) for corner in corners]
+    total = each[0]
+    for found in each[1:]:  # in order: a sum depends on it
+        total = total + found
     return total / np.float32(len(corners)), [(x, y, width, height) for y, x in corners]

@@ -182,14 +182,25 @@ class LoadedImage:
         uint8 (H, W, 3), R G B, 0..255, C-contiguous; taken as sRGB.
     facts
         What is known besides.
+    corner
+        (y, x) of the first of `pixels` in the image: (0, 0) but where a part was asked for.
     """
 
     pixels: NDArray[np.uint8]
     facts: ImageFacts
+    corner: tuple[int, int] = (0, 0)
+
+
+Part: TypeAlias = Callable[[int, int], "tuple[int, int, int, int]"]
+"""Height and width of an image to the (y, x, height, width) of the part that is wanted."""
 
 
 def load_image(
-    source: ImageSource, *, limits: Limits | None = None, name: str | None = None
+    source: ImageSource,
+    *,
+    limits: Limits | None = None,
+    name: str | None = None,
+    part: Part | None = None,
 ) -> LoadedImage:
     """Decode an image to the 8-bit RGB pixels that are analysed.
 
@@ -206,6 +217,9 @@ def load_image(
         Checked before decoding; ``Limits()`` when left out.
     name
         What to call the image; its path or a stand-in when left out.
+    part
+        Keep this part of an encoded image alone: less time and memory. The facts are those of the
+        whole image. Arrays and Pillow images, whose digest is that of their pixels, stay whole.
 
     Returns
     -------
@@ -232,7 +246,7 @@ def load_image(
     with _quiet_pillow():
         image = _open(data, limits, label)
         try:
-            return _from_pillow(image, data, limits, label)
+            return _from_pillow(image, data, limits, label, part)
         finally:
             image.close()
 
@@ -570,7 +584,9 @@ _CUT: dict[str, Callable[[bytes], bool]] = {
 # ---------------------------------------------------------------------------- pixels out
 
 
-def _from_pillow(image: Any, data: bytes, limits: Limits, label: str) -> LoadedImage:
+def _from_pillow(
+    image: Any, data: bytes, limits: Limits, label: str, part: Part | None = None
+) -> LoadedImage:
     """Decode an opened image; `data` is empty when it was given as a Pillow image."""
     format_, mode = str(image.format or "array"), str(image.mode)
     _check_size(image.size, limits, label)
@@ -582,7 +598,13 @@ def _from_pillow(image: Any, data: bytes, limits: Limits, label: str) -> LoadedI
         treatments: list[str] = []
         if _reduced_by_decoder(image, data):
             treatments.append("more than 8 bits reduced to the high 8")
-        pixels = _to_rgb(image, format_, treatments, label)
+        # Only where each pixel is converted by itself, and none will be turned, can a part be cut
+        # before the conversion.
+        width, height = image.size
+        corner, early = (0, 0), None
+        if part is not None and turned in (None, 1) and asked == 1 and image.mode in _TREATMENTS:
+            early = part(height, width)
+        pixels = _to_rgb(image, format_, treatments, label, early)
         orientation = _exif_orientation(image)
         if asked != 1 and orientation == 1:
             turned = asked  # Pillow has turned the TIFF and forgotten why
@@ -591,6 +613,12 @@ def _from_pillow(image: Any, data: bytes, limits: Limits, label: str) -> LoadedI
             if turned != 1:
                 pixels = _orient(pixels, {6: 8, 8: 6}.get(turned, turned))
                 treatments.append("rotation by the decoder undone")
+        if early is None:
+            height, width = pixels.shape[:2]
+            if part is not None:
+                pixels, corner = _cut(pixels, part(height, width))
+        else:
+            corner = early[:2]
         icc = bool(image.info.get("icc_profile"))
         if icc:
             treatments.append("ICC profile ignored")
@@ -608,8 +636,8 @@ def _from_pillow(image: Any, data: bytes, limits: Limits, label: str) -> LoadedI
         ImageFacts(
             name=label,
             format=format_,
-            width=pixels.shape[1],
-            height=pixels.shape[0],
+            width=width,
+            height=height,
             mode=mode,
             frames=frames,
             n_bytes=len(data) or pixels.nbytes,
@@ -621,6 +649,7 @@ def _from_pillow(image: Any, data: bytes, limits: Limits, label: str) -> LoadedI
             icc_profile=icc,
             treatments=tuple(treatments),
         ),
+        corner,
     )
 
 
@@ -705,8 +734,25 @@ _TREATMENTS: dict[str, tuple[str, ...]] = {
 }
 
 
-def _to_rgb(image: Any, format_: str, treatments: list[str], label: str) -> NDArray[np.uint8]:
-    """Bring a decoded image of any mode to uint8 (H, W, 3), noting what was done."""
+def _cut(
+    pixels: NDArray[np.uint8], part: tuple[int, int, int, int]
+) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+    y, x, height, width = part
+    # A copy: a view would keep the whole image in memory.
+    return pixels[y : y + height, x : x + width].copy(), (y, x)
+
+
+def _to_rgb(
+    image: Any,
+    format_: str,
+    treatments: list[str],
+    label: str,
+    part: tuple[int, int, int, int] | None = None,
+) -> NDArray[np.uint8]:
+    """Bring a decoded image of any mode to uint8 (H, W, 3), noting what was done.
+
+    Of the modes of `_TREATMENTS` a part alone, (y, x, height, width), is converted on request.
+    """
     mode = str(image.mode)
     if mode in ("I", "F") or mode.startswith("I;16"):
         grey = _wide_grey(np.asarray(image), image, format_, treatments, label)
@@ -722,6 +768,9 @@ def _to_rgb(image: Any, format_: str, treatments: list[str], label: str) -> NDAr
         del image.info["transparency"]
     elif mode == "P" and image.palette is not None and image.palette.mode != "RGB":
         treatments.append("transparency dropped")
+    if part is not None and part != (0, 0, image.height, image.width):
+        y, x, height, width = part
+        image = image.crop((x, y, x + width, y + height))
     if mode in ("La", "RGBa"):
         image = image.convert(mode.upper())
     if mode != "RGB":
@@ -731,7 +780,25 @@ def _to_rgb(image: Any, format_: str, treatments: list[str], label: str) -> NDAr
             raise ImageError(
                 f"{label}: this Pillow cannot convert {mode} to RGB", code="unsupported"
             ) from error
-    return np.array(image, dtype=np.uint8)
+    return _values(image)
+
+
+def _values(image: Any) -> NDArray[np.uint8]:
+    """Copy an RGB image to an array, some rows at a time.
+
+    Pillow gives its values as bytes of pieces, joined, and NumPy copies those: of a large image at
+    once that is three copies.
+    """
+    width, height = image.size
+    out = np.empty((height, width, 3), dtype=np.uint8)
+    rows = max(1, _BYTES_AT_ONCE // (3 * width))
+    for top in range(0, height, rows):
+        strip = image.crop((0, top, width, min(top + rows, height)))
+        out[top : top + rows] = np.asarray(strip)
+    return out
+
+
+_BYTES_AT_ONCE = 1 << 18
 
 
 def _wide_grey(

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from array_api_compat import array_namespace
 from array_api_compat import device as device_of
 
 from masksim.errors import ModelError
+from masksim.spectrum import array_namespace
 
 # Any array of the array API (numpy.ndarray, torch.Tensor): there is no common static type yet.
 Array: TypeAlias = Any

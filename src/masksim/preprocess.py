@@ -5,6 +5,8 @@ The same functions serve training, evaluation and detection, so that all three s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import Literal, TypeAlias, get_args
 
 import numpy as np
@@ -29,6 +31,7 @@ STUDIO = (_STUDIO_NUMERATORS, _STUDIO_DENOMINATOR, _STUDIO_OFFSETS)
 
 # ITU-R BT.601 luma weights, as used by JPEG.
 _LUMA = (0.299, 0.587, 0.114)
+_LUMA_THOUSANDTHS = (299, 587, 114)
 
 # How many positions are compared when windows are spread: all, in images under some megapixels.
 _CANDIDATES = 4096
@@ -108,6 +111,13 @@ def spread_windows(
     """
     if count < 1 or min_shift < 1:
         raise UsageError(f"count and min_shift must be at least 1, got {count} and {min_shift}")
+    return list(_spread(height, width, size, count, min_shift))
+
+
+@lru_cache(maxsize=256)  # images of a collection often have one size
+def _spread(
+    height: int, width: int, size: int, count: int, min_shift: int
+) -> tuple[tuple[int, int], ...]:
     chosen = [centre_window(height, width, size)]
     rows, columns = (height - size) // GRID + 1, (width - size) // GRID + 1
     if rows * columns > _CANDIDATES:  # thin the longer axis, then the other if need be
@@ -116,9 +126,12 @@ def spread_windows(
             min(rows, max(side, _CANDIDATES // columns)),
             min(columns, max(side, _CANDIDATES // rows)),
         )
-    candidates = np.array(
-        [(y, x) for y in _positions(height - size, rows) for x in _positions(width - size, columns)]
-    )
+    candidates = np.stack(
+        np.meshgrid(
+            _positions(height - size, rows), _positions(width - size, columns), indexing="ij"
+        ),
+        axis=-1,
+    ).reshape(-1, 2)
     # Squared distance and largest shift of every candidate to the nearest window chosen so far.
     distance = np.full(len(candidates), np.iinfo(np.int64).max)
     shift = distance.copy()
@@ -129,7 +142,7 @@ def spread_windows(
         free = np.where(shift >= min_shift, distance, -1)
         best = int(free.argmax())  # the first of equals: top to bottom, left to right
         if len(chosen) == count or free[best] < 0:
-            return chosen
+            return tuple(chosen)
         chosen.append((int(candidates[best, 0]), int(candidates[best, 1])))
 
 
@@ -209,10 +222,56 @@ def luma_chroma(pixels: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
         Luma, (B, 1, H, W), and Cb, Cr, (B, 2, H / 2, W / 2): ITU-R BT.601 full range / 255, the
         chroma averaged over 2x2 pixels and doubled, to bring its residual near that of luma.
     """
-    planes = to_colour(pixels, "YCbCr-BT601-full")
-    batch, _, height, width = planes.shape
-    chroma = planes[:, 1:].reshape(batch, 2, height // 2, 2, width // 2, 2).mean(axis=(3, 5))
-    return [np.ascontiguousarray(planes[:, :1]), 2 * chroma]
+    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[-1] != 3:
+        raise UsageError(
+            f"pixels must be uint8 of shape (B, H, W, 3), got {pixels.dtype} of shape "
+            f"{tuple(pixels.shape)}"
+        )
+    batch, height, width, _ = pixels.shape
+    # In thousandths of a level all sums are integers under 2**24, which single precision holds
+    # exactly: one division rounds, and nothing else does.
+    levels = np.empty((3, batch, height, width), dtype=np.float32)
+    levels[:] = np.moveaxis(pixels, -1, 0)  # one plane after another: all below runs along rows
+    luma = np.empty((batch, 1, height, width), dtype=np.float32)
+    np.divide(_weighted(levels, _LUMA_THOUSANDTHS), np.float32(255_000), out=luma[:, 0])
+    rows = levels[:, :, 0::2] + levels[:, :, 1::2]
+    summed = rows[..., 0::2] + rows[..., 1::2]
+    brightness = _weighted(summed, _LUMA_THOUSANDTHS)
+    chroma = np.empty((batch, 2, height // 2, width // 2), dtype=np.float32)
+    for k, (channel, weight) in enumerate(((2, _LUMA[2]), (0, _LUMA[0]))):
+        # Of four pixels, in [0, 1], and doubled; 2 * (1 - weight) brings the difference to +-0.5.
+        scale = 2 / (4 * 255_000 * 2 * (1 - weight))
+        plane = summed[channel] * np.float32(1000) - brightness
+        np.multiply(plane, np.float32(scale), out=plane)
+        np.add(plane, np.float32(1), out=chroma[:, k])
+    return [luma, np.clip(chroma, 0, 2, out=chroma)]
+
+
+def _weighted(channels: NDArray[np.float32], weights: Sequence[int]) -> NDArray[np.float32]:
+    """Sum of the channels times their weights: (3, ...) -> (...)."""
+    total: NDArray[np.float32] = channels[0] * np.float32(weights[0])
+    for channel, weight in zip(channels[1:], weights[1:], strict=True):
+        total += channel * np.float32(weight)
+    return total
+
+
+def central_part(height: int, width: int, region: int) -> tuple[int, int, int, int]:
+    """Part of an image in which the shared recipe looks: the rest need not be kept.
+
+    Parameters
+    ----------
+    height, width : int
+        Size of the image, pixels.
+    region : int
+        Largest side of the part, pixels.
+
+    Returns
+    -------
+    (y, x, height, width) : tuple of int
+        y and x are multiples of 8.
+    """
+    top, left = ((side - min(side, region)) // 2 // GRID * GRID for side in (height, width))
+    return top, left, min(height, region), min(width, region)
 
 
 def shared_windows(
@@ -259,8 +318,7 @@ def shared_windows(
             f"the image is {width}x{height} pixels; both sides must have at least {smallest}",
             code="too_small",
         )
-    top, left = ((side - min(side, region)) // 2 // GRID * GRID for side in (height, width))
-    height, width = min(height, region), min(width, region)
+    top, left, height, width = central_part(height, width, region)
     if min(height, width) >= size:
         corners = spread_windows(height, width, size, count, min_shift=spacing)
         return [(top + y, left + x) for y, x in corners], size, size

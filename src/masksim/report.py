@@ -7,13 +7,15 @@ The pictures are drawn with Pillow alone.
 
 from __future__ import annotations
 
-import io
 import math
 import os
+import struct
 import textwrap
 import unicodedata
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -350,12 +352,16 @@ _ANCHORS = np.array(
 _INK, _SOFT, _LINE, _PAPER = (26, 28, 33), (96, 100, 110), (170, 174, 182), (255, 255, 255)
 _MARGIN = 28
 _LEFT = 46  # tick labels of the vertical axis
+_ABOVE, _BELOW = 26, 58  # its title; tick labels and unit of the horizontal axis
 _BAR_GAP, _BAR, _BAR_LABELS = 10, 14, 72
+_SHARES = (1.0, 0.5, 0.0, -0.5, -1.0)  # of a scale's limit: where its bar has numbers
 _GUTTER = 22  # between the panels of a row
 _ONE_COLUMN = 4  # planes; more stand in two columns
 _COLUMN_GAP = 40
 _PERCENTILE = 99.5
 _DPI = 96
+_EFFORT = 2  # of zlib
+_ROWS = 256  # that are compressed at once
 
 
 def diverging_colours(values: NDArray[Any], limit: float) -> NDArray[np.uint8]:
@@ -462,13 +468,13 @@ def patterns_png(
     for plane in patterns:
         _check_plane(plane, generator, ("mask", "reference"))
     side = _side(max(patterns[0].mask.shape))
-    products = [_to_screen(p.mask * p.reference, side) for p in patterns]
+    products = [_cells(p.mask * p.reference, side) for p in patterns]
     shared = _limit(np.stack(products))
     total = sum(_power(plane) for plane in patterns)
     rows = []
     for plane, product in zip(patterns, products, strict=True):
         ticks = (_ticks(plane.fx, side), _ticks(plane.fy, side))
-        mask, reference = (_to_screen(v, side) for v in (plane.mask, plane.reference))
+        mask, reference = (_cells(v, side) for v in (plane.mask, plane.reference))
         panels = [
             _Panel("mask", mask, *ticks, 0.5, 0.5),
             _Panel("reference", reference, *ticks, *_scale(reference)),
@@ -489,9 +495,7 @@ def _power(plane: PatternLike) -> float:
 def _png(sections: Sequence[Image.Image], note: str, path: str | os.PathLike[str] | None) -> bytes:
     """Stack sections over a note; write the file if there is a path."""
     canvas = _stack([*sections, _footnote(note, max(image.width for image in sections))])
-    buffer = io.BytesIO()
-    canvas.save(buffer, "PNG", dpi=(_DPI, _DPI))
-    data = buffer.getvalue()
+    data = _encoded(canvas)
     if path is not None:
         try:
             Path(path).write_bytes(data)
@@ -500,6 +504,35 @@ def _png(sections: Sequence[Image.Image], note: str, path: str | os.PathLike[str
     return data
 
 
+def _encoded(canvas: Image.Image) -> bytes:
+    """Write an RGB image as PNG, its rows unfiltered.
+
+    Pillow tries five filters on each row, which takes longer than all the drawing, and none of them
+    helps where colours stand in squares.
+    """
+    width, height = canvas.size
+    packer = zlib.compressobj(_EFFORT)
+    packed = []
+    for top in range(0, height, _ROWS):
+        strip = np.asarray(canvas.crop((0, top, width, min(top + _ROWS, height))))
+        rows = np.zeros((len(strip), 1 + 3 * width), dtype=np.uint8)  # the first byte: no filter
+        rows[:, 1:] = strip.reshape(len(strip), -1)
+        packed.append(packer.compress(rows.data))
+    packed.append(packer.flush())
+    a_metre = round(_DPI / 0.0254)
+    chunks = (
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),  # 8 bits, RGB
+        (b"pHYs", struct.pack(">IIB", a_metre, a_metre, 1)),
+        (b"IDAT", b"".join(packed)),
+        (b"IEND", b""),
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
+    )
+
+
+@lru_cache(maxsize=8)
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
@@ -532,7 +565,7 @@ class _Panel:
     """One picture with its axes."""
 
     title: str
-    values: NDArray[np.float64]  # (side, side), one a pixel of the screen
+    values: NDArray[np.float64]  # from `_cells`
     xticks: tuple[_Tick, ...]
     yticks: tuple[_Tick, ...]
     centre: float  # the value that is white
@@ -547,12 +580,12 @@ def _section(item: MapLike, detection: DetectionLike | None) -> Image.Image:
         _check_plane(plane, item.generator)
     side = _side(max(item.planes[0].values.shape))
     # One scale for all: a plane that adds little must look so.
-    contributions = [_to_screen(plane.values, side) for plane in item.planes]
+    contributions = [_cells(plane.values, side) for plane in item.planes]
     shared = _limit(np.stack(contributions))
     rows: list[Image.Image] = []
     for plane, values in zip(item.planes, contributions, strict=True):
         ticks = (_ticks(plane.fx, side), _ticks(plane.fy, side))
-        reference, spectrum = (_to_screen(v, side) for v in (plane.reference, plane.spectrum))
+        reference, spectrum = (_cells(v, side) for v in (plane.reference, plane.spectrum))
         panels = [
             _Panel("contribution to the similarity", values, *ticks, 0.0, shared),
             _Panel("the generator's reference", reference, *ticks, *_scale(reference)),
@@ -588,12 +621,15 @@ def _subtitle(item: MapLike, detection: DetectionLike | None) -> str:
     return "    ".join(parts)
 
 
+def _cell_width(side: int) -> int:
+    return _LEFT + side + _BAR_GAP + _BAR + _BAR_LABELS
+
+
 def _row(name: str, label: str, panels: Sequence[_Panel], side: int) -> Image.Image:
     """Panels of one plane, side by side, under the plane's name."""
-    cell = _LEFT + side + _BAR_GAP + _BAR + _BAR_LABELS
-    top, bottom = 62, 58
+    cell, top = _cell_width(side), 62
     width = len(panels) * cell + (len(panels) - 1) * _GUTTER
-    canvas = Image.new("RGB", (width, top + side + bottom), _PAPER)
+    canvas = Image.new("RGB", (width, top + side + _BELOW), _PAPER)
     draw = ImageDraw.Draw(canvas)
     draw.line((0, 4, width, 4), _LINE)
     room = width - _font(15).getlength(label) - 30
@@ -607,30 +643,49 @@ def _row(name: str, label: str, panels: Sequence[_Panel], side: int) -> Image.Im
 def _draw_panel(
     canvas: Image.Image, draw: ImageDraw.ImageDraw, panel: _Panel, x: int, y: int, side: int
 ) -> None:
+    frame = _frame(panel.title, panel.xticks, panel.yticks, side)
+    canvas.paste(frame, (x - _LEFT, y - _ABOVE))
+    # Coloured first, enlarged then.
+    colours = Image.fromarray(diverging_colours(panel.values - panel.centre, panel.limit))
+    canvas.paste(colours.resize((side, side), Image.Resampling.NEAREST), (x, y))
+    left = x + side + _BAR_GAP + _BAR + 8
+    for share in _SHARES:
+        number = _number(panel.centre + share * panel.limit)
+        draw.text((left, y + _down(share, side)), number, _SOFT, _font(13), "lm")
+
+
+@lru_cache(maxsize=64)
+def _frame(
+    title: str, xticks: tuple[_Tick, ...], yticks: tuple[_Tick, ...], side: int
+) -> Image.Image:
+    """Draw what many panels share: title, axes, the colour bar without its numbers."""
+    x, y = _LEFT, _ABOVE
+    canvas = Image.new("RGB", (_cell_width(side), _ABOVE + side + _BELOW), _PAPER)
+    draw = ImageDraw.Draw(canvas)
     font = _font(13)
-    draw.text((x, y - 10), panel.title, _INK, font, "ls")
-    canvas.paste(
-        Image.fromarray(diverging_colours(panel.values - panel.centre, panel.limit)), (x, y)
-    )
+    draw.text((x, y - 10), title, _INK, font, "ls")
     draw.rectangle((x - 1, y - 1, x + side, y + side), outline=_LINE)
-    for across, label in panel.xticks:
+    for across, label in xticks:
         draw.line((x + across, y + side + 1, x + across, y + side + 5), _SOFT)
         draw.text((x + across, y + side + 9), label, _SOFT, font, "mt")
-    for down, label in panel.yticks:
+    for down, label in yticks:
         draw.line((x - 6, y + down, x - 2, y + down), _SOFT)
         draw.text((x - 9, y + down), label, _SOFT, font, "rm")
     draw.text((x + side / 2, y + side + 28), "cycles/pixel", _SOFT, font, "mt")
 
     left = x + side + _BAR_GAP
-    scale = np.linspace(panel.limit, -panel.limit, side)[:, np.newaxis].repeat(_BAR, axis=1)
-    canvas.paste(Image.fromarray(diverging_colours(scale, panel.limit)), (left, y))
+    scale = np.linspace(1.0, -1.0, side)[:, np.newaxis].repeat(_BAR, axis=1)
+    canvas.paste(Image.fromarray(diverging_colours(scale, 1.0)), (left, y))
     draw.rectangle((left - 1, y - 1, left + _BAR, y + side), outline=_LINE)
-    for share in (1.0, 0.5, 0.0, -0.5, -1.0):
-        at = y + (1.0 - share) / 2.0 * (side - 1)
+    for share in _SHARES:
+        at = y + _down(share, side)
         draw.line((left + _BAR, at, left + _BAR + 4, at), _SOFT)
-        draw.text(
-            (left + _BAR + 8, at), _number(panel.centre + share * panel.limit), _SOFT, font, "lm"
-        )
+    return canvas
+
+
+def _down(share: float, side: int) -> float:
+    """Place of a number at the colour bar: 1 at the top, -1 at the bottom."""
+    return (1.0 - share) / 2.0 * (side - 1)
 
 
 def _number(value: float) -> str:
@@ -715,6 +770,13 @@ def _side(n: int) -> int:
         return n * max(1, round(240 / n))
     part = math.ceil(n / 256)
     return n // part if n % part == 0 and n // part >= 192 else 240
+
+
+def _cells(values: NDArray[Any], side: int) -> NDArray[np.float64]:
+    """Give the values as they are where there is room for each, else averaged for the screen."""
+    if max(values.shape) <= side:
+        return np.asarray(values, dtype=np.float64)
+    return _to_screen(values, side)
 
 
 def _to_screen(values: NDArray[Any], side: int) -> NDArray[np.float64]:

@@ -32,7 +32,7 @@ from masksim.dataset import (
     source_folds,
     training_weights,
 )
-from masksim.errors import DataError, UsageError
+from masksim.errors import DataError, ModelError, UsageError
 from masksim.features import FeatureConfig
 from masksim.manifest import REAL, Manifest, manifest_hash
 from masksim.model import SharedHeads
@@ -135,12 +135,15 @@ class TrainConfig:
                 "photos and images must not be negative and photo_step in 0.1 .. 2, got "
                 f"{self.photos}, {self.images} and {self.photo_step}"
             )
-        for part in self.strata:
-            if len(part) != 2 or part[0] not in TRAITS or (type(part[1]) is int and part[1] < 2):
-                raise UsageError(
-                    f"strata are pairs of a trait ({', '.join(TRAITS)}) and a number of bands from "
-                    f"2 on, or cuts; got {part!r}"
-                )
+        try:
+            _ = self.division
+        except ModelError as error:
+            raise UsageError(error.message) from error
+
+    @property
+    def division(self) -> Strata:
+        """How the calibration photos are parted."""
+        return Strata(self.strata, self.stratum_photos, self.stratum_sources)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
@@ -633,18 +636,6 @@ def with_distance(table: FeatureTable, heads: SharedHeads) -> NDArray[np.float32
     return traits
 
 
-def strata_of(traits: NDArray[Any], config: TrainConfig) -> Strata:
-    """Cut the traits of calibration photos (n, T) into bands of as many photos each."""
-    bands = []
-    for trait, cuts in config.strata:
-        values = traits[:, TRAITS.index(trait)]
-        if isinstance(cuts, int):
-            shares = np.arange(1, cuts) / cuts
-            cuts = tuple(np.unique(np.round(np.nanquantile(values, shares), 3)).tolist())
-        bands.append((trait, cuts))
-    return Strata(tuple(bands), config.stratum_photos, config.stratum_sources)
-
-
 def _image_keys(table: FeatureTable) -> list[tuple[str, str]]:
     """Name what decides an image's fold: a photo's source, a synthetic image's path."""
     return [
@@ -799,7 +790,7 @@ def train_shared(
         config={
             "name": config.name,
             "recipe": "shared",
-            "strata": strata_of(fit.real_traits, config).to_dict(),
+            "strata": config.division.to_dict(),
         },
         branches=(branch,),
         calibration={

@@ -6,16 +6,13 @@ an image is synthetic: that would need to know how many of the images in questio
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
-from masksim.calibration import UNCLEAR
+# Not for type checkers alone: tables of results ask `Verdict` for the types of its fields.
+from masksim.calibration import UNCLEAR, Interval, LikelihoodRatio, number_of_false_alarms
 from masksim.errors import UsageError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from masksim.calibration import Interval, LikelihoodRatio
 
 Level: TypeAlias = Literal[
     "inconclusive", "strong evidence", "evidence", "weak evidence", "no evidence", "uncalibrated"
@@ -35,10 +32,10 @@ NEAR = 3.0
 EVIDENCE, NONE = LEVELS[1][0], LEVELS[-1][0]
 """Joint rates: up to the first there is evidence, above the second there is none."""
 
-STILL, YET = 0.08, 0.06
-"""After a small re-encoding evidence must be left at the first, and none have come at the second.
+BETWEEN = 0.07
+"""After a small re-encoding evidence must be left at most at this rate, and none have come below.
 
-Between `EVIDENCE` and `NONE`, with a margin: an image one more small step away has a verdict, too.
+In the middle between `EVIDENCE` and `NONE`: an image one more small step away has a verdict, too.
 """
 
 
@@ -104,6 +101,8 @@ class Verdict:
         The joint rate after each small re-encoding that was tried.
     likelihood_ratio
         If it was asked for.
+    population
+        Whose photos the rate was measured on, where the detector has several sets of them.
     """
 
     level: Level
@@ -121,6 +120,7 @@ class Verdict:
     number_of_false_alarms: float | None = None
     stability: Mapping[str, float] | None = None
     likelihood_ratio: LikelihoodRatio | None = None
+    population: str = ""
 
 
 def unstable(joint: float, after: Mapping[str, float]) -> Reason | None:
@@ -138,10 +138,10 @@ def unstable(joint: float, after: Mapping[str, float]) -> Reason | None:
     Reason or None
     """
     if joint <= EVIDENCE:
-        changed = [name for name, rate in after.items() if rate > STILL]
+        changed = [name for name, rate in after.items() if rate > BETWEEN]
         how = "there is hardly any evidence left"
     elif joint > NONE:
-        changed = [name for name, rate in after.items() if rate <= YET]
+        changed = [name for name, rate in after.items() if rate <= BETWEEN]
         how = "there would be some evidence"
     else:
         return None
@@ -163,6 +163,7 @@ def decide(
     interval: Interval | None = None,
     stratum: str = "all",
     sources: int = 0,
+    population: str = "",
 ) -> Verdict:
     """Turn the rates of one image into a verdict.
 
@@ -185,7 +186,7 @@ def decide(
     clarity
         See `masksim.calibration.Attribution`; None where the detector has no scores of the
         generators' own images.
-    interval, stratum, sources
+    interval, stratum, sources, population
         See `Verdict`.
 
     Returns
@@ -224,9 +225,11 @@ def decide(
         "stratum": stratum,
         "sources": sources,
         "reasons": against,
-        "number_of_false_alarms": len(generators) * min(false_positive_rates),
+        "number_of_false_alarms": float(number_of_false_alarms(false_positive_rates)),
+        "population": population,
     }
-    photos = f"{sample_size} real photos" + ("" if stratum == "all" else f" ({stratum})")
+    kind = ", ".join(part for part in (population, stratum if stratum != "all" else "") if part)
+    photos = f"{sample_size} real photos" + (f" ({kind})" if kind else "")
     rate = f"{format_rate(joint, sample_size)} of {photos}"
     within = "" if interval is None else f" ({_range(interval)})"
     if level == "inconclusive":
