@@ -1,4 +1,4 @@
-"""`masksim.export`: the graph is the detector, in every part, and says what it is."""
+"""`masksim.export`, `masksim.exported`: the graph is the detector, and says what it is."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 
 import make_original_fixture as fixture  # type: ignore[import-not-found]
 import masksim
-from masksim import cli, export
+from masksim import cli, export, exported
+from masksim.calibration import Calibration
 from masksim.checkpoint import Branch, DetectorFile, population_arrays
 from masksim.detector import Detector, load_detector
 from masksim.errors import ImageError, ModelError, UsageError
@@ -33,11 +34,11 @@ PAGE = Path(__file__).parents[1] / "docs" / "export.md"
 
 def run_on(
     detector: Detector, folder: Path, *, maps: bool = False, backend: Any = None
-) -> export.GraphRunner:
+) -> exported.GraphRunner:
     """Export to a file, and load it."""
     path = folder / f"{'maps' if maps else 'plain'}.onnx"
     export.write_onnx(detector, path, maps=maps)
-    return export.GraphRunner(path, backend, threads=1)
+    return exported.GraphRunner(path, backend, threads=1)
 
 
 def differences(out: dict[str, NDArray[Any]], detector: Detector, pixels: Any, k: int = 0) -> None:
@@ -62,16 +63,16 @@ def detector(trained: Any) -> Detector:
 
 
 @pytest.fixture(scope="module")
-def graph(detector: Detector, tmp_path_factory: pytest.TempPathFactory) -> export.GraphRunner:
+def graph(detector: Detector, tmp_path_factory: pytest.TempPathFactory) -> exported.GraphRunner:
     return run_on(detector, tmp_path_factory.mktemp("graph"))
 
 
 def test_a_graph_is_its_detector_on_files(
-    detector: Detector, graph: export.GraphRunner, trained: Any
+    detector: Detector, graph: exported.GraphRunner, trained: Any
 ) -> None:
     val = trained.manifest.select("val")
     files = [val.file(row) for row in val.rows[::4]]
-    found = export.verify(graph, detector, files)
+    found = exported.verify(graph, detector, files)
     assert found.same, found
     assert found.images == len(files) >= 8
     assert found.similarity < 2e-6
@@ -82,7 +83,7 @@ def test_a_graph_is_its_detector_on_files(
 @pytest.mark.parametrize("size", [(560, 600), (512, 512), (270, 300), (256, 700), (900, 333)])
 def test_images_of_any_size(
     detector: Detector,
-    graph: export.GraphRunner,
+    graph: exported.GraphRunner,
     natural_image: Callable[..., NDArray[np.uint8]],
     size: tuple[int, int],
 ) -> None:
@@ -93,7 +94,7 @@ def test_images_of_any_size(
 
 def test_a_batch_gives_what_each_image_gives(
     detector: Detector,
-    graph: export.GraphRunner,
+    graph: exported.GraphRunner,
     natural_image: Callable[..., NDArray[np.uint8]],
 ) -> None:
     images = [natural_image(300, 280, seed=k) for k in range(3)]
@@ -109,7 +110,7 @@ def test_a_batch_gives_what_each_image_gives(
 
 
 def test_a_window_said_twice_changes_nothing(
-    graph: export.GraphRunner, natural_image: Callable[..., NDArray[np.uint8]]
+    graph: exported.GraphRunner, natural_image: Callable[..., NDArray[np.uint8]]
 ) -> None:
     window = natural_image(264, 256, seed=2)
     once, twice = graph(window[None, None]), graph(np.stack([window, window])[None])
@@ -118,7 +119,7 @@ def test_a_window_said_twice_changes_nothing(
 
 
 @pytest.mark.parametrize("level", [0, 255])
-def test_a_flat_image(detector: Detector, graph: export.GraphRunner, level: int) -> None:
+def test_a_flat_image(detector: Detector, graph: exported.GraphRunner, level: int) -> None:
     pixels = np.full((300, 300, 3), level, np.uint8)
     out = graph(export.cut_windows(pixels, export.windows_of(detector))[None])
     differences(out, detector, pixels)
@@ -139,7 +140,7 @@ def test_maps_add_up_and_are_the_heads_own(
         np.testing.assert_allclose(out["maps"][0, g].sum(axis=(1, 2)), planes, atol=1e-5)
 
 
-def test_what_a_graph_says_of_itself(detector: Detector, graph: export.GraphRunner) -> None:
+def test_what_a_graph_says_of_itself(detector: Detector, graph: exported.GraphRunner) -> None:
     model = onnx.load_model_from_string(export.export_onnx(detector))
     onnx.checker.check_model(model, full_check=True)
     assert [entry.version for entry in model.opset_import] == [export.OPSET]
@@ -180,7 +181,7 @@ def test_without_calibration_there_are_no_rates(
     out = runner(pixels[None, None])
     assert set(out) == {"similarity", "probability", "traits", "features"}
     np.testing.assert_allclose(out["similarity"][0], bare.similarities(pixels), atol=2e-6)
-    found = export.verify(runner, bare, [pixels])
+    found = exported.verify(runner, bare, [pixels])
     assert found.same
     assert found.joint_rate == 0
 
@@ -225,6 +226,29 @@ def brute(similarity: NDArray[Any], photos: NDArray[Any]) -> tuple[NDArray[Any],
         for member in members
     ]
     return np.array(own), sum(rank <= ranks[0] for rank in ranks) / len(members)
+
+
+def alike(used: Calibration, image: NDArray[Any]) -> NDArray[Any]:
+    """Scores of the photos of an image's kind by the definition of `Strata`, photo by photo."""
+    rows = list(range(len(used.real_scores)))
+    for trait, cuts in used.strata.bands:
+        assert not isinstance(cuts, int)
+        column = TRAITS.index(trait)
+
+        def place(value: float, cuts: tuple[float, ...] = cuts) -> int:
+            return len(cuts) if np.isnan(value) else sum(cut <= value for cut in cuts)
+
+        parts: list[list[int]] = [[] for _ in range(len(cuts) + 1)]
+        for row in rows:
+            parts[place(used.traits[row, column])].append(row)
+        scored = [[r for r in part if not np.isnan(used.real_scores[r]).any()] for part in parts]
+        if all(
+            len(part) >= used.strata.photos
+            and len(set(used.sources[part].tolist())) >= used.strata.sources
+            for part in scored
+        ):
+            rows = parts[place(image[column])]
+    return used.real_scores[rows]
 
 
 @pytest.mark.parametrize(
@@ -272,22 +296,82 @@ def test_rates_in_strata(
         seen.add(rates.stratum)
         # And by definition, among the photos of the stratum that the graph names.
         used = detector.calibrations[stratum["population"]]
-        place = used.locate(traits)
-        at = used.strata.place(used.traits)[:, : len(place)]
-        own, joint = brute(similarity, used.real_scores[(at == place).all(axis=1)])
+        own, joint = brute(similarity, alike(used, traits))
         np.testing.assert_allclose(out["false_positive_rate"][k], own, atol=1e-6)
         assert out["joint_rate"][k] == pytest.approx(joint, abs=1e-6)
     assert len(seen) >= 4, seen
 
 
+def test_a_tree_of_depth_two_with_a_trait_passed_over(
+    trained: Any, tmp_path: Path, natural_image: Callable[..., NDArray[np.uint8]]
+) -> None:
+    cut = 600.3
+    assert np.float32(cut) < cut  # the nearest number in single precision lies below it
+    bands = [["brightness", [0.0]], ["side", [300.0, cut]], ["quality", [75.0]]]
+    rng = np.random.default_rng(5)
+    traits = np.full((180, len(TRAITS)), np.nan, np.float32)
+    traits[:, TRAITS.index("brightness")] = 100  # one of the two parts would be empty
+    traits[:, TRAITS.index("side")] = np.repeat([200, 400, 800], 60)
+    traits[:, TRAITS.index("quality")] = np.repeat([60, 90, 90, 90, 60, np.nan], 30)
+    names = population_arrays(0)
+    scores = rng.normal(0.02, 0.05, size=(180, 2)).astype(np.float32)
+    arrays = dict(zip(names, (scores, traits, np.arange(180)), strict=True))
+    strata = {"bands": bands, "photos": 20, "sources": 5}
+    file = replace(trained.file, config={"strata": strata}, calibration=arrays)
+    runner = run_on(Detector(file, threads=1), tmp_path)
+    assert runner.inputs == ("windows", "side", "quality")
+    # Of a middling size there are photos of one quality alone: that part stays whole.
+    expected = {
+        "side below 300, quality below 75": range(30),
+        "side below 300, quality 75 or more": range(30, 60),
+        "side 300 to 600": range(60, 120),
+        "side 600 or more, quality below 75": range(120, 150),
+        "side 600 or more, quality 75 or more": range(150, 180),
+    }
+    rows = json.loads(runner.metadata["strata"])
+    assert {row["photos_are"]: row["photos"] for row in rows} == {
+        words: len(members) for words, members in expected.items()
+    }
+    small, middle, large = (
+        [words for words in expected if words.startswith(f"side {size}")]
+        for size in ("below", "300", "600 or")
+    )
+    above = float(np.nextafter(np.float32(cut), np.float32(np.inf)))
+    cases: list[tuple[float, float | None, str]] = [
+        (299, 74, small[0]),
+        (299, 75, small[1]),
+        (299, None, small[1]),
+        (300, 10, middle[0]),
+        (float(np.float32(cut)), None, middle[0]),
+        (above, 74, large[0]),
+        (above, None, large[1]),
+        (9e9, 100, large[1]),
+        (np.nan, 74, large[0]),  # what is not known lies in the last part
+        (np.nan, None, large[1]),
+    ]
+    pixels = natural_image(264, 264, seed=4)
+    out = runner(
+        np.stack([pixels] * len(cases))[:, None],
+        side=[side for side, *_ in cases],
+        quality=[quality for _, quality, _ in cases],
+    )
+    for k, (_, _, words) in enumerate(cases):
+        assert rows[out["stratum"][k]]["photos_are"] == words
+        similarity = out["similarity"][k].astype(np.float64)
+        own, joint = brute(similarity, scores[list(expected[words])].astype(np.float64))
+        np.testing.assert_allclose(out["false_positive_rate"][k], own, atol=1e-6)
+        assert out["joint_rate"][k] == pytest.approx(joint, abs=1e-6)
+    assert len(set(out["joint_rate"].tolist())) >= 3
+
+
 def test_a_trait_is_asked_for_only_where_rates_depend_on_it(
     trained: Any, tmp_path: Path, natural_image: Callable[..., NDArray[np.uint8]]
 ) -> None:
-    runner = run_on(invented(trained, photos=130), tmp_path)  # energy alone leaves so many
-    assert runner.inputs == ("windows",)
-    full = run_on(invented(trained), tmp_path)
+    for photos, inputs in ((210, ()), (120, ("side",)), (12, ("side", "quality"))):
+        runner = run_on(invented(trained, photos=photos), tmp_path)
+        assert runner.inputs == ("windows", *inputs)
     with pytest.raises(UsageError, match="depend on the side"):
-        full(natural_image(264, 264)[None, None])
+        runner(natural_image(264, 264)[None, None])
 
 
 def test_a_score_equal_to_a_photos_counts(
@@ -371,7 +455,7 @@ def test_all_kinds_of_originals_in_one_graph(tmp_path: Path, window: int) -> Non
     out = runner(np.stack([export.cut_windows(pixels, chosen) for pixels in images]))
     for k, pixels in enumerate(images):
         np.testing.assert_allclose(out["similarity"][k], detector.similarities(pixels), atol=5e-6)
-    assert export.verify(runner, detector, images).same
+    assert exported.verify(runner, detector, images).same
     with pytest.raises(ModelError, match="different sizes"):  # a DnCNN takes a margin off
         export.export_onnx(detector, maps=True)
     same = of_branches(*branches[:3])
@@ -446,49 +530,57 @@ def test_a_changed_graph_is_found_out(detector: Detector, tmp_path: Path, traine
     export.write_onnx(detector, tmp_path / "good.onnx")
     for name, same in (("similarity", False), ("joint_rate", False), ("probability", True)):
         path = tampered(tmp_path / "good.onnx", tmp_path / "bad.onnx", name)
-        found = export.verify(export.GraphRunner(path), detector, files)
+        found = exported.verify(exported.GraphRunner(path), detector, files)
         assert found.same is same, name
         assert getattr(found, name) == pytest.approx(0.001, abs=1e-5)
-    assert export.verify(
-        export.GraphRunner(tmp_path / "good.onnx"), detector, files, tolerance=1e-3
+    assert exported.verify(
+        exported.GraphRunner(tmp_path / "good.onnx"), detector, files, tolerance=1e-3
     ).same
+    # Right rates, but said to be of other photos.
+    model = onnx.load(tmp_path / "good.onnx")
+    (strata,) = [entry for entry in model.metadata_props if entry.key == "masksim.strata"]
+    strata.value = strata.value.replace('"all"', '"others"')
+    onnx.save(model, tmp_path / "bad.onnx")
+    found = exported.verify(exported.GraphRunner(tmp_path / "bad.onnx"), detector, files)
+    assert (found.wrong_ranks, found.joint_rates_differ) == (3, 0)
+    assert not found.same
 
 
 def test_a_graph_of_another_detector_is_refused(
-    detector: Detector, graph: export.GraphRunner, trained: Any
+    detector: Detector, graph: exported.GraphRunner, trained: Any
 ) -> None:
     file = replace(trained.file, sha256="0" * 64)
     with pytest.raises(ModelError) as caught:
-        export.verify(graph, Detector(file), [])
+        exported.verify(graph, Detector(file), [])
     assert caught.value.code == "model_hash"
     other = Detector(replace(detector.file, calibration=None))
     with pytest.raises(UsageError, match="rates are of the photos"):
-        export.verify(graph, other, [])
+        exported.verify(graph, other, [])
     with pytest.raises(UsageError, match="no image to compare"):
-        export.verify(graph, detector, [np.zeros((8, 8, 3), np.uint8)])
+        exported.verify(graph, detector, [np.zeros((8, 8, 3), np.uint8)])
 
 
 def test_what_cannot_be_run(tmp_path: Path, detector: Detector, graph: Any) -> None:
     with pytest.raises(ModelError) as caught:
-        export.GraphRunner(tmp_path / "missing.onnx")
+        exported.GraphRunner(tmp_path / "missing.onnx")
     assert caught.value.code == "model_not_found"
     (tmp_path / "text.onnx").write_text("no graph")
     with pytest.raises(ModelError, match="is invalid"):
-        export.GraphRunner(tmp_path / "text.onnx")
+        exported.GraphRunner(tmp_path / "text.onnx")
     config = ResidualConfig("cross_diff")
     (tmp_path / "foreign.onnx").write_bytes(residual_onnx(config, {}))
     with pytest.raises(ModelError, match="no graph of masksim"):
-        export.GraphRunner(tmp_path / "foreign.onnx")
+        exported.GraphRunner(tmp_path / "foreign.onnx")
     with pytest.raises(UsageError, match="unknown backend"):
-        export.GraphRunner(tmp_path / "text.onnx", "abacus")  # type: ignore[arg-type]
+        exported.GraphRunner(tmp_path / "text.onnx", "abacus")  # type: ignore[arg-type]
     (tmp_path / "text.xml").write_text("<a/>")
     with pytest.raises(UsageError, match="run by openvino"):
-        export.GraphRunner(tmp_path / "text.xml", "ort-cpu")
+        exported.GraphRunner(tmp_path / "text.xml", "ort-cpu")
     import onnxruntime
 
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         with pytest.raises(UsageError, match="CUDAExecutionProvider"):
-            export.GraphRunner(tmp_path / "text.onnx", "ort-cuda")
+            exported.GraphRunner(tmp_path / "text.onnx", "ort-cuda")
     with pytest.raises(ModelError, match="the graph failed"):
         graph(np.zeros((1, 1, 16, 16, 3), np.uint8))  # smaller than a segment
 
@@ -502,19 +594,19 @@ def test_openvino_gives_the_same(
     path = Path(made["files"][0])
     assert path == tmp_path / "ir" / f"{detector.name}.xml"
     assert sum(Path(file).stat().st_size for file in made["files"]) == made["bytes"]
-    runner = export.GraphRunner(path, threads=1)
+    runner = exported.GraphRunner(path, threads=1)
     assert runner.backend == "openvino"
     val = trained.manifest.select("val")
     files = [val.file(row) for row in val.rows[::8]]
-    found = export.verify(runner, detector, files)
+    found = exported.verify(runner, detector, files)
     assert found.same, found
     export.write_onnx(detector, tmp_path / "graph.onnx")
-    assert export.verify(
-        export.GraphRunner(tmp_path / "graph.onnx", "openvino"), detector, files
+    assert exported.verify(
+        exported.GraphRunner(tmp_path / "graph.onnx", "openvino"), detector, files
     ).same
     strata = invented(trained, holes=True, second=True)
     export.write_openvino(strata, tmp_path / "strata.xml")
-    found = export.verify(export.GraphRunner(tmp_path / "strata.xml"), strata, files)
+    found = exported.verify(exported.GraphRunner(tmp_path / "strata.xml"), strata, files)
     assert found.same, found
 
 
@@ -530,7 +622,7 @@ def test_openvino_runs_originals(tmp_path: Path) -> None:
     )
     export.write_openvino(detector, tmp_path / "o.xml")
     images = [fixture.image(60, 70, seed=k) for k in (0, 1, 3)]
-    assert export.verify(export.GraphRunner(tmp_path / "o.xml"), detector, images).same
+    assert exported.verify(exported.GraphRunner(tmp_path / "o.xml"), detector, images).same
 
 
 def test_without_openvino_the_message_says_so(
@@ -608,13 +700,11 @@ def test_the_packages_own_detector(
     images: list[Any] = [natural_image(*size) for size in ((700, 1100), (256, 256), (300, 900))]
     path = tmp_path / "photo.jpg"
     Image.fromarray(images[0]).save(path, quality=70)
-    found = export.verify(runner, detector, [*images, path])
+    found = exported.verify(runner, detector, [*images, path])
     assert found.same, found
     assert found.images == 4
     assert found.similarity < 2e-6
-    # Of every stratum that images are ranked in there is a row.
-    named = {row["photos_are"] for row in json.loads(runner.metadata["strata"])}
-    assert named == {words for words, *_ in detector.calibrations["built-in"].table()}
+    assert runner.inputs == ("windows",)  # as the page says
 
 
 # --- the page ------------------------------------------------------------------------------------

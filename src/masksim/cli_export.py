@@ -122,8 +122,8 @@ def verify(
 ) -> None:
     """Compare a graph with its detector on images; exit with 1 if they are not the same."""
     with errors():
-        from masksim.export import GraphRunner
-        from masksim.export import verify as compare
+        from masksim.exported import GraphRunner
+        from masksim.exported import verify as compare
         from masksim.manifest import read_manifest
 
         if bool(images) == (manifest is not None):

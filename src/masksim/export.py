@@ -1,8 +1,8 @@
-"""A detector as one ONNX graph, for other people's runtimes; and the check that it is the same.
+"""A detector as one ONNX graph, for other people's runtimes.
 
 The graph holds all that follows the choice of windows: colour, residual, spectra, heads, ranks
-among real photos. `export_onnx` writes it, `write_openvino` converts it, `GraphRunner` runs it and
-`verify` compares it with the detector that it was made of.
+among real photos. `export_onnx` writes it, `write_openvino` converts it; `masksim.exported` runs
+it, and compares it with the detector that it was made of.
 
 The operators are those of opset 15, which any ONNX Runtime since 1.10 reads. Fourier transforms are
 two matrix products: the operator ``DFT`` is younger, and slower in ONNX Runtime.
@@ -13,43 +13,29 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from itertools import product
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from masksim import __version__, preprocess, verdict
-from masksim.calibration import scored_for_all
-from masksim.errors import ImageError, ModelError, UsageError
+from masksim.errors import ModelError, UsageError
 from masksim.features import FeatureConfig
-from masksim.image import load_image
 from masksim.model import COSINE_EPSILON, OriginalHead, SharedHeads
 from masksim.spectrum import hann_window
-from masksim.traits import TRAITS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from masksim.calibration import Calibration
+    from masksim.calibration import Calibration, Node
     from masksim.checkpoint import Branch
     from masksim.detector import Detector
-
-    Outputs = dict[str, NDArray[Any]]
-
-Backend: TypeAlias = Literal["ort-cpu", "ort-cuda", "ort-openvino", "openvino"]
-BACKENDS: tuple[Backend, ...] = get_args(Backend)
 
 OPSET, IR_VERSION = 15, 8
 PREFIX = "masksim."
 """Of the names of the graph's metadata; those of other tools stay apart."""
-
-TOLERANCE = 1e-5
-"""How far a similarity may be from the detector's, by default."""
 
 MEASURED = ("energy", "sharpness", "chroma", "brightness", "flat", "distance")
 """Traits that windows show; the shorter side and the JPEG quality of a file are inputs."""
@@ -60,7 +46,6 @@ _GIVEN = {
 }
 _END = np.iinfo(np.int32).max
 _LOWEST = float(np.finfo(np.float32).min)
-_RATES = 1e-6  # rates are ratios of small integers, in single precision
 _TRAIT_BLOCK, _TRAIT_LEAST = 32, 0.05  # as in `masksim.traits`
 
 
@@ -447,53 +432,6 @@ def _traits(
 
 
 @dataclass(frozen=True, eq=False)
-class _Places:
-    """The strata of one population that an image can come to.
-
-    Attributes
-    ----------
-    names
-        Of the traits that decide, with their cuts.
-    table
-        int64: by band of each of those traits, which of `strata`.
-    strata
-        First bands of each.
-    """
-
-    names: tuple[tuple[str, tuple[float, ...]], ...]
-    table: NDArray[np.int64]
-    strata: tuple[tuple[int, ...], ...]
-
-
-def _places(calibration: Calibration) -> _Places:
-    """Ask a calibration for the stratum of every combination of bands that can matter."""
-    bands = calibration.strata.bands
-
-    def located(place: Sequence[int]) -> tuple[int, ...]:
-        traits = np.zeros(len(TRAITS))
-        for (trait, cuts), k in zip(bands, place, strict=False):
-            lower = cuts[0] - 1 if k == 0 else cuts[k - 1]
-            traits[TRAITS.index(trait)] = lower
-        return calibration.locate(traits)[: len(place)]
-
-    reached: set[tuple[int, ...]] = {()}
-    level: list[tuple[int, ...]] = [()]
-    for _, cuts in bands:
-        children = [(*place, k) for place in level for k in range(len(cuts) + 1)]
-        level = [child for child in children if located(child) == child]
-        reached.update(level)
-    depth = max(len(place) for place in reached)
-    sizes = [len(cuts) + 1 for _, cuts in bands[:depth]]
-    finest = {
-        whole: max((p for p in reached if whole[: len(p)] == p), key=len)
-        for whole in product(*(range(size) for size in sizes))
-    }
-    strata = tuple(sorted(set(finest.values())))
-    table = np.array([strata.index(place) for place in finest.values()], dtype=np.int64)
-    return _Places(bands[:depth], table.reshape(sizes), strata)
-
-
-@dataclass(frozen=True, eq=False)
 class _Ranks:
     """Photos of every stratum, S, in tables padded to one number of rows, n.
 
@@ -517,72 +455,80 @@ class _Ranks:
     complete_counts: NDArray[np.float32]
 
 
-def _ranks(calibration: Calibration, places: _Places) -> _Ranks:
-    at = calibration.strata.place(calibration.traits)
-    members = [
-        calibration.real_scores[(at[:, : len(place)] == place).all(axis=1)]
-        for place in places.strata
-    ]
-    rows, columns = max(len(real) for real in members), calibration.real_scores.shape[1]
-    shape = (len(members), rows, columns)
+def _ranks(strata: Sequence[NDArray[np.float64]]) -> _Ranks:
+    """Make tables of the scores (n_s, G) of the photos of each stratum."""
+    rows, columns = max(len(real) for real in strata), strata[0].shape[1]
+    shape = (len(strata), rows, columns)
     real_scores = np.full(shape, _LOWEST, dtype=np.float32)
     among = np.full(shape, 4.0 * rows + 4, dtype=np.float32)
     complete = np.zeros((*shape[:2], 1), dtype=np.float32)
-    for s, real in enumerate(members):
-        whole = scored_for_all(real)
-        part = real[np.isnan(real).any(axis=1)]
-        k = len(whole)
-        real_scores[s, :k] = whole
-        real_scores[s, k : k + len(part)] = np.where(np.isnan(part), _LOWEST, part)
-        complete[s, :k] = 1
-        for column in range(columns):
-            ordered = np.sort(whole[:, column])
-            among[s, :k, column] = k - np.searchsorted(ordered, whole[:, column], side="left")
+    for s, real in enumerate(strata):
+        real_scores[s, : len(real)] = np.where(np.isnan(real), _LOWEST, real)
+        at = np.flatnonzero(~np.isnan(real).any(axis=1))
+        complete[s, at] = 1
+        for column, scores in enumerate(real[at].T):
+            below = np.searchsorted(np.sort(scores), scores, side="left")
+            among[s, at, column] = len(at) - below
     return _Ranks(
         real_scores,
         complete,
         among,
-        np.array([(~np.isnan(real)).sum(axis=0) for real in members], dtype=np.float32),
+        np.array([(~np.isnan(real)).sum(axis=0) for real in strata], dtype=np.float32),
         complete.sum(axis=1),
     )
 
 
-def _rates(
-    g: _Graph, calibration: Calibration, similarity: str, traits: Mapping[str, str]
-) -> tuple[str, str, str, _Places]:
-    """Own rates (images, G), joint rate (images, 1), stratum (images,) in one population."""
-    places = _places(calibration)
-    tables = _ranks(calibration, places)
-    # The first trait counts most, as in the table; without bands all are in the one stratum.
-    first = g.slice(similarity, 1, 0, 1)
-    code = g.cast(g.sum(g("Mul", first, g.constant(0)), 1), "INT64")
-    for (trait, cuts), size in zip(places.names, places.table.shape, strict=True):
-        value = traits.get(trait)
-        if value is None:  # not known: in the last band
-            band = g.ints(size - 1)
-        else:
-            # "Not below", so that NaN is in the last band, too.
-            reached = g("Not", g("Less", value, g.constant(np.array(cuts)[None])))
-            band = g.sum(g.cast(reached, "INT64"), 1)
-        code = g("Add", g("Mul", code, g.ints(size)), band)
-    stratum = g("Gather", g.constant(places.table.reshape(-1), np.int64), code)
-    real = g("Gather", g.constant(tables.real), stratum)  # (images, n, G)
+def _at_least(cut: float) -> np.float32:
+    """Give the smallest number in single precision that is not below a cut."""
+    nearest = np.float32(cut)
+    return nearest if nearest >= cut else np.nextafter(nearest, np.float32(np.inf))
+
+
+def _stratum(g: _Graph, calibration: Calibration, traits: dict[str, str]) -> str:
+    """Walk down the tree: which of its leaves, int64 (images, 1).
+
+    A trait that is an input of the graph, and was not wanted before, is added to `traits`.
+    """
+    number = {leaf: k for k, leaf in enumerate(calibration.tree.leaves())}
+
+    def walk(node: Node) -> str:
+        if not node.parts:
+            return g.constant([[number[node]]], np.int64)
+        if node.trait in _GIVEN and node.trait not in traits:
+            traits[node.trait] = g("Unsqueeze", node.trait, g.ints(1))
+        if node.trait not in traits:  # heads that cannot know it
+            return walk(node.parts[-1])
+        found, *others = map(walk, node.parts)
+        for cut, part in zip(node.cuts, others, strict=True):
+            # "If not below", so that NaN comes to the last.
+            below = g("Less", traits[node.trait], g.constant(_at_least(cut)))
+            found = g("Where", below, found, part)
+        return found
+
+    # Where nothing is cut it is one number for all.
+    return g("Expand", walk(calibration.tree), g("Concat", g.side("windows", 0), g.ints(1), axis=0))
+
+
+def _rates(g: _Graph, calibration: Calibration, similarity: str, stratum: str) -> tuple[str, str]:
+    """Own rates (images, G) and joint rate (images, 1) in one population."""
+    real_scores = calibration.real_scores
+    tables = _ranks([real_scores[leaf.members] for leaf in calibration.tree.leaves()])
+    at = g("Squeeze", stratum, g.ints(1))
+    real = g("Gather", g.constant(tables.real), at)  # (images, n, G)
     score = g("Unsqueeze", similarity, g.ints(1))
     at_least = g.cast(g("GreaterOrEqual", real, score))
     one = g.constant(1)
-    counts = g("Gather", g.constant(tables.counts), stratum)
     count = g.sum(at_least, 1)
-    own = g("Div", g("Add", count, one), g("Add", counts, one))
-    if not np.array_equal(tables.complete_counts + 0 * tables.counts, tables.counts):
-        kept = g("Gather", g.constant(tables.complete), stratum)
+    own = g("Div", g("Add", count, one), g("Add", g("Gather", g.constant(tables.counts), at), one))
+    if np.isnan(real_scores).any():
+        kept = g("Gather", g.constant(tables.complete), at)
         count = g.sum(g("Mul", at_least, kept), 1)
     mine = g("Unsqueeze", g("Add", count, one), g.ints(1))  # (images, 1, G)
-    among = g("Gather", g.constant(tables.among), stratum)
+    among = g("Gather", g.constant(tables.among), at)
     others = g("Add", among, g.cast(g("GreaterOrEqual", score, real)))
-    extreme = _as_extreme(g, others, mine, calibration.real_scores.shape[1])
-    total = g("Gather", g.constant(tables.complete_counts), stratum)
-    joint = g("Div", g("Add", g.sum(extreme, 1), one), g("Add", total, one))
-    return own, joint, stratum, places
+    extreme = _as_extreme(g, others, mine, real_scores.shape[1])
+    total = g("Gather", g.constant(tables.complete_counts), at)
+    return own, g("Div", g("Add", g.sum(extreme, 1), one), g("Add", total, one))
 
 
 def _as_extreme(g: _Graph, others: str, mine: str, count: int) -> str:
@@ -722,30 +668,24 @@ def export_onnx(detector: Detector, *, maps: bool = False) -> bytes:
     names = [name for name in MEASURED if name in traits]
     found["traits"] = g("Concat", *(traits[name] for name in names), axis=1)
     strata: list[dict[str, Any]] = []
-    given: dict[str, str] = {}
-    best: tuple[str, str, str] | None = None
+    best: list[str] = []
     for population, calibration in detector.calibrations.items():
-        for trait, _ in _places(calibration).names:
-            if trait in _GIVEN and trait not in given:
-                given[trait] = g("Unsqueeze", trait, g.ints(1))
-        own, joint, stratum, places = _rates(
-            g, calibration, found["similarity"], {**traits, **given}
-        )
-        stratum = g("Unsqueeze", g("Add", stratum, g.ints(len(strata))), g.ints(1))
-        strata += _described(population, calibration, places)
-        if best is None:
-            best = own, joint, stratum
-        else:  # the population with the largest joint rate counts, of equal ones the first
+        leaf = _stratum(g, calibration, traits)
+        own, joint = _rates(g, calibration, found["similarity"], leaf)
+        rates = [own, joint, g("Add", leaf, g.ints(len(strata)))]
+        strata += [
+            {"population": population, "photos_are": words, "photos": photos, "sources": sources}
+            for words, photos, sources in calibration.table()
+        ]
+        if best:  # the population with the largest joint rate counts, of equal ones the first
             worse = g("Greater", joint, best[1])
-            best = (
-                g("Where", worse, own, best[0]),
-                g("Where", worse, joint, best[1]),
-                g("Where", worse, stratum, best[2]),
-            )
-    if best is not None:
+            rates = [g("Where", worse, *both) for both in zip(rates, best, strict=True)]
+        best = rates
+    if best:
         found["false_positive_rate"] = best[0]
-        found["joint_rate"] = g("Squeeze", best[1], g.ints(1))
-        found["stratum"] = g("Squeeze", best[2], g.ints(1))
+        found["joint_rate"], found["stratum"] = (
+            g("Squeeze", column, g.ints(1)) for column in best[1:]
+        )
 
     size = chosen["size"]
     sides: tuple[Any, Any] = ("height", "width") if shared else (size, size)
@@ -761,7 +701,7 @@ def export_onnx(detector: Detector, *, maps: bool = False) -> bytes:
         *(
             helper.make_tensor_value_info(trait, TensorProto.FLOAT, ["images"], doc_string=text)
             for trait, text in _GIVEN.items()
-            if trait in given
+            if trait in traits
         ),
     ]
     described = _output_texts(shared)
@@ -805,7 +745,7 @@ def export_onnx(detector: Detector, *, maps: bool = False) -> bytes:
         ir_version=IR_VERSION,
         opset_imports=[helper.make_opsetid("", OPSET)],
     )
-    metadata = {
+    about = {
         "detector": detector.name,
         "sha256": detector.sha256,
         "version": __version__,
@@ -817,27 +757,10 @@ def export_onnx(detector: Detector, *, maps: bool = False) -> bytes:
         "outputs": json.dumps({entry.name: entry.doc_string for entry in outputs}),
         "levels": json.dumps({level: limit for limit, level in verdict.LEVELS}),
     }
-    helper.set_model_props(model, {f"{PREFIX}{name}": text for name, text in metadata.items()})
+    helper.set_model_props(model, {f"{PREFIX}{name}": text for name, text in about.items()})
     checker.check_model(model, full_check=True)
     onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
     return bytes(model.SerializeToString(deterministic=True))
-
-
-def _described(population: str, calibration: Calibration, places: _Places) -> list[dict[str, Any]]:
-    at = calibration.strata.place(calibration.traits)
-    rows = []
-    for place in places.strata:
-        own = (at[:, : len(place)] == place).all(axis=1)
-        own &= ~np.isnan(calibration.real_scores).any(axis=1)
-        rows.append(
-            {
-                "population": population,
-                "photos_are": calibration.strata.describe(place),
-                "photos": int(own.sum()),
-                "sources": len(np.unique(calibration.sources[own])),
-            }
-        )
-    return rows
 
 
 def _output_texts(shared: bool) -> dict[str, str]:
@@ -913,10 +836,10 @@ def write_openvino(
     UsageError
         The files cannot be written.
     """
-    openvino = _openvino()
+    openvino = import_openvino()
     graph = export_onnx(detector, maps=maps)
     model = openvino.Core().read_model(graph)
-    for name, text in _onnx_metadata(graph).items():
+    for name, text in metadata(graph).items():
         model.set_rt_info(text, ["masksim", name])
     target = Path(path)
     if target.suffix.lower() != ".xml":
@@ -932,7 +855,14 @@ def write_openvino(
     return {"files": [str(file) for file in files], "bytes": size}
 
 
-def _openvino() -> Any:
+def import_openvino() -> Any:
+    """Return the module ``openvino``.
+
+    Raises
+    ------
+    ModelError
+        Code ``openvino_missing``.
+    """
     try:
         import openvino
     except ImportError as error:
@@ -943,388 +873,9 @@ def _openvino() -> Any:
     return openvino
 
 
-def _onnx_metadata(graph: bytes) -> dict[str, str]:
+def metadata(graph: bytes) -> dict[str, str]:
+    """Read what an ONNX graph says of itself: text by name."""
     import onnx
 
     found = onnx.load_model_from_string(graph).metadata_props
     return {entry.key.removeprefix(PREFIX): entry.value for entry in found}
-
-
-# --- run and verify ----------------------------------------------------------------------------
-
-
-class GraphRunner:
-    """Runs an exported graph.
-
-    Parameters
-    ----------
-    path
-        ``.onnx``, or OpenVINO's ``.xml``.
-    backend
-        One of `BACKENDS`; by default ``openvino`` for ``.xml``, else ``ort-cpu``.
-    threads
-        By default the runtime's choice.
-
-    Attributes
-    ----------
-    metadata
-        Text by name; those of several values are JSON.
-    inputs
-        Names: ``windows``, and ``side`` and ``quality`` where rates depend on them.
-
-    Raises
-    ------
-    ModelError
-        Code ``model_not_found``, ``openvino_missing``, or ``model_invalid`` if it is no graph of
-        this package.
-    UsageError
-        An unknown backend, or one that is not available here.
-    """
-
-    def __init__(
-        self,
-        path: str | os.PathLike[str],
-        backend: Backend | None = None,
-        *,
-        threads: int | None = None,
-    ) -> None:
-        source = Path(path)
-        if not source.is_file():
-            raise ModelError(f"there is no file {source}", code="model_not_found")
-        ir = source.suffix.lower() == ".xml"
-        self.backend = backend or ("openvino" if ir else "ort-cpu")
-        if self.backend not in BACKENDS:
-            raise UsageError(f"unknown backend {backend!r}; known: {', '.join(BACKENDS)}")
-        if ir and self.backend != "openvino":
-            raise UsageError(f"{source} is run by openvino, not by {backend}")
-        start = self._start_openvino if self.backend == "openvino" else self._start_onnxruntime
-        try:
-            self.metadata, self.inputs, self._run = start(source, threads)
-        except (UsageError, ModelError):
-            raise
-        except Exception as error:  # the runtimes' exceptions have no common base but this
-            raise ModelError(f"{source} is invalid: {error}", code="model_invalid") from error
-        if missing := {"sha256", "windows", "traits", "strata"} - set(self.metadata):
-            raise ModelError(f"{source} is no graph of masksim: no {sorted(missing)}")
-
-    def _start_onnxruntime(
-        self, source: Path, threads: int | None
-    ) -> tuple[dict[str, str], tuple[str, ...], Callable[[Mapping[str, Any]], Outputs]]:
-        import onnxruntime
-
-        # Reduced precision is off: ranks tell apart what it would not.
-        provider: tuple[str, dict[str, str]] = {
-            "ort-cpu": ("CPUExecutionProvider", {}),
-            "ort-cuda": ("CUDAExecutionProvider", {"use_tf32": "0"}),
-            "ort-openvino": (
-                "OpenVINOExecutionProvider",
-                {"device_type": "CPU", "precision": "FP32"},
-            ),
-        }[self.backend]
-        available = onnxruntime.get_available_providers()
-        if provider[0] not in available:
-            raise UsageError(
-                f"{self.backend} needs an ONNX Runtime with the {provider[0]}; this one has "
-                f"{', '.join(available)}"
-            )
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or 0
-        options.log_severity_level = 4  # failures are raised
-        options.enable_cpu_mem_arena = False
-        providers = [provider] + [("CPUExecutionProvider", {})] * (self.backend != "ort-cpu")
-        session = onnxruntime.InferenceSession(str(source), options, providers=providers)
-        names = [value.name for value in session.get_outputs()]
-        metadata = {
-            name.removeprefix(PREFIX): text
-            for name, text in session.get_modelmeta().custom_metadata_map.items()
-        }
-
-        def run(feed: Mapping[str, Any]) -> Outputs:
-            return dict(zip(names, session.run(names, dict(feed)), strict=True))
-
-        return metadata, tuple(value.name for value in session.get_inputs()), run
-
-    def _start_openvino(
-        self, source: Path, threads: int | None
-    ) -> tuple[dict[str, str], tuple[str, ...], Callable[[Mapping[str, Any]], Outputs]]:
-        openvino = _openvino()
-        core = openvino.Core()
-        model = core.read_model(source)
-        if source.suffix.lower() == ".xml":
-            info = model.get_rt_info(["masksim"]) if model.has_rt_info(["masksim"]) else {}
-            metadata = {name: _text(value) for name, value in dict(_plain(info)).items()}
-        else:
-            metadata = _onnx_metadata(source.read_bytes())
-        # Where the processor has bfloat16 it would be taken by default.
-        config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
-        if threads:
-            config["INFERENCE_NUM_THREADS"] = threads
-        compiled = core.compile_model(model, "CPU", config)
-        described = json.loads(metadata.get("outputs", "{}"))
-        # A value may have further names, of nodes that were folded into it.
-        names = [
-            next((name for name in value.get_names() if name in described), value.get_any_name())
-            for value in compiled.outputs
-        ]
-
-        def run(feed: Mapping[str, Any]) -> Outputs:
-            found = compiled(dict(feed))
-            return {name: np.array(found[k]) for k, name in enumerate(names)}
-
-        return metadata, tuple(value.get_any_name() for value in compiled.inputs), run
-
-    def __call__(
-        self,
-        windows: NDArray[np.uint8],
-        *,
-        side: Sequence[float] | None = None,
-        quality: Sequence[float | None] | None = None,
-    ) -> Outputs:
-        """Run a batch.
-
-        Parameters
-        ----------
-        windows
-            uint8 (images, windows, height, width, 3).
-        side
-            Shorter side of each image, pixels.
-        quality
-            JPEG quality of each file, None if it is no JPEG.
-
-        Returns
-        -------
-        dict
-            By the names of the outputs.
-
-        Raises
-        ------
-        UsageError
-            `side` or `quality` is missing where the graph takes it.
-        ModelError
-            The graph fails.
-        """
-        given: dict[str, Any] = {"side": side}
-        if quality is not None:
-            given["quality"] = [np.nan if value is None else value for value in quality]
-        feed: dict[str, Any] = {"windows": windows}
-        for name in self.inputs:
-            if name == "windows":
-                continue
-            if given.get(name) is None:
-                raise UsageError(f"the rates of this graph depend on the {name} of an image")
-            feed[name] = np.asarray(given[name], dtype=np.float32)
-        try:
-            return self._run(feed)
-        except Exception as error:  # as above
-            raise ModelError(f"the graph failed: {error}", code="model_invalid") from error
-
-
-def _plain(value: Any) -> Any:
-    return value.value if hasattr(value, "value") else value
-
-
-def _text(value: Any) -> str:
-    return str(_plain(value))
-
-
-@dataclass(frozen=True)
-class Verification:
-    """How far a graph is from the detector that it was made of, over some images.
-
-    Attributes
-    ----------
-    images
-        Compared.
-    left_out
-        Images that the detector does not analyse, by the code of the error.
-    tolerance
-        Of similarities.
-    similarity, probability, own_rate, joint_rate
-        Largest absolute difference.
-    own_rates_differ, joint_rates_differ, levels_differ
-        Images with another rate for some generator, another joint rate, and another level that
-        follows from it (strong evidence, evidence, weak evidence, none).
-    wrong_ranks
-        Images whose rates are not those that the detector's calibration gives for the graph's own
-        similarities and traits: 0, whatever the rounding.
-    detector_seconds, graph_seconds
-        Mean time an image, without decoding.
-    backend
-        What ran the graph.
-    """
-
-    images: int
-    left_out: Mapping[str, int]
-    tolerance: float
-    similarity: float
-    probability: float
-    own_rate: float
-    joint_rate: float
-    own_rates_differ: int
-    joint_rates_differ: int
-    levels_differ: int
-    wrong_ranks: int
-    detector_seconds: float
-    graph_seconds: float
-    backend: str
-
-    @property
-    def same(self) -> bool:
-        """Similarities within the tolerance, ranks right, every level equal."""
-        return (
-            self.images > 0
-            and self.similarity <= self.tolerance
-            and not self.wrong_ranks
-            and not self.levels_differ
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Give plain values for JSON; None for a difference that is not finite."""
-        plain = {
-            name: None if isinstance(value, float) and not np.isfinite(value) else value
-            for name, value in asdict(self).items()
-        }
-        return {**plain, "left_out": dict(self.left_out), "same": self.same}
-
-
-_COMPARED = ("similarity", "probability", "own_rate", "joint_rate")
-
-
-@dataclass
-class _Difference:
-    """Largest differences and counts so far."""
-
-    largest: dict[str, float] = field(default_factory=lambda: dict.fromkeys(_COMPARED, 0.0))
-    counts: Counter[str] = field(default_factory=Counter)
-
-    def add(self, name: str, mine: Any, other: Any) -> None:
-        apart = float(np.abs(np.asarray(mine, np.float64) - np.asarray(other, np.float64)).max())
-        # Not a number compares as nothing; it is as far as can be.
-        self.largest[name] = max(self.largest[name], apart if np.isfinite(apart) else np.inf)
-        self.counts[name] += not apart <= _RATES
-
-
-def _level(rate: float) -> str:
-    """Level of a rate in single precision."""
-    return next(
-        (level for limit, level in verdict.LEVELS if np.float32(rate) <= np.float32(limit)),
-        "no evidence",
-    )
-
-
-def verify(
-    graph: GraphRunner,
-    detector: Detector,
-    images: Iterable[str | os.PathLike[str] | NDArray[np.uint8]],
-    *,
-    tolerance: float = TOLERANCE,
-    progress: Callable[[str, int, int], None] | None = None,
-) -> Verification:
-    """Compare a graph with the detector that it was made of, on real images.
-
-    Similarities may differ by rounding, and so an image may change places with a calibration photo
-    of nearly the same score; the levels of the verdicts must not differ.
-
-    Parameters
-    ----------
-    graph
-        To be checked.
-    detector
-        With the same `calibrations` as at the export.
-    images
-        Paths, or pixels, uint8 (H, W, 3). Those that the detector refuses are counted apart.
-    tolerance
-        Of similarities, absolute.
-    progress
-        Called with a stage, and how many of how many are done.
-
-    Returns
-    -------
-    Verification
-
-    Raises
-    ------
-    ModelError
-        Code ``model_hash`` if the graph was made of another detector.
-    UsageError
-        Its rates are of other photos, or there is no image that both can analyse.
-    """
-    if graph.metadata["sha256"] != detector.sha256:
-        raise ModelError(
-            f"the graph was made of the detector {graph.metadata['sha256']}, this is "
-            f"{detector.sha256}",
-            code="model_hash",
-        )
-    populations = {row["population"] for row in json.loads(graph.metadata["strata"])}
-    if populations != set(detector.calibrations):
-        raise UsageError(
-            f"the graph's rates are of the photos {sorted(populations)}, the detector's of "
-            f"{sorted(detector.calibrations)}"
-        )
-    chosen = windows_of(detector)
-    names = json.loads(graph.metadata["traits"])
-    found, left_out, seconds = _Difference(), Counter[str](), np.zeros(2)
-    listed = list(images)
-    done = 0
-    for k, image in enumerate(listed):
-        if progress is not None:
-            progress("verify", k, len(listed))
-        try:
-            loaded = load_image(image)
-            pixels, quality = loaded.pixels, loaded.facts.jpeg_quality
-            start = time.perf_counter()
-            similarity, traits = detector.measure_pixels(pixels, quality)
-            rates = detector.rates(similarity, traits)
-            windows = cut_windows(pixels, chosen)
-        except ImageError as error:
-            left_out[error.code] += 1
-            continue
-        middle = time.perf_counter()
-        out = graph(windows[None], side=[min(pixels.shape[:2])], quality=[quality])
-        seconds += [middle - start, time.perf_counter() - middle]
-        done += 1
-        found.add("similarity", out["similarity"][0], similarity)
-        found.add("probability", out["probability"][0], _probabilities(detector, similarity))
-        if rates is None:
-            continue
-        own, joint = out["false_positive_rate"][0], float(out["joint_rate"][0])
-        found.add("own_rate", own, rates.own)
-        found.add("joint_rate", joint, rates.joint)
-        found.counts["level"] += _level(joint) != _level(rates.joint)
-        seen = traits.copy()
-        for name, value in zip(names, out["traits"][0].astype(np.float64), strict=True):
-            seen[TRAITS.index(name)] = value
-        again = detector.rates(out["similarity"][0].astype(np.float64), seen)
-        found.counts["ranks"] += again is None or not (
-            np.allclose(again.own, own, rtol=0, atol=_RATES) and abs(again.joint - joint) <= _RATES
-        )
-    if progress is not None:
-        progress("verify", len(listed), len(listed))
-    if not done:
-        raise UsageError(f"no image to compare; left out, by reason: {dict(left_out)}")
-    return Verification(
-        images=done,
-        left_out=dict(left_out),
-        tolerance=tolerance,
-        **found.largest,
-        own_rates_differ=found.counts["own_rate"],
-        joint_rates_differ=found.counts["joint_rate"],
-        levels_differ=found.counts["level"],
-        wrong_ranks=found.counts["ranks"],
-        detector_seconds=float(seconds[0] / done),
-        graph_seconds=float(seconds[1] / done),
-        backend=graph.backend,
-    )
-
-
-def _probabilities(detector: Detector, similarity: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Probabilities (G,) of similarities, by the heads' own parameters."""
-    from masksim.model import probability
-
-    parts = []
-    for branch in detector.file.branches:
-        names = ("a", "b") if branch.head == "shared" else ("clf_a", "clf_b")
-        parts.append([np.atleast_1d(branch.tensors[name]).astype(np.float64) for name in names])
-    a, b = (np.concatenate(part) for part in zip(*parts, strict=True))
-    found: NDArray[np.float64] = probability(similarity, a, b)
-    return found
