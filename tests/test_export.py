@@ -306,7 +306,7 @@ def test_a_tree_of_depth_two_with_a_trait_passed_over(
     trained: Any, tmp_path: Path, natural_image: Callable[..., NDArray[np.uint8]]
 ) -> None:
     cut = 600.3
-    assert np.float32(cut) < cut  # the nearest number in single precision lies below it
+    assert float(np.float32(cut)) < cut  # the nearest number in single precision lies below it
     bands = [["brightness", [0.0]], ["side", [300.0, cut]], ["quality", [75.0]]]
     rng = np.random.default_rng(5)
     traits = np.full((180, len(TRAITS)), np.nan, np.float32)

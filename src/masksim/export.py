@@ -481,7 +481,7 @@ def _ranks(strata: Sequence[NDArray[np.float64]]) -> _Ranks:
 def _at_least(cut: float) -> np.float32:
     """Give the smallest number in single precision that is not below a cut."""
     nearest = np.float32(cut)
-    return nearest if nearest >= cut else np.nextafter(nearest, np.float32(np.inf))
+    return nearest if float(nearest) >= cut else np.nextafter(nearest, np.float32(np.inf))
 
 
 def _stratum(g: _Graph, calibration: Calibration, traits: dict[str, str]) -> str:
