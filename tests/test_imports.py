@@ -37,8 +37,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "train_original",
         "train_residual",
     ),
-    ("audit", "cli_batch", "cli_evaluate", "cli_report", "cli_train"),
-    ("cli_audit",),
+    ("audit", "cli_batch", "cli_evaluate", "cli_report", "cli_train", "exported"),
+    ("cli_audit", "cli_export"),
     ("cli",),
     ("__init__", "__main__"),
 )

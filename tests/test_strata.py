@@ -140,6 +140,21 @@ def test_a_trait_that_leaves_a_thin_part_is_passed_over() -> None:
     assert few.table() == [("all", 100, 50)]
 
 
+def test_strata_that_read_alike_are_told_apart() -> None:
+    energy = np.repeat([1.0, 1.0001, 1.0002, 1.0003], 10)
+    strata = Strata((("energy", (1.0001, 1.0002, 1.0003)),), 10, 1)
+    found = Calibration(
+        np.repeat(np.arange(4.0), 10)[:, None], traits(40, energy=energy), None, strata
+    )
+    words = [words for words, _, _ in found.table()]
+    assert words[1] == words[2]
+    shown = traits(2, energy=np.array([1.0001, 1.0002]))
+    scores = np.full((2, 1), 1.5)
+    assert found.rates(scores[0], shown[0]).joint == 1 / 11
+    assert found.rates(scores[1], shown[1]).joint == 1.0
+    np.testing.assert_allclose(found.all_rates(scores, shown)[1], [1 / 11, 1.0])
+
+
 def test_bands_by_number_hold_as_many_photos_each_within_their_part() -> None:
     rng = np.random.default_rng(0)
     energy = rng.normal(size=900)

@@ -432,23 +432,35 @@ class Strata:
 
 
 @dataclass(frozen=True, eq=False)
-class _Node:
-    """A part of the photos: a stratum, or cut into further parts by a trait."""
+class Node:
+    """A part of the photos: a stratum, or cut into further parts by a trait.
+
+    Attributes
+    ----------
+    words
+        Which photos those are.
+    members
+        int (m,): their rows.
+    trait, cuts, parts
+        Of a part that is cut: by which trait, where, and the parts in the order of the trait. Part
+        k is of values that k of the cuts are at most; the last one is also of those not known.
+        Empty for a stratum.
+    """
 
     words: str
-    members: NDArray[np.int64]  # rows
+    members: NDArray[np.int64]
     trait: str = ""
     cuts: tuple[float, ...] = ()
-    parts: tuple[_Node, ...] = ()
+    parts: tuple[Node, ...] = ()
 
-    def find(self, traits: NDArray[np.float64]) -> _Node:
+    def find(self, traits: NDArray[np.float64]) -> Node:
         """Return the stratum of an image (T,)."""
         node = self
         while node.parts:
             node = node.parts[_places(traits, node.trait, node.cuts)]
         return node
 
-    def leaves(self) -> list[_Node]:
+    def leaves(self) -> list[Node]:
         """List the strata."""
         return [leaf for part in self.parts for leaf in part.leaves()] or [self]
 
@@ -466,7 +478,7 @@ def _grow(
     members: NDArray[np.int64],
     words: tuple[str, ...] = (),
     first: int = 0,
-) -> _Node:
+) -> Node:
     """Part some of the photos by the traits from the `first` on."""
     for k in range(first, len(strata.bands)):
         trait, cuts = strata.bands[k]
@@ -484,7 +496,7 @@ def _grow(
             len(part) >= strata.photos and len(np.unique(sources[part])) >= strata.sources
             for part in usable
         ):
-            return _Node(
+            return Node(
                 ", ".join(words) or "all",
                 members,
                 trait,
@@ -497,7 +509,7 @@ def _grow(
                     for band, part in enumerate(parts)
                 ),
             )  # fmt: skip
-    return _Node(", ".join(words) or "all", members)
+    return Node(", ".join(words) or "all", members)
 
 
 def _band(trait: str, cuts: tuple[float, ...], k: int) -> str:
@@ -558,6 +570,11 @@ class Calibration:
     strata
         How photos are parted.
 
+    Attributes
+    ----------
+    tree
+        All photos, parted: its leaves are the strata.
+
     Raises
     ------
     ModelError
@@ -589,8 +606,8 @@ class Calibration:
             )
         self.strata = Strata() if strata is None or traits is None else strata
         complete = np.asarray(~np.isnan(real).any(axis=1), dtype=np.bool_)
-        self._root = _grow(self.strata, self.traits, self.sources, complete, np.arange(n))
-        self._ready: dict[str, _Stratum] = {}
+        self.tree = _grow(self.strata, self.traits, self.sources, complete, np.arange(n))
+        self._ready: dict[Node, _Stratum] = {}
 
     def only(self, generators: NDArray[np.bool_]) -> Calibration:
         """Return the calibration of some of the generators, a mask (G,)."""
@@ -600,12 +617,12 @@ class Calibration:
 
     def _stratum(self, traits: NDArray[Any] | None) -> _Stratum:
         """Find the stratum of an image (T,); None: all photos."""
-        root = self._root
+        root = self.tree
         node = root if traits is None else root.find(np.asarray(traits, np.float64))
-        if node.words not in self._ready:
+        if node not in self._ready:  # not by words: cuts that lie close read alike
             at = node.members
-            self._ready[node.words] = _Stratum(self.real_scores[at], self.sources[at], node.words)
-        return self._ready[node.words]
+            self._ready[node] = _Stratum(self.real_scores[at], self.sources[at], node.words)
+        return self._ready[node]
 
     def rates(self, scores: NDArray[Any], traits: NDArray[Any] | None = None) -> Rates:
         """Rank one image among the photos of its kind.
@@ -643,8 +660,8 @@ class Calibration:
         tested = np.asarray(scores, dtype=np.float64)
         own, joint = np.empty(tested.shape), np.empty(len(tested))
         found = [self._stratum(None if traits is None else traits[k]) for k in range(len(tested))]
-        for words, stratum in {part.words: part for part in found}.items():
-            at = [k for k, other in enumerate(found) if other.words == words]
+        for stratum in set(found):
+            at = [k for k, other in enumerate(found) if other is stratum]
             own[at] = false_positive_rate(tested[at], stratum.real)
             joint[at] = joint_false_positive_rate(tested[at], stratum.real)
         return own, joint
@@ -671,10 +688,10 @@ class Calibration:
         return out
 
     def table(self) -> list[tuple[str, int, int]]:
-        """List the strata: (words, photos with all scores, their sources)."""
+        """List the strata, as `tree` does: (words, photos with all scores, their sources)."""
         strata = [
             _Stratum(self.real_scores[leaf.members], self.sources[leaf.members], leaf.words)
-            for leaf in self._root.leaves()
+            for leaf in self.tree.leaves()
         ]
         return [
             (part.words, len(part.ranked_sources), len(np.unique(part.ranked_sources)))

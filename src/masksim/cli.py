@@ -1,10 +1,10 @@
 """The command ``masksim``.
 
 Results go to stdout, messages and progress to stderr. Exit codes: 0 everything was analysed,
-1 ``audit --strict`` found a claim exceeded, or ``report verify`` a report that does not hold,
-2 wrong usage, 3 at least one image could not be analysed, 4 the detector cannot be used, 5 data,
-10 a verdict that ``batch --fail-on`` asks for; 130 after Ctrl-C, 141 where the reader of stdout has
-gone.
+1 ``audit --strict`` found a claim exceeded, ``report verify`` a report that does not hold or
+``export verify`` a difference, 2 wrong usage, 3 at least one image could not be analysed, 4 the
+detector cannot be used, 5 data, 10 a verdict that ``batch --fail-on`` asks for; 130 after Ctrl-C,
+141 where the reader of stdout has gone.
 
 Nothing heavy is imported here, but inside the commands, so that ``masksim --help`` is quick.
 """
@@ -27,6 +27,7 @@ from masksim import (
     cli_batch,
     cli_data,
     cli_evaluate,
+    cli_export,
     cli_report,
     cli_train,
 )
@@ -393,6 +394,7 @@ app.command()(cli_train.train)
 app.command()(cli_train.train_residual)
 app.add_typer(cli_report.app)
 app.add_typer(cli_data.app)
+app.add_typer(cli_export.app)
 
 
 if __name__ == "__main__":

@@ -111,6 +111,7 @@ class ModelError(MasksimError):
             "model_unsafe",
             "torch_missing",
             "onnx_missing",
+            "openvino_missing",
         }
     )
 

@@ -26,6 +26,8 @@ _STUDIO_NUMERATORS = np.array(
 )
 _STUDIO_DENOMINATOR = 255_000
 _STUDIO_OFFSETS = (16, 128, 128)
+STUDIO = (_STUDIO_NUMERATORS, _STUDIO_DENOMINATOR, _STUDIO_OFFSETS)
+"""Numerators, denominator and offsets: for those who write the same conversion elsewhere."""
 
 # ITU-R BT.601 luma weights, as used by JPEG.
 _LUMA = (0.299, 0.587, 0.114)
