@@ -20,7 +20,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     (
         *("image", "augment", "preprocess", "residual", "spectrum", "traits"),
-        *("manifest", "metrics", "sources", "tables"),
+        *("answers", "manifest", "metrics", "sources", "tables"),
     ),
     ("calibration",),
     ("features", "model", "verdict", "degrade", "protocols", "peers", "photos"),
@@ -36,7 +36,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "train_original",
         "train_residual",
     ),
-    ("audit", "cli_evaluate", "cli_train"),
+    ("audit", "cli_evaluate", "cli_serve", "cli_train"),
     ("cli_audit",),
     ("cli",),
     ("__init__", "__main__"),
@@ -233,7 +233,7 @@ def test_each_room_of_detection_is_entered_without_torch(name: str) -> None:
     code = (
         f"try:\n    import {module}\n"
         "except ModuleNotFoundError as error:\n"
-        "    if error.name.split('.')[0] not in ('fastapi', 'starlette', 'uvicorn'):\n"
+        "    if error.name.split('.')[0] not in ('fastapi', 'pydantic', 'prometheus_client'):\n"
         "        raise\n"
         "print('torch' in sys.modules)"
     )

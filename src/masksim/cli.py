@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from masksim import __version__, cli_audit, cli_data, cli_evaluate, cli_train
+from masksim import __version__, cli_audit, cli_data, cli_evaluate, cli_serve, cli_train
 from masksim.console import (
     NO_READER,
     Json,
@@ -379,6 +379,7 @@ app.command()(cli_audit.audit)
 app.command()(cli_audit.calibrate)
 app.command()(cli_train.enroll)
 app.command()(cli_evaluate.evaluate)
+app.command()(cli_serve.serve)
 app.command()(cli_train.train)
 app.command()(cli_train.train_residual)
 app.add_typer(cli_data.app)
