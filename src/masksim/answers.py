@@ -234,7 +234,7 @@ class Status(_Shape):
     status: str
 
 
-EXAMPLE: dict[str, Any] = {
+_EXAMPLE: dict[str, Any] = {
     "image": {
         "name": "photo.jpg", "format": "JPEG", "width": 1024, "height": 1024, "mode": "RGB",
         "frames": 1, "n_bytes": 193135,
@@ -265,4 +265,16 @@ EXAMPLE: dict[str, Any] = {
     },
     "seconds": 0.22,
 }  # fmt: skip
-"""An answer as the OpenAPI description shows it."""
+_FAILED = {
+    "image": {"name": "notes.txt"},
+    "error": {
+        "code": "not_an_image",
+        "message": "notes.txt: the bytes are of no image format known here",
+    },
+}
+
+EXAMPLES: dict[str, Any] = {
+    "/v1/detect": _EXAMPLE,
+    "/v1/detect/batch": {"results": [_EXAMPLE, _FAILED]},
+}
+"""Answers as the OpenAPI description shows them, by path."""

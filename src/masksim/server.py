@@ -61,7 +61,17 @@ if TYPE_CHECKING:
     Receive = Callable[[], Awaitable[Message]]
     Send = Callable[[Message], Awaitable[None]]
 
-__all__ = ["Admission", "ServeConfig", "ServiceError", "create_app", "pack_maps", "run"]
+__all__ = [
+    "Admission",
+    "ServeConfig",
+    "Service",
+    "ServiceError",
+    "create_app",
+    "listen",
+    "make_server",
+    "pack_maps",
+    "run",
+]
 
 log = logging.getLogger("masksim.serve")
 
@@ -713,10 +723,7 @@ def _add_routes(app: Any, service: Service, *, guarded: bool) -> None:
         "/v1/detect", service.detect, methods=["POST"], tags=["detect"],
         operation_id="detect", summary="Analyse one image",
         responses={
-            200: {
-                "model": answers.DetectionAnswer, "description": "The answer.",
-                "content": {"application/json": {"example": answers.EXAMPLE}},
-            },
+            200: {"model": answers.DetectionAnswer, "description": "The answer."},
             **errors(*post, 422, 504),
         },
         openapi_extra={
@@ -730,20 +737,11 @@ def _add_routes(app: Any, service: Service, *, guarded: bool) -> None:
             }
         },
     )  # fmt: skip
-    failed = {
-        "image": {"name": "notes.txt"},
-        "error": {"code": "not_an_image", "message": "notes.txt: no image format known here"},
-    }
     app.add_api_route(
         "/v1/detect/batch", service.detect_batch, methods=["POST"], tags=["detect"],
         operation_id="detect_batch", summary="Analyse several images",
         responses={
-            200: {
-                "model": answers.BatchAnswer, "description": "A row for each file.",
-                "content": {
-                    "application/json": {"example": {"results": [answers.EXAMPLE, failed]}}
-                },
-            },
+            200: {"model": answers.BatchAnswer, "description": "A row for each file."},
             **errors(*post),
         },
         openapi_extra={
@@ -799,6 +797,10 @@ def _openapi(app: Any, guarded: bool) -> dict[str, Any]:
         made = get_openapi(
             title=app.title, version=app.version, description=app.description, routes=app.routes
         )
+        # Put in afterwards: FastAPI drops what is null.
+        for path, example in answers.EXAMPLES.items():
+            answer = made["paths"][path]["post"]["responses"]["200"]
+            answer["content"]["application/json"]["example"] = example
         if guarded:
             made.setdefault("components", {})["securitySchemes"] = {
                 "token": {"type": "http", "scheme": "bearer"}
@@ -1063,6 +1065,29 @@ def listen(host: str, port: int) -> socket.socket:
         raise UsageError(f"cannot listen on {host}, port {port}: {error}") from error
 
 
+def make_server(app: Any) -> Any:
+    """Make the uvicorn server of an application; its ``run(sockets=[...])`` serves.
+
+    Returns
+    -------
+    uvicorn.Server
+    """
+    import uvicorn
+
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            http="h11",  # reads on, and forgets, what comes after an early answer
+            ws="none",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            limit_concurrency=1024,
+            timeout_graceful_shutdown=math.ceil(app.state.service.config.max_seconds) + 5,
+        )
+    )
+
+
 def run(app: Any, listening: socket.socket) -> None:
     """Serve until SIGINT or SIGTERM; finish the answers that are under way.
 
@@ -1075,8 +1100,6 @@ def run(app: Any, listening: socket.socket) -> None:
     listening
         From `listen`; closed at the end.
     """
-    import uvicorn
-
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines())
     for name, level in (("masksim.serve", logging.INFO), ("uvicorn", logging.WARNING)):
@@ -1086,17 +1109,7 @@ def run(app: Any, listening: socket.socket) -> None:
     host, port = listening.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     log.info("listening", extra={"fields": {"url": f"http://{shown}:{port}/"}})
-    server = uvicorn.Server(
-        uvicorn.Config(
-            app,
-            http="h11",  # reads on, and forgets, what comes after an early answer
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            limit_concurrency=1024,
-            timeout_graceful_shutdown=math.ceil(app.state.service.config.max_seconds) + 5,
-        )
-    )
+    server = make_server(app)
     # uvicorn raises the signal once more when all is done: that is to end in peace.
     before = {
         number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)

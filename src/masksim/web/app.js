@@ -31,7 +31,7 @@ async function meet() {
       `${model.name} (${model.sha256.slice(0, 12)}), knows ${model.generators.length} generators, ` +
       `rates from ${photos}, version ${model.masksim}`;
     $("limits").textContent =
-      `Up to ${words.bytes(limits.max_bytes)} and ${Math.round(limits.max_pixels / 1e6)} megapixels. ` +
+      `Up to ${words.megabytes(limits.max_bytes)} and ${Math.round(limits.max_pixels / 1e6)} megapixels. ` +
       "Images go to this service alone, are analysed in memory, and are not kept.";
     $("access").hidden = true;
     return true;
@@ -119,7 +119,7 @@ async function work() {
   const name = file.name || "pasted image";
   try {
     if (limits && file.size > limits.max_bytes) {
-      throw new api.Refusal("too_many_bytes", `It has ${words.bytes(file.size)}; ${words.bytes(limits.max_bytes)} are allowed.`);
+      throw new api.Refusal("too_many_bytes", `It has ${words.bytes(file.size)}; up to ${words.megabytes(limits.max_bytes)} are allowed.`);
     }
     result.progress("Sending", 0);
     const answer = await api.detectPatiently(file, {

@@ -237,6 +237,7 @@ export async function draw(into, answer) {
       ]));
     }
     tiles.replaceChildren(...parts);
+    tiles.style.setProperty("--n", Math.max(...[...rows.values()].map((cells) => cells.length)));
     const gradient = el("canvas");
     gradient.width = 255;
     gradient.height = 1;

@@ -62,11 +62,11 @@ function scale(verdict) {
 function points(verdict) {
   const items = [];
   for (const reason of verdict.reasons) {
-    items.push(el("li", {}, `${words.capital(reason.text)}.`));
+    items.push(el("li", {}, `${words.capital(words.named(reason.text))}.`));
   }
-  for (const caution of verdict.cautions) items.push(el("li", {}, caution));
+  for (const caution of verdict.cautions) items.push(el("li", {}, words.capital(words.named(caution))));
   if (!items.length) return [];
-  const title = verdict.level === "inconclusive" ? "Why" : "Mind";
+  const title = verdict.level === "inconclusive" ? "Why" : "Keep in mind";
   return [el("h3", { class: "label" }, title), el("ul", { class: "points" }, items)];
 }
 
@@ -90,7 +90,7 @@ function bars(answer) {
       el("caption", { class: "unseen" }, "For each generator, the share of real photos that score as high"),
       el("thead", {}, el("tr", {}, [
         el("th", { scope: "col" }, ""),
-        el("th", { scope: "col", "aria-hidden": "true" }, "longer: rarer among real photos"),
+        el("th", { scope: "col", class: "bar-head", "aria-hidden": "true" }, "longer: rarer among real photos"),
         el("th", { scope: "col", class: "number" }, "photos as high"),
       ])),
       el("tbody", {}, rows),
@@ -131,6 +131,7 @@ function factsPart(answer) {
     rows.push(["JPEG", `quality about ${image.jpeg_quality}${chroma}`]);
   }
   if (image.treatments.length) rows.push(["Treatment", image.treatments.join(", ")]);
+  if (verdict.stratum !== "all") rows.push(["Compared with", `photos with ${verdict.stratum}`]);
   if (verdict.stability) {
     rows.push(["Re-encoded", Object.entries(verdict.stability)
       .map(([how, rate]) => `${how}: ${words.rate(rate, verdict.sample_size)}`).join("; ")]);
@@ -162,7 +163,8 @@ export class Result {
     this.title = el("h2", { class: "verdict waiting" }, "Waiting");
     this.bar = el("progress", { max: 1, "aria-label": `Progress of ${name}` });
     this.body = el("div", {}, [this.title, this.bar]);
-    this.blank = el("div", { class: "blank" });
+    const suffix = /\.([a-z0-9]{1,5})$/i.exec(name);
+    this.blank = el("div", { class: "blank" }, el("span", {}, suffix ? suffix[1] : ""));
     this.facts = el("p", { class: "file-facts" }, nBytes ? words.bytes(nBytes) : "");
     this.preview = el("div", { class: "preview" }, [this.blank, el("p", { class: "file" }, name), this.facts]);
     this.element = el("article", { class: "result", "aria-label": name, tabindex: "-1" }, [this.preview, this.body]);
@@ -189,9 +191,10 @@ export class Result {
     this.body.replaceChildren(
       el("h2", { class: "verdict" }, words.heading(verdict)),
       el("p", { class: "plain" }, words.plainly(verdict)),
+      ...(verdict.level === "inconclusive" ? points(verdict) : []),
       ...(verdict.false_positive_rate === null ? [] : [scale(verdict)]),
       el("p", { class: "measured" }, words.measuredOn(verdict)),
-      ...points(verdict),
+      ...(verdict.level === "inconclusive" ? [] : points(verdict)),
       ...bars(answer),
       mapsPart(file),
       factsPart(answer),

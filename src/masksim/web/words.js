@@ -30,6 +30,11 @@ const PROBLEMS = {
 
 export const generatorName = (name) => NAMES[name] ?? name;
 
+/** A sentence of the service with generators as their makers call them. */
+export const named = (text) => text.replace(
+  /(?<![\w-])[a-z]+(?:-[a-z]+|[0-9]+|[a-z])*(?![\w-])/g, (word) => NAMES[word] ?? word,
+);
+
 export const count = (n) => n.toLocaleString("en-US");
 
 export function percent(rate) {
@@ -49,6 +54,9 @@ export function bytes(n) {
   return n < 1e6 ? `${(n / 1e3).toFixed(0)} kB` : `${(n / 1e6).toFixed(1)} MB`;
 }
 
+/** A limit of the service, in binary megabytes. */
+export const megabytes = (n) => `${Math.round(n / 1048576) || 1} MB`;
+
 export const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 
 /** The verdict as a heading. */
@@ -67,13 +75,13 @@ export function heading(verdict) {
 /** How many real photos score as high, as one would say it. */
 function share(value, sampleSize) {
   if (value <= (1 + 1e-9) / (sampleSize + 1)) {
-    return `None of ${count(sampleSize)} real photos of this kind scores`;
+    return `None of ${count(sampleSize)} real photos like this one scores`;
   }
-  if (value < 0.0095) return `About ${Math.round(1000 * value)} in 1,000 real photos of this kind score`;
+  if (value < 0.0295) return `About ${Math.round(1000 * value)} in 1,000 real photos like this one score`;
   const n = Math.round(100 * value);
   return n >= 99
-    ? "Nearly all real photos of this kind score"
-    : `About ${n} in 100 real photos of this kind score${n === 1 ? "" : ""}`;
+    ? "Nearly all real photos like this one score"
+    : `About ${n} in 100 real photos like this one score${n === 1 ? "" : ""}`;
 }
 
 /** One or two plain sentences under the heading. */
@@ -103,9 +111,9 @@ export function measuredOn(verdict) {
       `${percent(verdict.interval.high)})`
     : "";
   const sources = verdict.sources ? ` from ${count(verdict.sources)} sources` : "";
-  const kind = verdict.stratum === "all" ? "" : `, those with ${verdict.stratum}`;
+  const kind = verdict.stratum === "all" ? "" : " of the same kind";
   return `${capital(value)}${range}, measured on ${count(verdict.sample_size)} real ` +
-    `photos${sources}${kind}.`;
+    `photos${kind}${sources}.`;
 }
 
 export const problem = (code) => PROBLEMS[code] ?? "This image could not be analysed.";
