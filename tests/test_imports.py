@@ -20,7 +20,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     (
         *("image", "augment", "preprocess", "residual", "spectrum", "traits"),
-        *("manifest", "metadata", "metrics", "sources", "tables"),
+        *("answers", "manifest", "metadata", "metrics", "sources", "tables"),
     ),
     ("calibration",),
     ("features", "inputs", "model", "verdict", "degrade", "protocols", "peers", "photos"),
@@ -37,7 +37,10 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "train_original",
         "train_residual",
     ),
-    ("audit", "cli_batch", "cli_evaluate", "cli_report", "cli_train", "exported"),
+    (
+        *("audit", "cli_batch", "cli_evaluate", "cli_report", "cli_serve", "cli_train"),
+        "exported",
+    ),
     ("cli_audit", "cli_export"),
     ("cli",),
     ("__init__", "__main__"),
@@ -234,7 +237,7 @@ def test_each_room_of_detection_is_entered_without_torch(name: str) -> None:
     code = (
         f"try:\n    import {module}\n"
         "except ModuleNotFoundError as error:\n"
-        "    if error.name.split('.')[0] not in ('fastapi', 'starlette', 'uvicorn'):\n"
+        "    if error.name.split('.')[0] not in ('fastapi', 'pydantic', 'prometheus_client'):\n"
         "        raise\n"
         "print('torch' in sys.modules)"
     )

@@ -29,6 +29,7 @@ from masksim import (
     cli_evaluate,
     cli_export,
     cli_report,
+    cli_serve,
     cli_train,
 )
 from masksim.console import (
@@ -390,6 +391,7 @@ app.command()(cli_audit.calibrate)
 app.command()(cli_batch.batch)
 app.command()(cli_train.enroll)
 app.command()(cli_evaluate.evaluate)
+app.command()(cli_serve.serve)
 app.command()(cli_train.train)
 app.command()(cli_train.train_residual)
 app.add_typer(cli_report.app)

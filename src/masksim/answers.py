@@ -1,0 +1,280 @@
+"""The shapes of what the service answers, for its OpenAPI description.
+
+The service writes its answers itself, from `Detection.to_dict`; a test holds them to these shapes.
+Nothing but pydantic is needed here.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class _Shape(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class ErrorBody(_Shape):
+    """What went wrong: `code` for programs, `message` for people."""
+
+    code: str = Field(description="A short, stable word.", examples=["not_an_image"])
+    message: str = Field(examples=["notes.txt: the bytes are of no image format known here"])
+
+
+class ErrorAnswer(_Shape):
+    """The body of every answer that is not a success."""
+
+    error: ErrorBody
+
+
+class Image(_Shape):
+    """Facts of the uploaded file."""
+
+    name: str = Field(description="As the client called it; `<upload>` for raw bytes.")
+    format: str
+    width: int = Field(description="Pixels, as stored.")
+    height: int
+    mode: str
+    frames: int
+    n_bytes: int
+    sha256: str = Field(description="Of the uploaded bytes, hexadecimal.")
+    sha256_of: Literal["file", "pixels"]
+    jpeg_quality: int | None
+    jpeg_subsampling: str | None
+    orientation: int
+    icc_profile: bool
+    treatments: list[str]
+
+
+class Interval(_Shape):
+    """Bounds with a confidence of 95 %."""
+
+    low: float
+    high: float
+
+
+class Reason(_Shape):
+    """Why nothing can be concluded, or less than the rate says."""
+
+    code: str
+    text: str
+    hides: bool
+
+
+class LikelihoodRatio(_Shape):
+    """Only of a service that was started with `--likelihood-ratio`."""
+
+    value: float
+    low: float
+    high: float
+    bounded: bool
+    words: str
+
+
+class Verdict(_Shape):
+    """What the evidence amounts to; never a probability that the image is fake."""
+
+    level: Literal[
+        "inconclusive",
+        "strong evidence",
+        "evidence",
+        "weak evidence",
+        "no evidence",
+        "uncalibrated",
+    ]
+    generator: str | None
+    false_positive_rate: float | None = Field(
+        description="Share of real photos that resemble some generator at least as much."
+    )
+    sample_size: int
+    text: str
+    cautions: list[str]
+    unknown_generator: bool
+    clarity: float | None
+    interval: Interval | None
+    stratum: str
+    sources: int
+    reasons: list[Reason]
+    number_of_false_alarms: float | None
+    stability: dict[str, float] | None
+    likelihood_ratio: LikelihoodRatio | None
+
+
+class Score(_Shape):
+    """What one generator's pattern says of the image."""
+
+    generator: str
+    similarity: float
+    probability: float
+    false_positive_rate: float | None
+    sample_size: int
+    posterior: float | None
+
+
+class DetectorName(_Shape):
+    """Which detector has answered."""
+
+    name: str
+    sha256: str
+
+
+class Grid(_Shape):
+    """Numbers over the frequencies, packed: int8 times `scale` plus `zero`.
+
+    `data` is base64 of zlib of the int8 values, row by row.
+    """
+
+    height: int
+    width: int
+    scale: float
+    zero: float
+    data: str
+
+
+class MapPlane(_Shape):
+    """What each frequency of one residual channel adds to the similarity."""
+
+    name: str
+    fy: list[float] = Field(description="First and last row, cycles/pixel.")
+    fx: list[float] = Field(description="First and last column, cycles/pixel.")
+    sum: float = Field(description="Of all contributions of this plane.")
+    values: Grid
+    spectrum: int = Field(description="Index in `spectra`.")
+
+
+class GeneratorMap(_Shape):
+    """The sums of all planes add up to the similarity."""
+
+    generator: str
+    similarity: float
+    planes: list[MapPlane]
+
+
+class Maps(_Shape):
+    """Where in the spectrum the evidence lies, the most telling generator first."""
+
+    generators: list[GeneratorMap]
+    spectra: list[Grid] = Field(description="The image's own spectrum, of each channel once.")
+
+
+class DetectionAnswer(_Shape):
+    """The answer about one image."""
+
+    image: Image
+    verdict: Verdict
+    scores: list[Score] = Field(description="One a generator, the most telling first.")
+    windows: list[list[int]] = Field(description="Analysed parts: x, y, width, height.")
+    detector: DetectorName
+    seconds: float
+    maps: Maps | None = Field(default=None, description="Only with `maps=true`.")
+
+
+class NamedImage(_Shape):
+    """The file a row is about."""
+
+    name: str
+
+
+class FailedRow(_Shape):
+    """A file of a batch that could not be analysed."""
+
+    image: NamedImage
+    error: ErrorBody
+
+
+class BatchAnswer(_Shape):
+    """A row for each file, in the order of the upload."""
+
+    results: list[DetectionAnswer | FailedRow]
+
+
+class Stratum(_Shape):
+    """Photos of one kind, which rates are measured among."""
+
+    stratum: str
+    photos: int
+    sources: int
+
+
+class Population(_Shape):
+    """Real photos that the detector was calibrated on."""
+
+    name: str
+    strata: list[Stratum]
+
+
+class ServiceLimits(_Shape):
+    """What one request may cost."""
+
+    max_bytes: int
+    max_pixels: int
+    max_files: int
+    max_batch_bytes: int
+    max_seconds: float
+    queue: int
+
+
+class ModelAnswer(_Shape):
+    """The detector behind the service."""
+
+    name: str
+    sha256: str
+    format_version: int
+    masksim: str = Field(description="Version of the package.")
+    generators: list[str]
+    sample_size: int = Field(description="Real photos that rates are measured on.")
+    calibration: list[Population]
+    limits: ServiceLimits
+
+
+class Status(_Shape):
+    """Whether the service runs, or can answer."""
+
+    status: str
+
+
+_EXAMPLE: dict[str, Any] = {
+    "image": {
+        "name": "photo.jpg", "format": "JPEG", "width": 1024, "height": 1024, "mode": "RGB",
+        "frames": 1, "n_bytes": 193135,
+        "sha256": "7a0a19041e00777fef7ba50258306cec15e94726063700e1450055a58f027072",
+        "sha256_of": "file", "jpeg_quality": 79, "jpeg_subsampling": "4:2:0", "orientation": 1,
+        "icc_profile": False, "treatments": [],
+    },
+    "verdict": {
+        "level": "evidence", "generator": "dalle3", "false_positive_rate": 0.018,
+        "sample_size": 1744,
+        "text": "Evidence of dalle3's spectral pattern; 1.8 % of 1744 real photos score at least "
+        "this high for some generator.",
+        "cautions": ["Which generator is uncertain: flux1 matches nearly as well."],
+        "unknown_generator": False, "clarity": 0.31, "interval": {"low": 0.009, "high": 0.034},
+        "stratum": "all", "sources": 40, "reasons": [], "number_of_false_alarms": 0.018,
+        "stability": {"JPEG of quality 75": 0.021}, "likelihood_ratio": None,
+    },
+    "scores": [
+        {
+            "generator": "dalle3", "similarity": 0.0867, "probability": 0.93,
+            "false_positive_rate": 0.004, "sample_size": 1744, "posterior": 0.71,
+        },
+    ],
+    "windows": [[0, 0, 512, 512]],
+    "detector": {
+        "name": "masksim-1",
+        "sha256": "b3eb67dfdbca3a4b6a1ef0e5d4b0a1c6c7d6f1f6b6c0d3b7f1f6a3b9d8e7c6a5",
+    },
+    "seconds": 0.22,
+}  # fmt: skip
+_FAILED = {
+    "image": {"name": "notes.txt"},
+    "error": {
+        "code": "not_an_image",
+        "message": "notes.txt: the bytes are of no image format known here",
+    },
+}
+
+EXAMPLES: dict[str, Any] = {
+    "/v1/detect": _EXAMPLE,
+    "/v1/detect/batch": {"results": [_EXAMPLE, _FAILED]},
+}
+"""Answers as the OpenAPI description shows them, by path."""
