@@ -26,7 +26,8 @@ def served(detector: Any, token: str | None = None, **config: Any) -> Iterator[A
             assert thread.is_alive()
             time.sleep(0.01)
         port = listening.getsockname()[1]
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, verify=False) as client:
+        opened: Any = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, verify=False)
+        with opened as client:
             client.service = app.state.service
             client.port = port
             yield client

@@ -190,7 +190,7 @@ def test_a_batch_has_a_row_for_each_file(client: Any, detector: Detector) -> Non
 
 
 def test_many_at_once_are_not_mixed(client: Any, detector: Detector) -> None:
-    images = [jpeg(100 + k) for k in range(48)]
+    images = [jpeg(100 + k) for k in range(24)]
     expected = [detector.detect(data).to_dict()["scores"] for data in images]
     with ThreadPoolExecutor(12) as pool:
         found = list(pool.map(lambda k: post(client, f"{k}.jpg", images[k]), range(len(images))))
@@ -564,6 +564,22 @@ def test_openapi_is_whole(client: Any) -> None:
                 assert schema.endswith("/ErrorAnswer")
 
 
+def test_generated_requests_meet_the_description(fake: Any) -> None:
+    pytest.importorskip("schemathesis")
+    done = subprocess.run(
+        [
+            *(sys.executable, "-c", "from schemathesis.cli import schemathesis; schemathesis()"),
+            *("run", f"{fake.base_url}/openapi.json", "--max-examples", "5"),
+            # Random bytes are no image, and rightly refused.
+            *("--suppress-health-check=all", "--exclude-checks", "positive_data_acceptance"),
+        ],
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "6 selected / 6 total" in done.stdout
+    assert fake.get("/healthz").status_code == 200
+
+
 def test_every_code_of_the_service_is_explained() -> None:
     for code, status in server.ServiceError.statuses.items():
         assert f"``{code}``" in (server.ServiceError.__doc__ or "")
@@ -655,8 +671,10 @@ def test_options_reach_the_service(started: list[Any], tmp_path: Path) -> None:
     runner = CliRunner()
     done = runner.invoke(
         cli.app,
-        "serve --port 0 --max-mib 3 --max-megapixels 7 --queue 5 --workers 3 "
-        "--max-seconds 2.5 --max-files 2".split(),
+        [
+            *("serve", "--port", "0", "--max-mib", "3", "--max-megapixels", "7", "--queue", "5"),
+            *("--workers", "3", "--max-seconds", "2.5", "--max-files", "2"),
+        ],
     )
     assert done.exit_code == 0, done.output
     config = started[0].config
