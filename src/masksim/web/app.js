@@ -50,7 +50,7 @@ $("access").addEventListener("submit", async (event) => {
   api.setToken($("token").value.trim());
   if (await meet()) {
     $("token").value = "";
-    $("files").focus();
+    $("choose").focus();
     say("The token is accepted.");
   } else {
     $("access-note").textContent = "That is not the token.";
@@ -143,6 +143,7 @@ async function work() {
   }
 }
 
+$("choose").addEventListener("click", () => $("files").click());
 $("files").addEventListener("change", (event) => {
   take(event.target.files);
   event.target.value = ""; // so that the same file can be chosen again
