@@ -10,10 +10,11 @@ service has workers, and for comparison one image at a time with a thread a core
 4x    a queue of one place a worker, and four times as many clients as fit inside: those who are
       refused (429) come again a little later, as a busy public service would see it
 
-The clients' own work is on the same cores: their share of processor time is told as well. Detector
-and service are timed in turns, so that other work on the machine hits both. Every answer's
-sha256 and name are compared with what was sent. All loops end by the clock. Writes
-benchmarks/results/serve.json and a table. Needs the extras `serve` and `data` (for httpx).
+The clients' own work is on the same cores: their share of processor time is told as well, and the
+processor time an image takes, which other work on the machine disturbs less than the throughput.
+Detector and service are timed in turns. Every answer's sha256 and name are compared with what was
+sent. All loops end by the clock. Writes benchmarks/results/serve.json and a table. Needs the extras
+`serve` and `data` (for httpx), and Linux.
 """
 
 from __future__ import annotations
@@ -70,8 +71,11 @@ def pictures(count: int) -> list[bytes]:
 # --- the detector alone ------------------------------------------------------------------------
 
 
-def alone(images: list[bytes], seconds: float, workers: int) -> float:
-    """Images a second of the detector, with so many threads of one processor thread each."""
+def alone(images: list[bytes], seconds: float, workers: int) -> tuple[float, float]:
+    """Images a second of the detector, and processor seconds an image.
+
+    Of so many threads of one processor thread each.
+    """
     detector = masksim.load_detector(threads=1 if workers > 1 else None)
     detector.detect(images[0])
     end = time.perf_counter() + seconds
@@ -83,23 +87,24 @@ def alone(images: list[bytes], seconds: float, workers: int) -> float:
             k += workers
         return (k - first) // workers
 
-    start = time.perf_counter()
+    start, own = time.perf_counter(), time.process_time()
     with ThreadPoolExecutor(workers) as pool:
         done = sum(pool.map(run, range(workers)))
-    return done / (time.perf_counter() - start)
+    return done / (time.perf_counter() - start), (time.process_time() - own) / done
 
 
-def in_process(images: Path, seconds: float, workers: int) -> float:
+def in_process(images: Path, seconds: float, workers: int) -> tuple[float, float]:
     """As `alone`, in a new process."""
     code = (
         "import pickle, sys; sys.path.insert(0, sys.argv[1]); from serve import alone; "
-        "print(alone(pickle.load(open(sys.argv[2], 'rb')), float(sys.argv[3]), int(sys.argv[4])))"
+        "print(*alone(pickle.load(open(sys.argv[2], 'rb')), float(sys.argv[3]), int(sys.argv[4])))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, *map(str, (Path(__file__).parent, images, seconds, workers))],
         check=True, capture_output=True, text=True,
     )  # fmt: skip
-    return float(done.stdout)
+    rate, processor = map(float, done.stdout.split())
+    return rate, processor
 
 
 # --- the service -------------------------------------------------------------------------------
@@ -136,6 +141,12 @@ def peak(pid: int) -> int:
         if line.startswith("VmHWM"):
             return int(line.split()[1]) * 1024
     return 0
+
+
+def processor_seconds(pid: int) -> float:
+    """Processor time of a process so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 async def ask(url: str, images: list[bytes], clients: int, seconds: float) -> dict[str, Any]:
@@ -198,21 +209,25 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         packed = Path(folder) / "images"
         packed.write_bytes(pickle.dumps(images))
-        one_by_one = in_process(packed, seconds, 1)
-        detector, normal, memory = [], [], []
+        one_by_one, _ = in_process(packed, seconds, 1)
+        detector, normal, memory, costs = [], [], [], []
         for _ in range(ROUNDS):
             detector.append(in_process(packed, seconds, WORKERS))
             with serving("--workers", str(WORKERS)) as (url, pid):
                 asyncio.run(ask(url, images, WORKERS, 1.0))  # warm
                 # One more than workers, so that none of them waits for a client.
+                before = processor_seconds(pid)
                 normal.append(asyncio.run(ask(url, images, WORKERS + 1, seconds)))
+                costs.append((processor_seconds(pid) - before) / normal[-1]["answered"])
                 memory.append(peak(pid))
         queue = WORKERS
         with serving("--workers", str(WORKERS), "--queue", str(queue)) as (url, pid):
             overload = asyncio.run(ask(url, images, 4 * (WORKERS + queue), seconds))
             overload["peak_bytes"] = peak(pid)
 
-    best = max(statistics.median(detector), one_by_one)
+    rates, own_costs = zip(*detector, strict=True)
+    best = max(statistics.median(rates), one_by_one)
+    costs_alone, costs_served = statistics.median(own_costs), statistics.median(costs)
     usual = {
         key: statistics.median(level[key] for level in normal)
         if key in ("clients", "clients_share_of_cores", "images_per_second", "p50_ms", "p99_ms")
@@ -225,11 +240,13 @@ def main() -> None:
         "image": "1024 x 1024 JPEG, quality 92, made up",
         "seconds": seconds,
         "rounds": ROUNDS,
-        "detector_images_per_second": statistics.median(detector),
-        "detector_rounds": detector,
+        "detector_images_per_second": statistics.median(rates),
+        "detector_rounds": rates,
         "detector_one_at_a_time": one_by_one,
         "service_rounds": [level["images_per_second"] for level in normal],
         "share_of_detector": usual["images_per_second"] / best,
+        "processor_seconds_an_image": {"detector": costs_alone, "service": costs_served},
+        "share_by_processor_time": costs_alone / costs_served,
         "1x": usual,
         "4x": overload,
         "load_average_at_end": os.getloadavg()[0],
@@ -255,6 +272,10 @@ def main() -> None:
         *rows,
     ]:
         print("".join(f"{cell:>10}" for cell in row))
+    print(
+        f"processor time an image: detector {1e3 * costs_alone:.0f} ms, service "
+        f"{1e3 * costs_served:.0f} ms: {100 * found['share_by_processor_time']:.0f} %"
+    )
     print(
         f"detector alone: {found['detector_images_per_second']:.2f} images/s "
         f"({one_by_one:.2f} one at a time); service: {100 * found['share_of_detector']:.0f} %, "
