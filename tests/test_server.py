@@ -564,7 +564,7 @@ def test_openapi_is_whole(client: Any) -> None:
                 assert schema.endswith("/ErrorAnswer")
 
 
-def test_generated_requests_meet_the_description(fake: Any) -> None:
+def test_generated_requests_meet_the_description(fake: Any, tmp_path: Path) -> None:
     pytest.importorskip("schemathesis")
     done = subprocess.run(
         [
@@ -573,7 +573,7 @@ def test_generated_requests_meet_the_description(fake: Any) -> None:
             # Random bytes are no image, and rightly refused.
             *("--suppress-health-check=all", "--exclude-checks", "positive_data_acceptance"),
         ],
-        capture_output=True, text=True, timeout=300, check=False,
+        capture_output=True, text=True, timeout=300, check=False, cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "6 selected / 6 total" in done.stdout

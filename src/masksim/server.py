@@ -28,7 +28,7 @@ import time
 import traceback
 import uuid
 import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -53,13 +53,10 @@ from masksim.image import Limits, load_image
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from starlette.types import Message, Receive, Scope, Send
 
     from masksim.detector import Detector, SimilarityMap
 
-    Scope = dict[str, Any]
-    Message = dict[str, Any]
-    Receive = Callable[[], Awaitable[Message]]
-    Send = Callable[[Message], Awaitable[None]]
 
 __all__ = [
     "Admission",
@@ -288,7 +285,7 @@ class _Meters:
 
     def __init__(self, admission: Admission, detector: Detector) -> None:
         self.registry = prometheus.CollectorRegistry()
-        own = {"registry": self.registry}
+        own: Any = {"registry": self.registry}
         self.requests = prometheus.Counter(
             "masksim_requests", "Requests, by what became of them.", ["route", "method", "status"],
             **own,
@@ -466,7 +463,9 @@ class Service:
         finally:
             place.leave()
 
-    async def _chunks(self, request: Request, place: Place, limit: int) -> AsyncIterator[bytes]:
+    async def _chunks(
+        self, request: Request, place: Place, limit: int
+    ) -> AsyncGenerator[bytes, None]:
         """Give the body piece by piece; stop as soon as it is known to be too large."""
         too_many = ImageError(f"the upload has more than {limit} bytes", code="too_many_bytes")
         announced = request.headers.get("content-length", "")
