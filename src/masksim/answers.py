@@ -99,6 +99,7 @@ class Verdict(_Shape):
     number_of_false_alarms: float | None
     stability: dict[str, float] | None
     likelihood_ratio: LikelihoodRatio | None
+    population: str
 
 
 class Score(_Shape):
