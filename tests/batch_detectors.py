@@ -1,13 +1,15 @@
 """Detectors for the tests of batches, made in other processes: that is why they stand in a module.
 
 Images are told apart by their names: ``deadly`` ends the process that looks at it, ``once-<file>``
-only as long as there is no such file beside it, ``buggy`` raises what no detector should.
+only as long as there is no such file beside it, ``buggy`` raises what no detector should,
+``slow`` takes minutes.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +28,18 @@ class Trapped(fake_detector.Detector):
             if not mark.exists():
                 mark.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
+        if path.stem.startswith("slow"):
+            time.sleep(600)
         if path.stem == "buggy":
             raise ZeroDivisionError("in the middle of it")
         return super().detect(image, name=name)
+
+
+class Talkative(fake_detector.Detector):
+    """Fails at each image, at length."""
+
+    def detect(self, image: Any, *, name: str | None = None) -> Detection:
+        raise ValueError(f"{'x' * 300_000} and so on.")
 
 
 class Other(Trapped):
@@ -37,6 +48,10 @@ class Other(Trapped):
 
 def trapped() -> Trapped:
     return Trapped()
+
+
+def talkative() -> Talkative:
+    return Talkative()
 
 
 def other() -> Other:

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 from masksim import __version__
 from masksim.detector import Detection, GeneratorScore, load_detector
 from masksim.errors import DataError, ImageError, MasksimError, ModelError, UsageError
-from masksim.inputs import Inputs, is_url, open_remote, path_key, same_file
+from masksim.inputs import LONGEST, Inputs, is_url, open_remote, path_key, same_file
 
 if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess
@@ -57,9 +57,13 @@ AHEAD = 2
 FLUSH = 1.0
 """Seconds after which rows are on the disk."""
 
+TIMEOUT = 300.0
+"""Seconds that one image may take."""
+
 STARTS = 3
 """So many processes may die in a row before they are ready; then something else is wrong."""
 
+_MESSAGE = 2000  # characters of an error's message, about
 _CHUNK = 4096  # rows that are turned into Parquet at a time
 _RAY_BLOCK = 64  # images at most whose rows come from Ray together
 _RAY_BATCH = 16  # images that an actor is asked for at once
@@ -108,10 +112,16 @@ def error_row(path: str, error: MasksimError, name: str, sha256: str, seconds: f
         "path": path,
         "masksim": __version__,
         "image": {"name": path},
-        "error": {"code": error.code, "message": error.message},
+        "error": {"code": error.code, "message": _shortened(error.message)},
         "detector": {"name": name, "sha256": sha256},
         "seconds": round(seconds, 4),
     }
+
+
+def _shortened(text: str) -> str:
+    """Leave out the middle of a text that is too long: it begins with a path, ends with a why."""
+    half = _MESSAGE // 2
+    return text if len(text) <= _MESSAGE else f"{text[:half]} [...] {text[-half:]}"
 
 
 def flat_columns(generators: Sequence[str]) -> dict[str, str]:
@@ -191,6 +201,16 @@ def _text(value: Any) -> Any:
     return value.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
+def _parquet_path(path: str) -> str:
+    r"""Make text of a path as `_text`, differently for each: a ``\`` in a name becomes ``\\``."""
+    return str(_text(path if os.sep == "\\" else path.replace("\\", "\\\\")))
+
+
+def _parquet_row(flat: Row, columns: Iterable[str]) -> Row:
+    cells = {name: _text(flat.get(name)) for name in columns}
+    return {**cells, "path": _parquet_path(flat["path"])}
+
+
 @dataclass(frozen=True)
 class _Encoder:
     """Turns rows into the bytes of one format; it travels to the processes."""
@@ -206,29 +226,30 @@ class _Encoder:
         if self.form == "jsonl":
             return _json_line(row)
         flat = flatten(row)
-        values = [flat.get(name) for name in self.columns]
         if self.form == "csv":
-            return self._csv(values)
+            return self._csv([flat.get(name) for name in self.columns])
         # Of Parquet this is the part file: a Parquet file that ends too early is lost as a whole.
-        return _json_line(dict(zip(self.columns, map(_text, values), strict=True)))
+        return _json_line(_parquet_row(flat, self.columns))
 
     def _csv(self, values: list[Any]) -> bytes:
         out = io.StringIO()
-        csv.writer(out, lineterminator="\n").writerow(
+        # What is in the line's end is quoted within a field: both characters are to be.
+        csv.writer(out, lineterminator="\r\n").writerow(
             [str(v).lower() if isinstance(v, bool) else v for v in values]
         )
-        return out.getvalue().encode("utf-8", "surrogateescape")  # the name's own bytes
+        line = out.getvalue().removesuffix("\r\n") + "\n"
+        return line.encode("utf-8", "surrogateescape")  # the name's own bytes
 
     def key(self, path: str) -> str:
         """Return what tells whether a path has its row already."""
-        return path_key(str(_text(path)) if self.form == "parquet" else path)
+        return path_key(_parquet_path(path) if self.form == "parquet" else path)
 
     def read(self, record: bytes) -> _Known:
         """Read what has to be known of a row that is there.
 
         Raises
         ------
-        ValueError, KeyError, TypeError
+        ValueError, KeyError, TypeError, csv.Error
             It is not a row.
         """
         if self.form == "csv":
@@ -368,6 +389,8 @@ class _Output:
         there = [path for path in (self.file_name, out) if path.exists()]
         if there and not (resume or overwrite):
             raise UsageError(f"{there[0]} is there already: --resume goes on, --overwrite replaces")
+        if odd := [path for path in there if not path.is_file()]:
+            raise UsageError(f"{odd[0]} is not a file: results cannot be written there")
         if encode.form == "parquet":
             _pyarrow()  # to hear of it now, not at the end
         try:
@@ -377,18 +400,19 @@ class _Output:
             mode = "r+b" if self.file_name.exists() else "x+b"
             self.file = open(self.file_name, mode)  # noqa: SIM115 - open as long as this is
         except OSError as error:
-            raise UsageError(f"{out} cannot be written: {error.strerror}") from error
+            raise UsageError(f"{out} cannot be written: {error.strerror or error}") from error
         try:
             _lock(self.file, self.file_name)
-            if resume:
-                self._read_back()
-            else:
-                self.file.truncate(0)
-            if not self.file.tell():
-                self.file.write(encode.header)
-            self.flush()
+            with _writing(self.file_name):
+                if resume:
+                    self._read_back()
+                else:
+                    self.file.truncate(0)
+                if not self.file.tell():
+                    self.file.write(encode.header)
+                self.flush()
         except BaseException:
-            self.file.close()
+            self._close()
             raise
 
     def count(self, level: str | None, error: str | None) -> None:
@@ -400,8 +424,9 @@ class _Output:
 
     def write(self, done: _Done) -> None:
         """Append a row."""
-        self.file.write(done.line)
-        self.file.flush()  # to the system, which a kill does not end
+        with _writing(self.file_name):
+            self.file.write(done.line)
+            self.file.flush()  # to the system, which a kill does not end
         self.count(done.level, done.error)
         self.waiting = True
 
@@ -412,8 +437,9 @@ class _Output:
 
     def flush(self) -> None:
         """Have on the disk what was written."""
-        self.file.flush()
-        os.fsync(self.file.fileno())
+        with _writing(self.file_name):
+            self.file.flush()
+            os.fsync(self.file.fileno())
         self.flushed = time.monotonic()
         self.waiting = False
 
@@ -421,9 +447,10 @@ class _Output:
         """Complete the results."""
         self.flush()
         if self.encode.form == "parquet":
-            self._pack()
-            self.file.close()
-            self.file_name.unlink()
+            with _writing(self.out):
+                self._pack()
+                self.file.close()
+                self.file_name.unlink()
 
     def _read_back(self) -> None:
         """Learn which rows are there, and cut off one that was not written to its end."""
@@ -439,7 +466,8 @@ class _Output:
         # Never cut off what no batch has begun. Any text may begin a line of CSV after the header.
         begin = b'{"path": ' if not self.encode.header else b"" if end else self.encode.header
         self.file.seek(end)
-        if not begin.startswith(self.file.read(len(begin))):
+        rest = self.file.read().rstrip(b"\0")  # after a loss of power zeros may stand at the end
+        if not begin.startswith(rest[: len(begin)]):
             raise DataError(f"{self.file_name} is not a file of results")
         self.file.seek(end)
         self.file.truncate()
@@ -447,7 +475,7 @@ class _Output:
     def _learn(self, record: bytes, number: int) -> None:
         try:
             row = self.encode.read(record)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
             raise DataError(
                 f"{self.file_name}: row {number} is not a row of results: {error!r}"
             ) from error
@@ -469,29 +497,40 @@ class _Output:
         schema = _schema(self.encode.columns)
         temporary = self.out.with_name(self.out.name + ".tmp")
         self.file.seek(0)
-        with pq.ParquetWriter(temporary, schema) as writer:
-            chunk: list[Row] = []
-            for line in self.file:
-                chunk.append(json.loads(line))
-                if len(chunk) == _CHUNK:
-                    writer.write_table(pa.Table.from_pylist(chunk, schema=schema))
-                    chunk = []
-            writer.write_table(pa.Table.from_pylist(chunk, schema=schema))
-        with open(temporary, "rb") as done:
-            os.fsync(done.fileno())
-        os.replace(temporary, self.out)
+        with _or_removed(temporary):
+            with pq.ParquetWriter(temporary, schema) as writer:
+                chunk: list[Row] = []
+                for line in self.file:
+                    chunk.append(json.loads(line))
+                    if len(chunk) == _CHUNK:
+                        writer.write_table(pa.Table.from_pylist(chunk, schema=schema))
+                        chunk = []
+                writer.write_table(pa.Table.from_pylist(chunk, schema=schema))
+            with open(temporary, "r+b") as done:
+                os.fsync(done.fileno())
+            os.replace(temporary, self.out)
 
     def _unpack(self) -> None:
         """Make a part file of a finished Parquet file, to go on from."""
         pa, pq = _pyarrow()
-        temporary = self.out.with_name(self.out.name + ".tmp")
-        try:
-            with pq.ParquetFile(self.out) as done, open(temporary, "wb") as part:
-                for batch in done.iter_batches(_CHUNK):
-                    part.writelines(_json_line(row) for row in batch.to_pylist())
-        except pa.ArrowException as error:
-            raise DataError(f"{self.out} is not a Parquet file: {error}") from error
-        os.replace(temporary, self.file_name)
+        temporary = self.file_name.with_name(self.file_name.name + ".tmp")
+        with open(self.out, "r+b") as guard:  # a lock needs one that could write
+            _lock(guard, self.out)
+            if self.file_name.exists():  # by now: of another batch, as its lock will tell
+                return
+            with _or_removed(temporary):
+                try:
+                    with pq.ParquetFile(self.out) as done, open(temporary, "wb") as part:
+                        for batch in done.iter_batches(_CHUNK):
+                            part.writelines(_json_line(row) for row in batch.to_pylist())
+                except pa.ArrowException as error:
+                    raise DataError(f"{self.out} is not a Parquet file: {error}") from error
+                os.replace(temporary, self.file_name)
+
+    def _close(self) -> None:
+        """Close the file while an error is on its way, which is the one to be told."""
+        with suppress(OSError):  # what could not be written still cannot be
+            self.file.close()
 
     def __enter__(self) -> _Output:
         return self
@@ -503,8 +542,36 @@ class _Output:
         trace: TracebackType | None,
     ) -> None:
         if not self.file.closed:
-            self.flush()
-            self.file.close()
+            if error is None:
+                self.flush()
+            else:
+                with suppress(MasksimError):
+                    self.flush()
+            self._close()
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Tell of a disk that is full, or gone, in our words."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be written: {error.strerror or error}; the rows so far are kept: "
+            "--resume goes on",
+            code="not_written",
+        ) from error
+
+
+@contextmanager
+def _or_removed(path: Path) -> Iterator[None]:
+    """Remove a file that does not get finished."""
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            path.unlink()
+        raise
 
 
 def _records(file: Any, *, quoted: bool) -> Iterator[tuple[bytes, int]]:
@@ -537,6 +604,9 @@ def _lock(file: Any, path: Path) -> None:
         raise UsageError(f"another batch is writing {path}") from error
     except OSError:  # a file system without locks
         return
+    # Between being opened and locked it may have been replaced or removed by who had the lock.
+    if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+        raise UsageError(f"another batch was writing {path} just now")
 
 
 def _pyarrow() -> tuple[Any, Any]:
@@ -565,6 +635,7 @@ def run_batch(
     overwrite: bool = False,
     engine: str = "local",
     ray_address: str | None = None,
+    timeout: float = TIMEOUT,
     progress: Callable[[int, int, int], None] | None = None,
 ) -> Summary:
     """Analyse images and write a row for each, in their order.
@@ -593,6 +664,9 @@ def run_batch(
         ``"local"``: processes of this machine. ``"ray"``: actors of Ray Data, here or in a cluster.
     ray_address
         Of a cluster; by default a Ray of its own is started on this machine.
+    timeout
+        Seconds, more than 0, that one image may take; then its process is ended and the image is a
+        row with the error ``timed_out``. Of the local engine only.
     progress
         Called with the number of rows, of images (0 where it is not known) and of rows that were
         there before, after each row, and about once a second in between.
@@ -607,7 +681,8 @@ def run_batch(
         Results are there and neither `resume` nor `overwrite` is given, or they come from another
         detector or version; a library is missing; `out` cannot be written.
     DataError
-        What is there to go on with is damaged.
+        What is there to go on with is damaged; the results cannot be written, as the disk is full
+        (``not_written``).
     MasksimError
         Processes cannot be started (code ``error``).
     ModelError
@@ -625,6 +700,8 @@ def run_batch(
     workers = cores() if workers is None else workers
     if workers < 1:
         raise UsageError(f"at least one process is needed, not {workers}")
+    if not timeout > 0:
+        raise UsageError(f"an image needs more than {timeout} seconds")
     if isinstance(inputs, Inputs):
         if taken := [name for name in inputs.files if same_file(name, out)]:
             raise UsageError(f"{taken[0]} is a list of images: the results need another file")
@@ -641,7 +718,7 @@ def run_batch(
     encode = _Encoder(form, flat_columns(generators))
     with _Output(out, encode, sha256, resume=resume, overwrite=overwrite) as output:
         before, rows = len(output.known), 0
-        setup = _Setup(load, encode, name, sha256, unreadable)
+        setup = _Setup(load, encode, name, sha256, unreadable, timeout)
         here = 0  # rows of these images; the file may have others, too
         if total and output.known:
             here = sum(encode.key(path) in output.known for path in paths)
@@ -681,6 +758,7 @@ class _Setup:
     name: str
     sha256: str
     unreadable: Mapping[str, str] = field(default_factory=dict)
+    timeout: float = TIMEOUT
 
     def detector(self) -> Detector:
         """Load the detector and make sure that it is the one of the batch."""
@@ -693,9 +771,15 @@ class _Setup:
         return _done(error_row(path, error, self.name, self.sha256), self.encode)
 
     def without_analysis(self, path: str) -> _Done | None:
-        """Return the row of a folder that could not be read."""
-        problem = self.unreadable.get(path)
-        return None if problem is None else self.failed(path, ImageError(problem))
+        """Return the row of a folder that could not be read, and of what can be no path."""
+        if (problem := self.unreadable.get(path)) is not None:
+            return self.failed(path, ImageError(problem))
+        # Also so that no path ever fills a pipe: the one who leads must not wait for who waits.
+        size = len(path.encode("utf-8", "replace"))
+        if size > LONGEST:
+            why = f"{path[:100]}[...]: {size} bytes, and no path has more than {LONGEST}"
+            return self.failed(path, ImageError(why, code="not_found"))
+        return None
 
 
 @dataclass(slots=True)
@@ -727,6 +811,7 @@ class _Worker:
         self.end, other = context.Pipe()
         self.tasks: deque[_Task] = deque()
         self.ready = False
+        self.busy = 0.0  # seconds with the first of its images
         self.process: SpawnProcess = context.Process(target=_work, args=(other, setup), daemon=True)
         with _as_worker():
             self.process.start()
@@ -777,6 +862,7 @@ class _Pool:
         self.taken = 0
         self.exhausted = False
         self.failed_starts = 0
+        self.looked = time.monotonic()
 
     def __iter__(self) -> Iterator[_Done | None]:
         """Give the rows, and None while there is none."""
@@ -791,6 +877,7 @@ class _Pool:
                 ends: dict[Any, _Worker] = {worker.end: worker for worker in self.workers}
                 for end in connection.wait(list(ends), timeout=FLUSH):
                     self._receive(ends[end])
+                self._look()
                 yield None
 
     def _receive(self, worker: _Worker) -> None:
@@ -800,6 +887,7 @@ class _Pool:
             self._bury(worker)
             return
         self.failed_starts = 0
+        worker.busy = 0.0
         if isinstance(answer, MasksimError):
             raise answer
         if answer is None:
@@ -811,7 +899,6 @@ class _Pool:
         """Deal with a process that has died."""
         worker.process.join()
         code = worker.process.exitcode
-        self.workers.remove(worker)
         if not worker.ready:
             self.failed_starts += 1
             if self.failed_starts == STARTS:
@@ -828,8 +915,29 @@ class _Pool:
                     code="crashed",
                 )
                 self.held[suspect.number] = self.setup.failed(suspect.path, problem)
+        self._dismiss(worker)
+
+    def _dismiss(self, worker: _Worker) -> None:
+        self.workers.remove(worker)
         self.again.extendleft(reversed(worker.tasks))
         worker.stop()
+
+    def _look(self) -> None:
+        """End processes that have been with one image for too long."""
+        now = time.monotonic()
+        # What is more is no time of theirs: this process was stopped, and they were, too.
+        passed = min(now - self.looked, 2 * FLUSH)
+        self.looked = now
+        for worker in [worker for worker in self.workers if worker.ready and worker.tasks]:
+            worker.busy += passed
+            if worker.busy > self.setup.timeout and not connection.wait([worker.end], 0):
+                late = worker.tasks.popleft()
+                problem = ImageError(
+                    f"{late.path}: not done after {self.setup.timeout:g} seconds", code="timed_out"
+                )
+                self.held[late.number] = self.setup.failed(late.path, problem)
+                worker.process.kill()
+                self._dismiss(worker)
 
     def _share_out(self) -> None:
         """Give the processes what they can take."""
@@ -865,6 +973,8 @@ class _Pool:
         if worker is None or (worker.tasks and len(self.workers) < self.wanted):
             worker = _Worker(self.setup)
             self.workers.append(worker)
+        if not worker.tasks:
+            worker.busy = 0.0
         worker.tasks.append(task)
         with suppress(OSError):  # it has died: `_receive` finds that out, too
             worker.end.send(task.path)
@@ -948,7 +1058,7 @@ class _FlatActor:
 
     def __call__(self, table: Any) -> Any:
         rows = [flatten(analyse(self.detector, path)) for path in table[self.column].to_pylist()]
-        cells = [{name: _text(row.get(name)) for name in self.columns} for row in rows]
+        cells = [_parquet_row(row, self.columns) for row in rows]
         return _pyarrow()[0].Table.from_pylist(cells, schema=_schema(self.columns))
 
 

@@ -89,6 +89,9 @@ def batch(
     ray_address: Annotated[
         str | None, typer.Option("--ray-address", metavar="ADDRESS", help="Of a Ray cluster.")
     ] = None,
+    timeout: Annotated[
+        float, typer.Option("--timeout", metavar="SECONDS", help="That one image may take.")
+    ] = 300.0,
     as_json: Json = False,
 ) -> None:
     """Analyse many images into one file: a row an image, errors too; can be gone on with."""
@@ -109,7 +112,7 @@ def batch(
         with _progress() as progress:
             summary = run_batch(
                 found, out, load=load, workers=workers, resume=resume, overwrite=overwrite,
-                engine=engine.value, ray_address=ray_address, progress=progress,
+                engine=engine.value, ray_address=ray_address, timeout=timeout, progress=progress,
             )  # fmt: skip
         _report(summary)
         if as_json:

@@ -69,6 +69,7 @@ class ImageError(MasksimError):
     ``too_many_pixels``       more pixels than the limit (HTTP 413)
     ``too_small``             fewer pixels than can be analysed
     ``crashed``               the process that analysed it died, twice (`masksim.batch`)
+    ``timed_out``             its analysis took longer than the limit (`masksim.batch`)
     ========================  ===========================================================
     """
 
@@ -88,6 +89,7 @@ class ImageError(MasksimError):
             "too_many_pixels",
             "too_small",
             "crashed",
+            "timed_out",
         }
     )
 

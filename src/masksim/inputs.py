@@ -28,6 +28,10 @@ SUFFIXES = frozenset(EXTENSIONS) - {".dng"} | {".mpo", ".hif"}
 LISTS = (".txt", ".csv", ".parquet")
 """Files that are lists of images."""
 
+LONGEST = 4096
+"""Bytes of the longest path that systems take; what is longer is no file's."""
+
+_LONGEST_LINE = 65536  # characters; a list with a longer line is no list
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")  # more than one letter: not a Windows drive
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
@@ -96,7 +100,7 @@ def list_inputs(
     UsageError
         An argument means nothing, or a library for it is missing.
     DataError
-        A list cannot be read.
+        A list cannot be read, or is something else (``manifest_invalid``).
     """
     if not arguments:
         raise UsageError("no images given: a folder, a pattern, a list, or - for a list on stdin")
@@ -107,6 +111,11 @@ def list_inputs(
     paths: list[str] = []
     for argument in arguments:
         for path in _expand(argument, recursive, column, root, unreadable):
+            if len(path) > _LONGEST_LINE:
+                raise DataError(
+                    f"{argument} is not a list of paths: an entry has {len(path)} characters",
+                    code="manifest_invalid",
+                )
             # To a command an option, to a spreadsheet a formula: with ./ the same file, and neither
             harmless = f"./{path}" if path.startswith(_FORMULA) else path
             if (key := path_key(harmless)) not in seen:
@@ -159,7 +168,7 @@ def _expand(
     if argument == "-":
         if sys.stdin is None:
             raise UsageError("there is no stdin to read a list from")
-        yield from _rooted(_lines(sys.stdin.buffer), root)
+        yield from _rooted(_lines(sys.stdin.buffer, "stdin"), root)
     elif is_url(argument):
         yield from _remote(argument, recursive)
     elif os.path.isdir(argument):
@@ -233,17 +242,26 @@ def _read_list(path: str, column: str) -> Iterator[str]:
             yield from _parquet_column(path, column)
         elif suffix == ".csv":
             with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-                yield from _csv_column(csv.DictReader(file), path, column)
+                try:
+                    yield from _csv_column(csv.DictReader(file), path, column)
+                except csv.Error as error:
+                    raise DataError(
+                        f"{path}: not a CSV file: {error}", code="manifest_invalid"
+                    ) from error
         else:
             with open(path, "rb") as stream:
-                yield from _lines(stream)
+                yield from _lines(stream, path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}", code="not_found") from error
 
 
-def _lines(stream: Any) -> Iterator[str]:
+def _lines(stream: Any, name: str) -> Iterator[str]:
     """Yield paths, one a line; where there is a null character, ended by those (`find -print0`)."""
     text = stream.read()
+    if text.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise DataError(f"{name} is UTF-16: save it as UTF-8", code="manifest_invalid")
+    if b"\0\0" in text:  # no list of find's, but most binary files
+        raise DataError(f"{name} is not a list of paths but binary", code="manifest_invalid")
     if text.startswith(b"\xef\xbb\xbf"):
         text = text[3:]
     null = b"\0" in text
