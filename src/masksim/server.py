@@ -420,6 +420,11 @@ class Service:
                         problem = _problem(error)
                         self.meters.refused.labels(problem["code"]).inc()
                         return _dump({"image": {"name": name}, "error": problem})
+                    except Exception as error:  # one image's fault is not the others'
+                        log.error("fault", exc_info=error)
+                        self.meters.refused.labels("internal").inc()
+                        fault = {"code": "internal", "message": "the service has a fault"}
+                        return _dump({"image": {"name": name}, "error": fault})
 
             tasks = [asyncio.create_task(row(name, data)) for name, data in files]
             del files
