@@ -30,7 +30,8 @@ from masksim.detector import Detector, PlaneMap, load_detector
 from masksim.dossier import Report, make_report, turn_window, verify_report
 from masksim.errors import ImageError, UsageError
 from masksim.image import ImageFacts, LoadedImage, to_display
-from masksim.metadata import C2pa
+from masksim.metadata import C2pa, statements_of
+from masksim.verdict import format_rate
 
 WHEN = datetime(2024, 5, 6, 7, 8, 9, tzinfo=timezone.utc)
 EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>&lt;"
@@ -441,7 +442,7 @@ def change_text(data: dict[str, Any], _: Any) -> None:
 def change_digits(data: dict[str, Any], _: Any) -> None:
     # The rate is right, its digits in the sentence are not.
     verdict = data["detection"]["verdict"]
-    written = f"{dossier.format_rate(verdict['false_positive_rate'], verdict['sample_size'])} of "
+    written = f"{format_rate(verdict['false_positive_rate'], verdict['sample_size'])} of "
     assert written in verdict["text"]
     verdict["text"] = verdict["text"].replace(written, "0.3 % of ")
 
@@ -457,7 +458,7 @@ def change_statement(data: dict[str, Any], _: Any) -> None:
 
 def add_manifest(data: dict[str, Any], _: Any) -> None:
     data["metadata"]["c2pa"]["state"] = "trusted"
-    data["metadata"]["statements"] = dossier.statements_of(data["metadata"])
+    data["metadata"]["statements"] = statements_of(data["metadata"])
 
 
 def add_version(data: dict[str, Any], _: Any) -> None:
@@ -570,9 +571,7 @@ def test_digits_that_fall_otherwise_pass(
         old, n = verdict["text"], verdict["sample_size"]
         rate = verdict["false_positive_rate"]
         verdict["false_positive_rate"] = rate + 1.9 / (n + 1)
-        verdict["text"] = old.replace(
-            dossier.format_rate(rate, n), dossier.format_rate(rate + 1.9 / (n + 1), n), 1
-        )
+        verdict["text"] = old.replace(format_rate(rate, n), format_rate(rate + 1.9 / (n + 1), n), 1)
 
     result = verify_report(forge(report, change), detector, photo)
     assert result.passed, result.summary
@@ -616,13 +615,13 @@ def test_manifests_may_differ_in_trust_only(
 ) -> None:  # fmt: skip
     detection, values, pictures = gathered(report, detector, photo)
     values = {**values, "metadata": {**values["metadata"], "c2pa": found}}
-    values["metadata"]["statements"] = dossier.statements_of(values["metadata"])
+    values["metadata"]["statements"] = statements_of(values["metadata"])
     monkeypatch.setattr(dossier, "_gather", lambda *_: (detection, values, pictures))
 
     def change(data: dict[str, Any], _: Any) -> None:
         data["metadata"]["c2pa"] = stated
         if stated["state"] != "splendid":
-            data["metadata"]["statements"] = dossier.statements_of(data["metadata"])
+            data["metadata"]["statements"] = statements_of(data["metadata"])
 
     result = verify_report(forge(report, change), detector, photo)
     assert checks(result)["metadata"] is same
