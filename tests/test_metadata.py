@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import sys
@@ -220,6 +221,8 @@ def test_values_are_cut_and_printable() -> None:
         b"<!DOCTYPE x [<!ENTITY a 'b'>]><x>&a;</x>",
         b"<a>" * 50_000,
         b"<a>" * 20_000 + b"</a>" * 20_000,
+        b"<x>" + b"<Credit>" * 101 + b"OpenAI" + b"</Credit>" * 101 + b"</x>",
+        b"<x>" + b"<Credit>OpenAI</Credit>" * 40_000,
         bytes(range(256)) * 10,
     ],
 )
@@ -229,9 +232,70 @@ def test_hostile_xmp(block: bytes) -> None:
     assert not found.statements
 
 
-def test_entities_are_named_as_a_problem() -> None:
-    found = read_metadata(saved(xmp=b"<!DOCTYPE x [<!ENTITY a 'b'>]><x>&a;</x>"))
-    assert "entities" in found.problems[0]
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-16-le", "utf-16-be", "latin-1"])
+@pytest.mark.parametrize(
+    "doctype",
+    ["<!DOCTYPE x [<!ENTITY a 'OpenAI'>]>", "<!DOCTYPE x>", "<!DOCTYPE x SYSTEM 'file:///x'>"],
+)
+def test_a_doctype_is_refused_in_any_encoding(encoding: str, doctype: str) -> None:
+    name = "utf-16" if encoding.startswith("utf-16") else encoding
+    mark = "\ufeff" if encoding.endswith("e") else ""
+    head = f"{mark}<?xml version='1.0' encoding='{name}'?>"
+    problems: list[str] = []
+    body = "<x><Credit>OpenAI</Credit></x>"
+    plain = metadata._read_xmp({"xmp": (head + body).encode(encoding)}, problems)
+    assert (plain, problems) == ({"Credit": ["OpenAI"]}, [])  # it is the doctype that is refused
+    assert not metadata._read_xmp({"xmp": (head + doctype + body).encode(encoding)}, problems)
+    assert "doctype" in problems[0]
+
+
+def test_many_and_nested_elements_take_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Steps, not seconds: each text is cleaned once, however deep it stands.
+    cleaned: list[str] = []
+    clean = metadata._clean
+
+    def counted(value: Any) -> str:
+        cleaned.append(value)
+        return clean(value)
+
+    monkeypatch.setattr(metadata, "_clean", counted)
+    depth, count = 90, 300
+    nested = "<Credit>" * depth + "a" + "</Credit>" * depth
+    found = metadata._read_xmp({"xmp": f"<x>{nested * count}</x>"}, [])
+    assert found == {"Credit": ["a"]}
+    assert len(cleaned) == depth * count
+    deep: list[str] = []
+    assert not metadata._read_xmp({"xmp": "<Credit>" * 17_000 + "a" + "</Credit>" * 17_000}, deep)
+    assert "deep" in deep[0]
+    many: list[str] = []
+    assert not metadata._read_xmp({"xmp": f"<x>{'<Credit/>' * 60_000}</x>"}, many)
+    assert "elements are too many" in many[0]
+
+
+def test_elements_in_elements() -> None:
+    block = xmp(
+        "<photoshop:Credit>one<a>two<xmp:CreatorTool>three</xmp:CreatorTool>tail</a></photoshop:Credit>"
+    )
+    found = metadata._read_xmp({"xmp": block}, [])
+    assert found == {"Credit": ["one", "two", "three"], "CreatorTool": ["three"]}
+
+
+def test_statements_again_from_plain_values() -> None:
+    block = xmp("", f'Iptc4xmpExt:DigitalSourceType="{TERM}"')
+    for data in (
+        saved(exif=exif(Make="Canon", Model="EOS"), xmp=block),
+        saved("PNG", pnginfo=texts(parameters="Steps: 3")),
+        with_box(saved()),
+        saved(),
+    ):
+        plain = json.loads(json.dumps(dataclasses.asdict(read_metadata(data))))
+        assert metadata.statements_of(plain) == plain["statements"]
+    plain["c2pa"]["state"] = "splendid"
+    with pytest.raises(KeyError):
+        metadata.statements_of(plain)
+
+
+def test_too_much_xmp_is_named_as_a_problem() -> None:
     huge = read_metadata(saved("WEBP", xmp=b" <a/>" + b"y" * (1 << 21)))
     assert "too many" in huge.problems[0]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import secrets
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -64,9 +66,13 @@ def make(
     with errors():
         if maps != "all" and not maps.isdecimal():
             raise UsageError(f"--maps takes a number or all, not {maps!r}")
-        if out.exists() and not overwrite:
+        try:  # before the work is done
+            there, folder = out.exists(), out.parent.is_dir()
+        except OSError as error:
+            raise _cannot_write(out, error) from error
+        if there and not overwrite:
             raise UsageError(f"{out} is there; --overwrite replaces it")
-        if not out.parent.is_dir():  # before the work is done
+        if not folder:
             raise UsageError(f"cannot write {out}: there is no folder {out.parent}")
         from masksim.detector import load_detector
         from masksim.dossier import make_report
@@ -79,10 +85,7 @@ def make(
             maps="all" if maps == "all" else int(maps),
             model=None if model is None else model.name or str(model),
         )
-        try:
-            out.write_bytes(report.html)
-        except OSError as error:
-            raise UsageError(f"cannot write {out}: {error.strerror or error}") from error
+        _write_whole(out, report.html)
         if as_json:
             write(
                 to_json(
@@ -99,6 +102,31 @@ def make(
 
         write(f"{printable(str(out))}: {printable(report.detection.verdict.text)}")
         write(f"  seal {report.seal}")
+
+
+def _write_whole(out: Path, data: bytes) -> None:
+    """Write a file whole or not at all: what was there stays until all of the new is written."""
+    try:
+        if out.exists() and not out.is_file():  # a device or a pipe, which must not be replaced
+            out.write_bytes(data)
+            return
+        target = Path(os.path.realpath(out))  # a link stays one
+        # Not by `tempfile`, whose files only their owner may read.
+        part = target.with_name(f".masksim-{secrets.token_hex(4)}.part")
+        try:
+            with part.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, target)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        raise _cannot_write(out, error) from error
+
+
+def _cannot_write(out: Path, error: OSError) -> UsageError:
+    return UsageError(f"cannot write {out}: {error.strerror or error}")
 
 
 def _stdin() -> bytes:
@@ -138,6 +166,5 @@ def verify(
                 write(f"{marks[check.passed]:<11}  {check.name}: {printable(check.message)}")
             write("verified" if found.passed else "NOT VERIFIED")
         if not found.passed:
-            failed = [check.name for check in found.checks if check.passed is False]
-            say(f"the report does not verify: {', '.join(failed) or 'not all could be checked'}")
+            say(found.summary)
             raise typer.Exit(NOT_VERIFIED)

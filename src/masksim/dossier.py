@@ -11,22 +11,25 @@ import json
 import math
 import os
 import platform
+import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 from weakref import WeakKeyDictionary
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from masksim import __version__, dossier_html
+from masksim.calibration import Interval
 from masksim.errors import ImageError, UsageError
 from masksim.image import Limits, LoadedImage, load_image, to_display
-from masksim.metadata import read_metadata
+from masksim.metadata import C2pa, read_metadata, statements_of
 from masksim.report import diverging_colours, printable, to_json
+from masksim.verdict import format_interval, format_rate
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -48,6 +51,9 @@ PROBE_TOLERANCE = 0.02
 
 PICTURE_TOLERANCE = 3.0
 """Mean absolute difference of two pictures, in levels, up to which they show the same."""
+
+BLOCK, BLOCK_TOLERANCE = 16, 8.0
+"""The same for each square of so many pixels and each colour: nothing small may be painted in."""
 
 LARGEST = 64 * 1024 * 1024
 """Bytes of a report that are read."""
@@ -104,6 +110,12 @@ class Check:
     message: str
 
 
+_NAMES = (
+    *("seal", "content", "image", "detector", "scores", "verdict", "metadata", "windows", "maps"),
+    "pictures",
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Verification:
     """What checking a report came to.
@@ -118,10 +130,24 @@ class Verification:
 
     @property
     def passed(self) -> bool:
-        """Whether nothing failed, and the seal, the image, the scores and the verdict are right."""
-        needed = {"seal", "image", "detector", "scores", "verdict"}
+        """Whether nothing failed, and all was checked but what `Check.message` says of C2PA."""
+        return self._but() == set()
+
+    @property
+    def summary(self) -> str:
+        """What it came to, in one sentence."""
+        missing = self._but()
+        if not missing:
+            return "the report verifies"
+        if missing == {"content"} and not any(c.passed is False for c in self.checks):
+            return "the numbers hold, the page was not checked"
+        return f"the report does not verify: {', '.join(sorted(missing, key=_NAMES.index))}"
+
+    def _but(self) -> set[str]:
+        """Names of what failed, or was needed and not checked."""
         held = {check.name for check in self.checks if check.passed}
-        return needed <= held and not any(check.passed is False for check in self.checks)
+        failed = {check.name for check in self.checks if check.passed is False}
+        return failed or {*_NAMES} - {"metadata"} - held
 
     def to_dict(self) -> dict[str, Any]:
         """Give the result as plain values for JSON."""
@@ -176,22 +202,48 @@ def make_report(
         name = "<bytes>" if isinstance(image, bytes) else os.fspath(image)
     shown = printable(PurePath(name).name or name)
     detection, values, pictures = _gather(detector, data, shown, maps)
-    epoch = f"SOURCE_DATE_EPOCH={int(when.timestamp())} "
-    with_model = "" if model is None else f" --model {shlex.quote(printable(model))}"
-    file = shlex.quote(shown)
+    at = when.astimezone(timezone.utc).replace(microsecond=0).isoformat()
     values |= {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
-        "created": when.astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "created": at.replace("+00:00", "Z"),
         "versions": _versions(),
-        "options": {"maps": maps},
-        "command": f"{epoch}masksim report {file} -o report.html --maps {maps}{with_model}",
-        "check": f"masksim report verify report.html {file}{with_model}",
+        "options": {"maps": maps, "model": None if model is None else printable(model)},
     }
+    values |= _commands(values)
     # Through JSON and back: what is drawn is what will be read from the file.
     values = json.loads(json.dumps(values, allow_nan=False))
     page = dossier_html.render(values, pictures)
     return Report(page, dossier_html.seal_of(page), detection, values)
+
+
+def _commands(values: Mapping[str, Any]) -> dict[str, str]:
+    """Write the commands that make and check a report, from what else stands in it.
+
+    Raises
+    ------
+    ValueError
+        The time is not written as `make_report` writes it, or the model is no text.
+    """
+    created, model = values["created"], values["options"]["model"]
+    when = datetime.fromisoformat(created.removesuffix("Z")).replace(tzinfo=timezone.utc)
+    if created != when.isoformat().replace("+00:00", "Z"):
+        raise ValueError("the time has another form")
+    if not (model is None or isinstance(model, str)):
+        raise ValueError("options.model is no text")
+    with_model = "" if model is None else f" --model {_argument(model)}"
+    file = _argument(values["detection"]["image"]["name"])
+    return {
+        "command": f"SOURCE_DATE_EPOCH={int(when.timestamp())} masksim report {file} "
+        f"-o report.html --maps {values['options']['maps']}{with_model}",
+        "check": f"masksim report verify report.html {file}{with_model}",
+    }
+
+
+def _argument(name: str) -> str:
+    """Quote a file name for a command; one that would be an option or a command gets its folder."""
+    own = name.startswith("-") or name in ("make", "verify")
+    return shlex.quote(f"./{name}" if own else name)
 
 
 def _read(path: str | os.PathLike[str]) -> bytes:
@@ -677,7 +729,8 @@ def verify_report(
     -------
     Verification
         Similarities are compared within `SIMILARITY_TOLERANCE`, rates within one photo of their
-        sample, pictures within `PICTURE_TOLERANCE`; the rest must be equal.
+        sample, pictures within `PICTURE_TOLERANCE` and `BLOCK_TOLERANCE`; the rest must be equal,
+        but the time, the versions, the names of image and model, and trust in a C2PA signer.
 
     Raises
     ------
@@ -700,6 +753,7 @@ def verify_report(
         digest = str(stated["detector"]["sha256"])
         named = str(stated["detection"]["detector"]["sha256"])
         maps = stated["options"]["maps"]
+        _require(printable(name) == name, "the image's name has letters that are not printable")
         _require(maps == "all" or (type(maps) is int and maps >= 0), "options.maps is no number")
     except (dossier_html.UnreadableError, KeyError, TypeError, AttributeError) as error:
         why = f"the data in the report cannot be read: {error}"
@@ -742,6 +796,13 @@ def verify_report(
         checks.append(
             Check(part, False, problem) if problem else Check(part, True, "as computed anew")
         )
+        if part == "metadata" and not problem:
+            checks[-1] = _on_trust(stated["metadata"]["c2pa"], found["metadata"]["c2pa"])
+        if part == "windows" and not problem and stated["windows"] not in (None, found["windows"]):
+            # The picture holds numbers, of which the last digit may fall otherwise.
+            values = stated["windows"]
+            again = _windows_picture(own, values["analysed"], values["grid"], values["limit"])
+            drawn = {**drawn, "windows": _jpeg(again)}
     checks.append(_check_pictures(pictures, drawn))
     return Verification(tuple(checks))
 
@@ -771,8 +832,8 @@ def _check_content(
     if made_by != __version__:
         return Check(
             "content", None,
-            f"text and layout not compared: the report was made by masksim {made_by}, this is "
-            f"{__version__}",
+            f"the page was not checked: the report says that it was made by masksim {made_by}, "
+            f"this is {__version__}; check it with that version",
         )  # fmt: skip
     try:
         again = dossier_html.render(stated, pictures)
@@ -780,10 +841,24 @@ def _check_content(
         return Check(
             "content", False, f"the data in the report have another form ({type(error).__name__})"
         )
+    try:
+        commands = _commands(stated)
+        odd = [k for k in stated["versions"] if k not in _versions()] or [
+            k for k, v in stated["versions"].items() if not _VERSION.fullmatch(v)
+        ]
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        return Check("content", False, f"time, options or versions have another form: {error}")
+    if any(stated.get(key) != command for key, command in commands.items()):
+        return Check("content", False, "the commands are not those that make and check this report")
+    if odd:
+        return Check("content", False, f"{odd[0]!r} is no version of ours")
     # The seal is a check of its own.
     if dossier_html.SEAL.sub(b"", again) == dossier_html.SEAL.sub(b"", report):
         return Check("content", True, "text and pictures are those of the embedded data")
     return Check("content", False, "what the page shows is not what its embedded data say")
+
+
+_VERSION = re.compile(r"[\w.+!-]{1,40}", re.ASCII)
 
 
 def _differences(
@@ -857,23 +932,72 @@ def _compare_verdict(stated: Mapping[str, Any], found: Mapping[str, Any]) -> str
         scale = generators if field == "number_of_false_alarms" else 1
         return field in rates and abs(a - b) <= scale * 2.01 / (n + 1)
 
-    rate = "false_positive_rate"
-    if one["verdict"][rate] != other["verdict"][rate]:
-        # The sentence holds the rate in digits, of which one may fall otherwise.
-        one["verdict"] = {**one["verdict"], "text": other["verdict"]["text"]}
+    other["verdict"] = {**other["verdict"], "text": _text(other["verdict"], one["verdict"])}
     return _told(_differences(one, other, near))
+
+
+def _text(found: Mapping[str, Any], stated: Mapping[str, Any]) -> str:
+    """Write the sentence computed anew with the stated numbers: a digit may fall otherwise."""
+    text, n = str(found["text"]), found["sample_size"]
+    if found["false_positive_rate"] is None:
+        return text
+    old, new = (f"{format_rate(v['false_positive_rate'], n)} of {n} " for v in (found, stated))
+    text = text.replace(old, new, 1)
+    if found["interval"] is not None:
+        old, new = (format_interval(Interval(**v["interval"])) for v in (found, stated))
+        text = text.replace(old, new, 1)
+    return text
 
 
 def _compare_metadata(stated: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     one, other = dict(stated["metadata"]), dict(found["metadata"])
-    c2pa = one.pop("c2pa"), other.pop("c2pa")
-    said = one.pop("statements"), other.pop("statements")
-    if c2pa[0] == c2pa[1] and said[0] != said[1]:
-        return "the statements are not those of the metadata"
-    # Whether a signature is trusted depends on the day, and on c2pa-python being there.
-    if (c2pa[0]["state"] == "absent") != (c2pa[1]["state"] == "absent"):
-        return "the C2PA manifest is in one of report and image only"
-    return _told(_differences(one, other, lambda *_: False))
+    for values in (one, other):
+        del values["c2pa"]
+    # Of a manifest they say what the report says of it, which is compared below.
+    other["statements"] = statements_of(stated["metadata"])
+    c2pa = stated["metadata"]["c2pa"], found["metadata"]["c2pa"]
+    return _told(_differences(one, other, lambda *_: False)) or _compare_c2pa(*c2pa)
+
+
+_UNBROKEN = ("trusted", "valid", "untrusted")
+_NOT_READ: Final = "not verified"
+_ON_TRUST = ("signingCredential.", "timeStamp.")
+
+
+def _compare_c2pa(stated: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    """Compare two readings of a manifest: they may differ in trust, and in whether it was read.
+
+    Whether a signer is trusted depends on the day, and reading it on c2pa-python being there.
+    """
+    states = [values["state"] for values in (stated, found)]
+    if all(state in (*_UNBROKEN, _NOT_READ) for state in states):
+        if _NOT_READ in states:
+            # What was not read says nothing.
+            unread = [v for v in (stated, found) if v["state"] == _NOT_READ]
+            empty = json.loads(json.dumps(asdict(C2pa(_NOT_READ))))
+            return "".join(_told(_differences(v, empty, lambda *_: False)) for v in unread)
+        stated, found = (
+            {
+                **values,
+                "state": "unbroken",
+                "problems": [p for p in values["problems"] if not p.startswith(_ON_TRUST)],
+            }
+            for values in (stated, found)
+        )
+    return _told(_differences(stated, found, lambda *_: False, "c2pa."))
+
+
+def _on_trust(stated: Mapping[str, Any], found: Mapping[str, Any]) -> Check:
+    """Say where two readings of a manifest differ that may differ."""
+    if stated == found:
+        return Check("metadata", True, "as computed anew")
+    states = f"the report calls the C2PA manifest {stated['state']}, here it is {found['state']}"
+    if found["state"] == _NOT_READ:
+        return Check(
+            "metadata", None, f"all but the C2PA manifest is as computed anew: {states}, for the "
+            "package c2pa-python is not installed",
+        )  # fmt: skip
+    return Check("metadata", True, f"as computed anew, but for trust: {states}")
 
 
 def _compare_windows(stated: Mapping[str, Any], found: Mapping[str, Any]) -> str:
@@ -921,7 +1045,21 @@ def _check_pictures(stated: Mapping[str, bytes], found: Mapping[str, bytes]) -> 
             return Check("pictures", False, f"the picture {name} cannot be read: {error.message}")
         if one.shape != other.shape:
             return Check("pictures", False, f"the picture {name} has another size")
-        distance = float(np.abs(one.astype(np.int16) - other).mean())
-        if distance > PICTURE_TOLERANCE:
+        distance = np.abs(one.astype(np.int16) - other)
+        if distance.mean() > PICTURE_TOLERANCE or _worst(distance) > BLOCK_TOLERANCE:
             return Check("pictures", False, f"the picture {name} shows something else")
     return Check("pictures", True, f"the {len(found)} pictures are as drawn anew")
+
+
+def _worst(distance: NDArray[np.int16]) -> float:
+    """Largest mean over a square of `BLOCK` pixels, of any colour; squares overlap by half."""
+    sums = np.pad(distance.cumsum(axis=0).cumsum(axis=1), [(1, 0), (1, 0), (0, 0)])
+    starts, sides = [], []
+    for length in distance.shape[:2]:
+        side = min(BLOCK, length)
+        starts.append(np.array(sorted({*range(0, length - side, BLOCK // 2), length - side})))
+        sides.append(side)
+    y, x = starts[0][:, None], starts[1][None]
+    h, w = sides
+    found = sums[y + h, x + w] - sums[y, x + w] - sums[y + h, x] + sums[y, x]
+    return float(found.max()) / (h * w)

@@ -700,7 +700,7 @@ def _origin(data: Mapping[str, Any]) -> str:
         '<h2 id="origin">What the file says of its origin</h2>'
         '<p class="note"><strong>A separate line of evidence.</strong> Nothing here went into the '
         "verdict or any score above. Such entries are easily removed or forged; only an unbroken "
-        " C2PA manifest of a trusted signer cannot be forged, but it, too, can be removed."
+        "C2PA manifest of a trusted signer cannot be forged, but it, too, can be removed."
         f"</p>{said}{table}</section>"
     )
 

@@ -12,15 +12,15 @@ from __future__ import annotations
 import io
 import json
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
-from xml.etree import ElementTree
+from xml.parsers import expat
 
 from PIL import ExifTags, Image, IptcImagePlugin
 
-__all__ = ["C2pa", "Metadata", "Statement", "read_metadata"]
+__all__ = ["C2pa", "Metadata", "Statement", "read_metadata", "statements_of"]
 
 LONGEST = 400
 """Letters of a value that are kept."""
@@ -29,6 +29,7 @@ MOST = 24
 """Values of a kind that are kept."""
 
 _XMP_LIMIT = 1 << 20  # bytes: more is no description of an image
+_XMP_ELEMENTS, _XMP_DEPTH = 50_000, 100  # editors' histories have thousands, a dozen deep
 _ITEMS_LIMIT = 1 << 16  # letters of a value that are looked at before it is cut
 
 SOURCE_TYPES: Mapping[str, str] = {
@@ -347,38 +348,92 @@ def _read_xmp(info: Mapping[Any, Any], problems: list[str]) -> dict[str, list[st
     if not isinstance(raw, (bytes, str)):
         return {}
     data = raw.encode("utf-8", "replace") if isinstance(raw, str) else raw
-    data = data.strip(b"\0 \t\r\n")
+    if data[:2] not in (b"\xff\xfe", b"\xfe\xff", b"<\0", b"\0<"):  # of UTF-16 each half counts
+        data = data.strip(b"\0 \t\r\n")
     if len(data) > _XMP_LIMIT:
         problems.append(f"XMP: {len(data)} bytes are too many to be read")
         return {}
-    # Entities are of no use in XMP, but to make a small file large.
-    if b"<!DOCTYPE" in data or b"<!ENTITY" in data:
-        problems.append("XMP: it defines entities, and is not read")
-        return {}
+    try:
+        return _xmp_values(data)
+    except _RefusedError as error:
+        problems.append(f"XMP: {error}")
+    except Exception as error:  # as `_noted`
+        problems.append(f"XMP: cannot be read ({type(error).__name__})")
+    return {}
+
+
+class _RefusedError(Exception):
+    """What is well-formed, but no description of an image."""
+
+
+def _xmp_values(data: bytes) -> dict[str, list[str]]:
+    """Parse XMP in one pass, without a tree: the time grows with the bytes, however they nest."""
     found: dict[str, list[str]] = {}
+    # An open element: its name, those of `_XMP_NAMES` that it is or stands in, and its text up to
+    # its first child (None after that, and where nobody wants it).
+    stack: list[tuple[str, tuple[str, ...]]] = []
+    texts: list[list[str] | None] = []
+    seen = 0
 
-    def add(name: str, value: str | None) -> None:
-        if name in _XMP_NAMES and value and (clean := _clean(value)):
-            values = found.setdefault(name, [])
-            if clean not in values and len(values) < MOST:
-                values.append(clean)
+    def add(names: Iterable[str], value: str) -> None:
+        if clean := _clean(value):
+            for name in names:
+                values = found.setdefault(name, [])
+                if clean not in values and len(values) < MOST:
+                    values.append(clean)
 
-    with _noted(problems, "XMP"):
-        for element in ElementTree.fromstring(data).iter():
-            name = _local(element.tag)
-            add(name, element.text)
-            for key, value in element.attrib.items():
-                add(_local(key), value)
-                if _local(key) == "resource":
-                    add(name, value)
-            if name in _XMP_NAMES:
-                for item in element.iter():  # rdf:Alt, rdf:Bag, rdf:Seq
-                    add(name, item.text)
+    def take_text() -> None:
+        if texts and (text := texts[-1]) is not None:
+            add(stack[-1][1], "".join(text))
+            texts[-1] = None
+
+    def start(tag: str, attributes: Mapping[str, str]) -> None:
+        nonlocal seen
+        seen += 1
+        if seen > _XMP_ELEMENTS:
+            raise _RefusedError(f"over {_XMP_ELEMENTS} elements are too many to be read")
+        if len(stack) >= _XMP_DEPTH:
+            raise _RefusedError(f"elements over {_XMP_DEPTH} deep are not read")
+        take_text()
+        name = _local(tag)
+        around = stack[-1][1] if stack else ()
+        if name in _XMP_NAMES and name not in around:
+            around = (*around, name)
+        stack.append((name, around))
+        texts.append([] if around else None)  # of rdf:Alt, rdf:Bag, rdf:Seq as well
+        for key, value in attributes.items():
+            key = _local(key)
+            if key in _XMP_NAMES:
+                add((key,), value)
+            elif key == "resource" and name in _XMP_NAMES:
+                add((name,), value)
+
+    def end(_: str) -> None:
+        take_text()
+        stack.pop()
+        texts.pop()
+
+    def letters(text: str) -> None:
+        if texts and (kept := texts[-1]) is not None:
+            kept.append(text)
+
+    def doctype(*_: Any) -> None:
+        # Of no use in XMP, but to make a small file large.
+        raise _RefusedError("it has a doctype, which may define entities, and is not read")
+
+    parser = expat.ParserCreate(namespace_separator="}")
+    parser.buffer_text = True
+    parser.StartDoctypeDeclHandler = doctype
+    parser.EntityDeclHandler = doctype
+    parser.StartElementHandler = start
+    parser.EndElementHandler = end
+    parser.CharacterDataHandler = letters
+    parser.Parse(data, True)
     return found
 
 
-def _local(tag: Any) -> str:
-    return str(tag).rpartition("}")[2]
+def _local(tag: str) -> str:
+    return tag.rpartition("}")[2]
 
 
 def _term(value: str) -> str:
@@ -466,8 +521,32 @@ def _state(state: str, codes: Sequence[str]) -> State:
 # --------------------------------------------------------------------------------- statements
 
 
+def statements_of(values: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Make the statements anew from plain values.
+
+    Parameters
+    ----------
+    values
+        A `Metadata` by `dataclasses.asdict`, perhaps through JSON; its own ``"statements"`` are
+        not looked at.
+
+    Returns
+    -------
+    list of dict
+        ``"text"`` and ``"points_to"`` of each, as in `Metadata.statements`.
+
+    Raises
+    ------
+    KeyError, TypeError, ValueError, AttributeError
+        The values do not have that form.
+    """
+    c2pa = C2pa(**values["c2pa"])
+    said = _statements(values, values["source_types"], values["text"], c2pa)
+    return [{"text": statement.text, "points_to": statement.points_to} for statement in said]
+
+
 def _statements(
-    found: Mapping[str, str | None],
+    found: Mapping[str, Any],
     source_types: Sequence[str],
     text: Sequence[tuple[str, str]],
     c2pa: C2pa,

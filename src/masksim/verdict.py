@@ -230,7 +230,7 @@ def decide(
     }
     details = [part for part in (population, stratum if stratum != "all" else "") if part]
     if interval is not None:
-        details.append(_range(interval))
+        details.append(format_interval(interval))
     kind = " of its kind" if stratum != "all" else ""
     within = f" ({'; '.join(details)})" if details else ""
     rate = f"{format_rate(joint, sample_size)} of {sample_size} real photos{kind}{within}"
@@ -278,7 +278,7 @@ def decide(
     )
 
 
-def _range(interval: Interval) -> str:
+def format_interval(interval: Interval) -> str:
     """Write an interval in percent."""
     low, high = (
         "0" if x < 1e-4 else f"{100 * x:.2g}" if x < 0.995 else "100"
