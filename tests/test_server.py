@@ -492,7 +492,8 @@ def test_metrics_count() -> None:
     }
     for status, count in (("200", 3), ("422", 1)):
         labels = (("method", "POST"), ("route", "/v1/detect"), ("status", status))
-        assert found[("masksim_requests_total", *labels)] == count
+        key = ("masksim_requests_total", *labels)
+        assert found[key] == count
     assert found["masksim_errors_total", ("code", "not_an_image")] == 2
     assert found["masksim_analysis_seconds_count",] == 6
     images = [v for key, v in found.items() if key[0] == "masksim_images_total"]

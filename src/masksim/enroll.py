@@ -443,7 +443,7 @@ def _photos(
     That are their scores for the earlier generators, if the file has no photos, and their traits.
     """
     own = None
-    traits = np.zeros((0, len(TRAITS)), np.float32)
+    traits: NDArray[np.float32] = np.zeros((0, len(TRAITS)), np.float32)
     if rows:
         table = compute(rows, "real photos")
         z = in_parts(heads.standardise, table.features)
