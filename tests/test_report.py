@@ -219,11 +219,11 @@ def test_ticks_stand_at_the_middle_of_their_cells(
 def test_the_scale_is_symmetric_and_masked_cells_do_not_count() -> None:
     values = np.zeros((100, 100))
     values[0] = np.linspace(-2.0, 1.01, 100)
-    assert report._limit(values) == np.percentile(np.abs(values[0]), 99.5)
-    assert report._limit(np.zeros((3, 3))) == 1.0
-    assert report._scale(values)[0] == 0.0
+    assert report.colour_limit(values) == np.percentile(np.abs(values[0]), 99.5)
+    assert report.colour_limit(np.zeros((3, 3))) == 1.0
+    assert report.colour_scale(values)[0] == 0.0
     far: NDArray[Any] = np.linspace(-8.0, -5.0, 401).reshape(1, -1)
-    assert report._scale(far) == pytest.approx((-6.5, 1.5), rel=0.01)
+    assert report.colour_scale(far) == pytest.approx((-6.5, 1.5), rel=0.01)
 
 
 def test_many_planes_stand_in_two_columns() -> None:

@@ -7,10 +7,7 @@ from whole verdicts. Calibrating adds photos to the detector file as a populatio
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,11 +20,11 @@ import numpy as np
 from masksim import __version__
 from masksim.calibration import Interval, clopper_pearson, grouped_interval
 from masksim.checkpoint import DetectorFile, population_arrays
-from masksim.dataset import chunked, run_chunks
 from masksim.detector import BUILT_IN, Detector, bundled_path, load_detector
 from masksim.errors import DataError, MasksimError, UsageError
-from masksim.evaluate import LASTING, score_manifest
+from masksim.evaluate import in_pieces, score_manifest, write_piece
 from masksim.manifest import REAL, Manifest, Row, manifest_hash, scan_folders
+from masksim.sources import file_digest
 from masksim.tables import Column, Table
 from masksim.tables import Interval as Cell
 from masksim.verdict import LEVELS
@@ -74,7 +71,7 @@ def photos_in(
     skipped: Counter[str] = Counter()
     for row in manifest.rows:
         try:
-            digest = hashlib.sha256(manifest.file(row).read_bytes()).hexdigest()
+            digest = file_digest(manifest.file(row))
         except OSError:
             skipped["unreadable"] += 1
             continue
@@ -395,19 +392,7 @@ def _work(target: str, files: Sequence[str], rows: Sequence[Row]) -> None:
                 [reason.code for reason in verdict.reasons],
             ]
         )
-    with tempfile.NamedTemporaryFile(
-        "w", dir=Path(target).parent, suffix=".part", delete=False, encoding="utf-8"
-    ) as part:
-        json.dump([lines, failures], part)
-    os.replace(part.name, target)
-
-
-def _to_do(target: Path) -> bool:
-    """Whether a chunk is missing, or has photos that may be there, or whole, by now."""
-    if not target.exists():
-        return True
-    failures = json.loads(target.read_text(encoding="utf-8"))[1]
-    return any(code not in LASTING for code in failures.values())
+    write_piece(target, lines, failures)
 
 
 def audit(
@@ -455,32 +440,14 @@ def audit(
     rows = sorted((row for row in manifest.rows if row.generator == REAL), key=lambda r: r.path)
     if not rows:
         raise DataError("there are no real photos to audit with", code="manifest_invalid")
-    key = json.dumps(
-        [detector.sha256, __version__, manifest_hash(rows), population, stability], sort_keys=True
-    )
-    folder = Path(cache) / ("audit-" + hashlib.sha256(key.encode()).hexdigest()[:16])
-    folder.mkdir(parents=True, exist_ok=True)
-    chunks = chunked(rows)
-    targets = [folder / f"{i:06d}.json" for i in range(len(chunks))]
-    run_chunks(
-        _work,
-        [
-            (str(targets[i]), [str(manifest.file(row)) for row in chunks[i]], chunks[i])
-            for i in range(len(chunks))
-            if _to_do(targets[i])
-        ],
-        len(chunks),
-        workers=workers,
-        initializer=_start_worker,
+    lines, failures = in_pieces(
+        _work, (), manifest, rows,
+        cache=cache, prefix="audit-",
+        key=[detector.sha256, __version__, manifest_hash(rows), population, stability],
+        workers=workers, initializer=_start_worker,
         initargs=(os.fspath(path), population, stability),
         progress=(lambda done, count: progress("photos", done, count)) if progress else None,
-    )
-    lines: list[list[Any]] = []
-    failures: dict[str, str] = {}
-    for target in targets:
-        part, failed = json.loads(target.read_text(encoding="utf-8"))
-        lines += part
-        failures.update(failed)
+    )  # fmt: skip
     if not lines:
         raise DataError(
             f"none of {len(rows)} photos could be analysed ({dict(Counter(failures.values()))})",

@@ -111,8 +111,7 @@ def joint_false_positive_rate(
     _check(tested, real)
     ranked = _Ranked(scored_for_all(real))
     flat = tested.reshape(-1, real.shape[1])
-    n = len(ranked.real)
-    out = np.array([(1.0 + np.count_nonzero(ranked.as_extreme(row))) / (n + 1.0) for row in flat])
+    out = np.array([ranked.rate(row) for row in flat])
     return out.reshape(tested.shape[:-1])
 
 
@@ -167,11 +166,20 @@ class _Ranked:
         found: NDArray[np.bool_] = others <= _extremity(own[None], n)
         return found
 
+    def rate(self, scores: NDArray[np.float64]) -> float:
+        """Joint rate of an image (G,)."""
+        return _rate(self.as_extreme(scores))
+
     def most_extreme(self, count: int) -> NDArray[np.bool_]:
         """Tell which photos are the `count` most extreme ones among themselves: (n,)."""
         chosen = np.zeros(len(self.real), dtype=np.bool_)
         chosen[np.argsort(_extremity(self.among, len(self.real)), kind="stable")[:count]] = True
         return chosen
+
+
+def _rate(hits: NDArray[np.bool_]) -> float:
+    """Share of the photos that are hits, the image itself counted as one more."""
+    return float((1.0 + np.count_nonzero(hits)) / (len(hits) + 1.0))
 
 
 def _extremity(ranks: NDArray[np.int64], n: int) -> NDArray[np.int64]:
@@ -617,8 +625,11 @@ class Calibration:
 
     def _stratum(self, traits: NDArray[Any] | None) -> _Stratum:
         """Find the stratum of an image (T,); None: all photos."""
-        root = self.tree
-        node = root if traits is None else root.find(np.asarray(traits, np.float64))
+        return self._photos_of(
+            self.tree if traits is None else self.tree.find(np.asarray(traits, np.float64))
+        )
+
+    def _photos_of(self, node: Node) -> _Stratum:
         if node not in self._ready:  # not by words: cuts that lie close read alike
             at = node.members
             self._ready[node] = _Stratum(self.real_scores[at], self.sources[at], node.words)
@@ -645,6 +656,10 @@ class Calibration:
         """
         return self._stratum(traits).rates(np.asarray(scores, dtype=np.float64))
 
+    def joint(self, scores: NDArray[Any], traits: NDArray[Any] | None = None) -> float:
+        """Give the joint rate of `rates` alone: without an interval it is much quicker."""
+        return self._stratum(traits).ranked.rate(np.asarray(scores, dtype=np.float64))
+
     def all_rates(
         self, scores: NDArray[Any], traits: NDArray[Any] | None = None
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -663,7 +678,7 @@ class Calibration:
         for stratum in set(found):
             at = [k for k, other in enumerate(found) if other is stratum]
             own[at] = false_positive_rate(tested[at], stratum.real)
-            joint[at] = joint_false_positive_rate(tested[at], stratum.real)
+            joint[at] = [stratum.ranked.rate(row) for row in tested[at]]
         return own, joint
 
     def left_out(self) -> NDArray[np.float64]:
@@ -689,10 +704,7 @@ class Calibration:
 
     def table(self) -> list[tuple[str, int, int]]:
         """List the strata, as `tree` does: (words, photos with all scores, their sources)."""
-        strata = [
-            _Stratum(self.real_scores[leaf.members], self.sources[leaf.members], leaf.words)
-            for leaf in self.tree.leaves()
-        ]
+        strata = [self._photos_of(leaf) for leaf in self.tree.leaves()]
         return [
             (part.words, len(part.ranked_sources), len(np.unique(part.ranked_sources)))
             for part in strata
@@ -735,7 +747,7 @@ class _Stratum:
         hits = self.ranked.as_extreme(scores)
         return Rates(
             own,
-            float((1.0 + np.count_nonzero(hits)) / (len(hits) + 1.0)),
+            _rate(hits),
             grouped_interval(hits, self.ranked_sources, self.effect),
             len(hits),
             len(np.unique(self.ranked_sources)),

@@ -602,10 +602,7 @@ class Detector:
 
     def _joint(self, similarity: NDArray[Any], traits: NDArray[Any]) -> float:
         """Give the joint rate of `rates` alone, which is quicker."""
-        return max(
-            float(c.all_rates(similarity[None], traits[None])[1][0])
-            for c in self.calibrations.values()
-        )
+        return max(c.joint(similarity, traits) for c in self.calibrations.values())
 
     def measure_pixels(
         self, pixels: Pixels, quality: int | None = None

@@ -28,7 +28,13 @@ from masksim.calibration import Interval
 from masksim.errors import ImageError, UsageError
 from masksim.image import Limits, LoadedImage, load_image, to_display
 from masksim.metadata import C2pa, read_metadata, statements_of
-from masksim.report import diverging_colours, printable, to_json
+from masksim.report import (
+    colour_limit,
+    colour_scale,
+    diverging_colours,
+    printable,
+    to_json,
+)
 from masksim.verdict import format_interval, format_rate
 
 if TYPE_CHECKING:
@@ -65,7 +71,6 @@ _WINDOWS_SIDE = 900  # of the picture of the windows
 _GRID = 36  # windows over the whole image, at most
 _MARKS, _PLANES = 5, 3  # frequencies marked and channels drawn, a generator
 _NEAR = 0.02  # cycles per pixel of a channel's own axis: half the side of a marked spot
-_PERCENTILE = 99.5  # where colours end, as in `masksim.report`
 
 
 @dataclass(frozen=True, eq=False)
@@ -368,7 +373,9 @@ def _explained(
     sums = [float(np.sum(plane.values, dtype=np.float64)) for plane in item.planes]
     order += [p for p in np.argsort(sums)[::-1].tolist() if p not in order]
     shown = order[:_PLANES] if drawn else []
-    limit = _limit(np.stack([_shrunk(item.planes[p].values) for p in shown])) if shown else 1.0
+    limit = (
+        colour_limit(np.stack([_shrunk(item.planes[p].values) for p in shown])) if shown else 1.0
+    )
     planes = []
     for p, plane in enumerate(item.planes):
         panels: list[dict[str, Any]] = []
@@ -379,7 +386,7 @@ def _explained(
                 ("spectrum", plane.spectrum, None),
             ):
                 small = _shrunk(values)
-                centre, end = scale or _scale(small)
+                centre, end = scale or colour_scale(small)
                 key = f"map-{k}-{p}-{kind}"
                 pictures[key] = _panel_png(small - centre, end)
                 panels.append({"kind": kind, "picture": key, "centre": centre, "limit": end})
@@ -531,18 +538,6 @@ def _shrunk(values: NDArray[Any], most: int = 128) -> NDArray[np.float64]:
         height, width = (n // 2 for n in found.shape)
         found = found.reshape(height, 2, width, 2).mean(axis=(1, 3))
     return found
-
-
-def _limit(values: NDArray[np.float64]) -> float:
-    sizes = np.abs(values[values != 0.0])
-    return float(np.percentile(sizes, _PERCENTILE)) if sizes.size else 1.0
-
-
-def _scale(values: NDArray[np.float64]) -> tuple[float, float]:
-    """Centre and reach of colours: zero where values lie on both sides of it, else the median."""
-    middle = float(np.median(values))
-    spread = _limit(values - middle)
-    return (middle, spread) if abs(middle) > 0.5 * spread else (0.0, _limit(values))
 
 
 _SHADES = 127  # colours of a panel to either side of white

@@ -8,7 +8,6 @@ features (`masksim.photos`); more can be given.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -37,6 +36,7 @@ from masksim.manifest import REAL, Manifest, Row, manifest_hash, scan_folders
 from masksim.metrics import Estimate
 from masksim.model import SharedHeads
 from masksim.photos import ReferencePhotos, pack, spread_over_sources, unpack
+from masksim.sources import file_digest
 from masksim.train import (
     HeadConfig,
     fisher_coefficients,
@@ -412,7 +412,7 @@ def _rows(
     found: dict[str, Row] = {}
     skipped: Counter[str] = Counter()
     for row in manifest.rows:
-        digest = hashlib.sha256(manifest.file(row).read_bytes()).hexdigest()
+        digest = file_digest(manifest.file(row))
         if digest not in found:
             found[digest] = replace(row, sha256=digest)
         elif found[digest].is_real != row.is_real:

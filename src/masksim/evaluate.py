@@ -62,8 +62,7 @@ if TYPE_CHECKING:
 
 # Scores of a view, and after them its traits where they are known.
 _worker: dict[str, Callable[[View], Sequence[float]]] = {}
-LASTING = frozenset({"too_small"})
-"""Failures that the next run would meet again."""
+_LASTING = {"too_small"}  # failures that the next run would meet again
 
 
 def _start_worker(model: str) -> None:
@@ -119,12 +118,76 @@ def _work(
             if error.code == "peer_failed":  # nor will it score any other
                 raise
             failures[row.path] = error.code
+    write_piece(target, lines, failures)
+    return target
+
+
+def write_piece(target: str, lines: list[list[Any]], failures: dict[str, str]) -> None:
+    """Write what `in_pieces` puts together, whole or not at all."""
     with tempfile.NamedTemporaryFile(
         "w", dir=Path(target).parent, suffix=".part", delete=False, encoding="utf-8"
     ) as part:
         json.dump([lines, failures], part)
     os.replace(part.name, target)
-    return target
+
+
+def in_pieces(
+    work: Callable[..., object],
+    more: tuple[Any, ...],
+    manifest: Manifest,
+    rows: Sequence[Row],
+    *,
+    cache: str | os.PathLike[str],
+    prefix: str,
+    key: Sequence[Any],
+    workers: int,
+    initializer: Callable[..., None],
+    initargs: tuple[Any, ...],
+    progress: Progress | None,
+) -> tuple[list[list[Any]], dict[str, str]]:
+    """Work on images in chunks, each kept in a file, and go on where a former run was.
+
+    Parameters
+    ----------
+    work
+        A function of a module, called with (target, files, rows, *more): it ends in `write_piece`.
+    more
+        Further values for it.
+    manifest, rows
+        The images, and in which order.
+    cache, prefix, key
+        The chunks lie in a folder of the cache that is named by all that they depend on.
+    workers, initializer, initargs, progress
+        See `masksim.dataset.run_chunks`.
+
+    Returns
+    -------
+    lines
+        All that was written, in the order of the rows.
+    failures
+        Path to error code.
+    """
+    text = json.dumps(key, sort_keys=True)
+    folder = Path(cache) / (prefix + hashlib.sha256(text.encode()).hexdigest()[:16])
+    folder.mkdir(parents=True, exist_ok=True)
+    chunks = chunked(rows)
+    targets = [folder / f"{i:06d}.json" for i in range(len(chunks))]
+    jobs = [
+        (str(target), [str(manifest.file(row)) for row in chunk], chunk, *more)
+        for target, chunk in zip(targets, chunks, strict=True)
+        if _to_do(target)
+    ]
+    run_chunks(
+        work, jobs, len(chunks),
+        workers=workers, initializer=initializer, initargs=initargs, progress=progress,
+    )  # fmt: skip
+    lines: list[list[Any]] = []
+    failures: dict[str, str] = {}
+    for target in targets:
+        part, failed = json.loads(target.read_text(encoding="utf-8"))
+        lines += part
+        failures.update(failed)
+    return lines, failures
 
 
 def _to_do(target: Path) -> bool:
@@ -132,7 +195,7 @@ def _to_do(target: Path) -> bool:
     if not target.exists():
         return True
     failures = json.loads(target.read_text(encoding="utf-8"))[1]
-    return any(code not in LASTING for code in failures.values())
+    return any(code not in _LASTING for code in failures.values())
 
 
 def _score(
@@ -151,35 +214,12 @@ def _score(
     progress: Progress | None,
 ) -> ScoreTable:
     """Score all views in chunks that are kept under a key; the table may be empty."""
-    rows = sorted(manifest.rows, key=lambda row: row.path)
-    text = json.dumps(key, sort_keys=True)
-    folder = Path(cache) / ("scores-" + hashlib.sha256(text.encode()).hexdigest()[:16])
-    folder.mkdir(parents=True, exist_ok=True)
-    chunks = chunked(rows)
-    targets = [folder / f"{i:06d}.json" for i in range(len(chunks))]
-    jobs = [
-        (
-            str(targets[i]),
-            [str(manifest.file(row)) for row in chunks[i]],
-            chunks[i],
-            purpose,
-            config,
-            seed,
-            degradation,
-        )
-        for i in range(len(chunks))
-        if _to_do(targets[i])
-    ]
-    run_chunks(
-        _work, jobs, len(chunks),
+    lines, failures = in_pieces(
+        _work, (purpose, config, seed, degradation),
+        manifest, sorted(manifest.rows, key=lambda row: row.path),
+        cache=cache, prefix="scores-", key=key,
         workers=workers, initializer=initializer, initargs=initargs, progress=progress,
     )  # fmt: skip
-    lines: list[list[Any]] = []
-    failures: dict[str, str] = {}
-    for target in targets:
-        part, failed = json.loads(target.read_text(encoding="utf-8"))
-        lines += part
-        failures.update(failed)
     facts = [np.array([line[i] for line in lines], dtype=np.str_) for i in range(len(FACTS))]
     width = len(lines[0]) - len(FACTS) if lines else len(columns)
     numbers = np.array([line[len(FACTS) :] for line in lines], dtype=np.float64)

@@ -37,6 +37,8 @@ __all__ = [
     "PatternLike",
     "PlaneLike",
     "ScoreLike",
+    "colour_limit",
+    "colour_scale",
     "diverging_colours",
     "maps_png",
     "patterns_png",
@@ -587,7 +589,7 @@ def patterns_png(
         _check_plane(plane, generator, ("mask", "reference"))
     side = _side(max(patterns[0].mask.shape))
     products = [_cells(p.mask * p.reference, side) for p in patterns]
-    shared = _limit(np.stack(products))
+    shared = colour_limit(np.stack(products))
     total = sum(_power(plane) for plane in patterns)
     rows = []
     for plane, product in zip(patterns, products, strict=True):
@@ -595,7 +597,7 @@ def patterns_png(
         mask, reference = (_cells(v, side) for v in (plane.mask, plane.reference))
         panels = [
             _Panel("mask", mask, *ticks, 0.5, 0.5),
-            _Panel("reference", reference, *ticks, *_scale(reference)),
+            _Panel("reference", reference, *ticks, *colour_scale(reference)),
             _Panel("mask times reference", product, *ticks, 0.0, shared),
         ]
         share = _power(plane) / (total or 1.0)
@@ -699,15 +701,15 @@ def _section(item: MapLike, detection: DetectionLike | None) -> Image.Image:
     side = _side(max(item.planes[0].values.shape))
     # One scale for all: a plane that adds little must look so.
     contributions = [_cells(plane.values, side) for plane in item.planes]
-    shared = _limit(np.stack(contributions))
+    shared = colour_limit(np.stack(contributions))
     rows: list[Image.Image] = []
     for plane, values in zip(item.planes, contributions, strict=True):
         ticks = (_ticks(plane.fx, side), _ticks(plane.fy, side))
         reference, spectrum = (_cells(v, side) for v in (plane.reference, plane.spectrum))
         panels = [
             _Panel("contribution to the similarity", values, *ticks, 0.0, shared),
-            _Panel("the generator's reference", reference, *ticks, *_scale(reference)),
-            _Panel("this image's spectrum", spectrum, *ticks, *_scale(spectrum)),
+            _Panel("the generator's reference", reference, *ticks, *colour_scale(reference)),
+            _Panel("this image's spectrum", spectrum, *ticks, *colour_scale(spectrum)),
         ]
         total = float(np.sum(plane.values, dtype=np.float64))
         rows.append(_row(plane.name, f"sum of this map {total:+.4f}", panels, side))
@@ -905,17 +907,17 @@ def _to_screen(values: NDArray[Any], side: int) -> NDArray[np.float64]:
     return np.asarray(image.resize((side, side), how), dtype=np.float64)
 
 
-def _limit(values: NDArray[np.float64]) -> float:
+def colour_limit(values: NDArray[np.float64]) -> float:
     """End of a symmetric colour scale; cells at exactly zero are masked out and do not count."""
     sizes = np.abs(values[values != 0.0])
     return float(np.percentile(sizes, _PERCENTILE)) if sizes.size else 1.0
 
 
-def _scale(values: NDArray[np.float64]) -> tuple[float, float]:
+def colour_scale(values: NDArray[np.float64]) -> tuple[float, float]:
     """Centre and limit: zero where values lie on both sides of it, else their median."""
     middle = float(np.median(values))
-    spread = _limit(values - middle)
-    return (middle, spread) if abs(middle) > 0.5 * spread else (0.0, _limit(values))
+    spread = colour_limit(values - middle)
+    return (middle, spread) if abs(middle) > 0.5 * spread else (0.0, colour_limit(values))
 
 
 def _ticks(axis: NDArray[Any], side: int) -> tuple[_Tick, ...]:
