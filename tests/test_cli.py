@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,41 @@ def process(
     return subprocess.run(command, capture_output=True, timeout=120, check=False, **options)
 
 
+def on_terminal(
+    *arguments: Any, before: str = FAKE
+) -> tuple[subprocess.CompletedProcess[bytes], bytes]:
+    """Run the command with a pseudo-terminal as stderr; also give what it showed there."""
+    import pty
+    from threading import Thread
+
+    reader, writer = pty.openpty()
+    shown: list[bytes] = []
+
+    def read() -> None:
+        with suppress(OSError):  # how a pseudo-terminal says that its writers are gone
+            while chunk := os.read(reader, 65536):
+                shown.append(chunk)
+
+    thread = Thread(target=read)
+    thread.start()
+    command = [sys.executable, "-W", "error", "-c", before + MAIN, *map(str, arguments)]
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=writer,
+            timeout=120,
+            check=False,
+            env={**os.environ, "TERM": "xterm"},
+        )
+    finally:
+        os.close(writer)
+        thread.join(30)
+        os.close(reader)
+    return done, b"".join(shown)
+
+
 def rows(text: str) -> list[dict[str, Any]]:
     """Read JSON Lines: each line is one object, and there is nothing else."""
     assert text.endswith("\n")
@@ -94,6 +130,20 @@ def test_text_of_one_image(run: Callable[..., Any], photo: Path) -> None:
             "stability": True, "population": "auto", "likelihood_ratio": False,
         }
     ]  # fmt: skip
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals are POSIX")
+@pytest.mark.parametrize("options", [("--json",), ()])
+def test_results_reach_stdout_while_a_bar_shows(photo: Path, options: tuple[str, ...]) -> None:
+    """stderr a terminal, stdout a file: the bar draws there, the results come here."""
+    images = [photo] * 6
+    expected = process("detect", *options, *images)
+    done, shown = on_terminal("detect", *options, *images)
+    assert done.returncode == 0
+    assert done.stdout == expected.stdout != b""
+    assert b"detecting" in shown
+    assert b"verdict" not in shown
+    assert b"evidence" not in shown
 
 
 def test_json_lines_in_the_order_given(run: Callable[..., Any], photo: Path) -> None:

@@ -37,6 +37,7 @@ from masksim.console import (
     Json,
     Model,
     Overwrite,
+    bars,
     errors,
     forget_stdout,
     say,
@@ -241,11 +242,10 @@ def _knows_blocks() -> bool:
 def _with_progress(images: list[str]) -> Iterable[str]:
     """Draw a bar on stderr, unless the results themselves show on the same terminal."""
     if len(images) < _SHOW_PROGRESS_FROM or sys.stdout.isatty() or not sys.stderr.isatty():
-        return images
-    from rich.console import Console
-    from rich.progress import track
-
-    return track(images, "detecting", console=Console(stderr=True), transient=True)
+        yield from images
+        return
+    with bars() as bar:
+        yield from bar.track(images, description="detecting")
 
 
 class _Pictures:

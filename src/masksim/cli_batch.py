@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from masksim.console import Json, Model, errors, say, to_json, write
+from masksim.console import Json, Model, bars, errors, say, to_json, write
 from masksim.errors import ImageError, UsageError
 
 if TYPE_CHECKING:
@@ -147,8 +147,7 @@ def _progress() -> Iterator[Progress]:
     if not sys.stderr.isatty():
         yield _Lines()
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
     from rich.progress import TimeRemainingColumn as Remaining
 
     columns = (
@@ -156,7 +155,7 @@ def _progress() -> Iterator[Progress]:
         Remaining(),
     )  # fmt: skip
     start = time.monotonic()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with bars(*columns) as bar:
         task = bar.add_task("images", total=None, rate=0.0)
 
         def draw(done: int, total: int, before: int) -> None:

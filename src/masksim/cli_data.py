@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from masksim.console import bars
 from masksim.errors import MasksimError, UsageError
 
 if TYPE_CHECKING:
@@ -77,21 +78,19 @@ def _transfers(console: Console, quiet: bool) -> Iterator[Callable[[str, int, in
     from rich.progress import (
         BarColumn,
         DownloadColumn,
-        Progress,
         TaskID,
         TextColumn,
         TransferSpeedColumn,
     )
 
     drawn = not quiet and console.is_terminal
-    bars = Progress(
+    drawing = bars(
         TextColumn("{task.description}"),
         BarColumn(),
         DownloadColumn(),
         TransferSpeedColumn(),
         console=console,
-        transient=True,
-        disable=not drawn,
+        shown=drawn,
     )
     tasks: dict[str, TaskID] = {}
     lock = Lock()
@@ -102,13 +101,13 @@ def _transfers(console: Console, quiet: bool) -> Iterator[Callable[[str, int, in
         with lock:
             if name not in tasks:
                 if len(tasks) >= 8:  # bars of transfers that failed, or whose end is not known
-                    bars.remove_task(tasks.pop(next(iter(tasks))))
-                tasks[name] = bars.add_task(name, total=total)
-            bars.update(tasks[name], completed=done, total=total)
+                    drawing.remove_task(tasks.pop(next(iter(tasks))))
+                tasks[name] = drawing.add_task(name, total=total)
+            drawing.update(tasks[name], completed=done, total=total)
             if total is not None and done >= total:
-                bars.remove_task(tasks.pop(name))
+                drawing.remove_task(tasks.pop(name))
 
-    with bars:
+    with drawing:
         yield show
 
 
@@ -118,26 +117,24 @@ def _counter(console: Console, quiet: bool, text: str) -> Iterator[Callable[[int
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
-        Progress,
         TextColumn,
         TimeRemainingColumn,
     )
 
-    bars = Progress(
+    drawing = bars(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
         console=console,
-        transient=True,
-        disable=quiet or not console.is_terminal,
+        shown=not quiet and console.is_terminal,
     )
-    with bars:
-        task = bars.add_task(text, total=None)
+    with drawing:
+        task = drawing.add_task(text, total=None)
 
         def show(done: int, total: int, bad: int) -> None:
             label = f"{text} ({bad} bad)" if bad else text
-            bars.update(task, completed=done, total=total, description=label)
+            drawing.update(task, completed=done, total=total, description=label)
 
         yield show
 

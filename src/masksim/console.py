@@ -9,11 +9,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from masksim.errors import MasksimError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 INTERRUPTED, NO_READER = 130, 141  # as shells count SIGINT and SIGPIPE
 
@@ -89,12 +92,36 @@ def to_json(value: Any, *, indent: int | None = None) -> str:
     return json.dumps(value, indent=indent, ensure_ascii=True, allow_nan=False)
 
 
+def bars(*columns: Any, shown: bool = True, console: Any = None) -> Progress:
+    """Make progress bars that draw on stderr and leave stdout alone.
+
+    By default rich leads stdout through the bars' own terminal while they show: results meant for
+    a file or a pipe would go to stderr.
+
+    Parameters
+    ----------
+    *columns
+        Of `rich.progress`; none: the usual ones.
+    shown
+        Whether to draw at all.
+    console
+        A `rich.console.Console` of stderr; None: a new one.
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    return Progress(
+        *columns,
+        console=console or Console(stderr=True),
+        transient=True,
+        redirect_stdout=False,
+        disable=not shown,
+    )
+
+
 @contextmanager
 def stages(shown: bool = True) -> Iterator[Callable[[str, int, int], None]]:
     """Progress of the stages of a run: a bar on a terminal, else a line a stage."""
-    from rich.console import Console
-    from rich.progress import Progress, TaskID
-
     if not shown or not leads():
         yield lambda stage, done, count: None
         return
@@ -108,7 +135,7 @@ def stages(shown: bool = True) -> Iterator[Callable[[str, int, int], None]]:
 
         yield line
         return
-    with Progress(console=Console(stderr=True)) as bar:
+    with bars() as bar:
         tasks: dict[str, TaskID] = {}
 
         def draw(stage: str, done: int, count: int) -> None:
