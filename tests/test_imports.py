@@ -34,6 +34,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "cli_data",
         "dossier",
         "enroll",
+        "train_bands",
         "train_original",
         "train_residual",
     ),

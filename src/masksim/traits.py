@@ -60,6 +60,15 @@ def compression_band(format: str, quality: int | None) -> int:
     return 4 if format in ("WEBP", "AVIF", "HEIF") else 0
 
 
+def bands_of(traits: NDArray[np.floating[Any]], count: int) -> NDArray[np.int64]:
+    """Read the band of compression from traits (..., T), as an index below `count`.
+
+    Where it is not known, 0: that of files without a trace of it.
+    """
+    band = traits[..., TRAITS.index("band")]
+    return np.clip(np.nan_to_num(band, nan=0.0), 0, count - 1).astype(np.int64)
+
+
 def with_all_traits(values: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
     """Complete a table (n, t) written when there were fewer traits: the others are not known."""
     missing = len(TRAITS) - values.shape[-1] if values.ndim == 2 else 0
