@@ -157,15 +157,20 @@ class View:
         What was done, in order: ``"jpeg 92 4:2:0"``, ``"resize 0.5 lanczos"``.
     quality
         See `last_quality`.
-    band
-        What the file that it would be shows of its last compression; None where that is not kept.
+    format
+        Pillow's name of the format of the file that it would be, see `last_format`.
     """
 
     pixels: Pixels
     history: str
     processing: tuple[str, ...]
     quality: int | None = None
-    band: int | None = None
+    format: str = "PNG"
+
+    @property
+    def band(self) -> int:
+        """What the file that it would be shows of its last compression, see `masksim.traits`."""
+        return compression_band(self.format, self.quality)
 
 
 def history_of(format: str) -> str:
@@ -446,7 +451,8 @@ def views_of_file(
     sized = replace(row, width=width, height=height, format=row.format or loaded.facts.format)
     for view in views(loaded.pixels, sized, purpose, config, seed):
         quality = last_quality(view.processing, loaded.facts.jpeg_quality)
-        yield sized, replace(view, quality=quality)
+        format = last_format(view.processing, loaded.facts.format)
+        yield sized, replace(view, quality=quality, format=format)
 
 
 def _met_views(
@@ -462,8 +468,7 @@ def _met_views(
             found = met(loaded.pixels, facts.format, facts.jpeg_quality, rng, config.ways)
         else:
             found = as_found(loaded.pixels, facts.format, facts.jpeg_quality, config.ways)
-        band = compression_band(found.format, found.quality)
-        yield sized, View(found.pixels, found.history, found.steps, found.quality, band)
+        yield sized, View(found.pixels, found.history, found.steps, found.quality, found.format)
 
 
 def last_quality(processing: Sequence[str], found: int | None) -> int | None:
@@ -480,6 +485,22 @@ def last_quality(processing: Sequence[str], found: int | None) -> int | None:
         return found
     kind, *rest = processing[-1].split()
     return int(rest[0]) if kind == "jpeg" else None
+
+
+def last_format(processing: Sequence[str], found: str) -> str:
+    """Format, by Pillow's name, of the file that a view would be: lossless after resampling.
+
+    Parameters
+    ----------
+    processing
+        See `View`.
+    found
+        Format of the file as found.
+    """
+    if not processing:
+        return found
+    kind = processing[-1].split()[0].upper()
+    return kind if kind in ("JPEG", "WEBP", "AVIF", "HEIF") else "PNG"
 
 
 def at_most(rows: Sequence[Row], counts: Mapping[str, int]) -> tuple[Row, ...]:

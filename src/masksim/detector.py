@@ -628,10 +628,6 @@ class Detector:
         ]
         return max(found, key=lambda rates: rates.joint, default=None)
 
-    def _joint(self, similarity: NDArray[Any], traits: NDArray[Any]) -> float:
-        """Give the joint rate of `rates` alone, which is quicker."""
-        return max(c.joint(similarity, traits) for c in self.calibrations.values())
-
     def measure_pixels(
         self, pixels: Pixels, quality: int | None = None, format: str = "array"
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -777,6 +773,7 @@ class Detector:
         traits = _traits(loaded.pixels, found, loaded.facts.jpeg_quality)
         rates = self.rates(similarity, traits)
         after: dict[str, float] = {}
+        shown, lost = rates, None
         posterior: list[float] | None = None
         clarity: float | None = None
         if self.attribution is not None and len(self.attribution.own_clearest):
@@ -801,23 +798,27 @@ class Detector:
         )
         reasons = self._reasons(loaded, traits, rates)
         if rates is not None and self.stability and not reasons and rates.joint <= PROBED:
-            after = self._probe(loaded.pixels)
-            if changes := verdict.unstable(rates.joint, after):
-                reasons.append(changes)
+            probed = self._probe(loaded.pixels)
+            after = {name: found.joint for name, found in probed.items()}
+            lost = verdict.lost_after(rates.joint, after)
+            if lost is not None:
+                shown = probed[lost]
         top, left = loaded.corner
         decided = verdict.decide(
             self.generators,
             None if rates is None else rates.own.tolist(),
-            None if rates is None else rates.joint,
-            0 if rates is None else rates.photos,
+            None if shown is None else shown.joint,
+            0 if shown is None else shown.photos,
             similarities=similarity.tolist(),
             cautions=self._cautions(loaded, traits),
             reasons=reasons,
             clarity=clarity,
-            interval=None if rates is None else rates.interval,
-            stratum="all" if rates is None else rates.stratum,
-            sources=0 if rates is None else rates.sources,
-            population="" if rates is None or len(self.calibrations) < 2 else rates.population,
+            interval=None if shown is None else shown.interval,
+            stratum="all" if shown is None else shown.stratum,
+            sources=0 if shown is None else shown.sources,
+            population="" if shown is None or len(self.calibrations) < 2 else shown.population,
+            as_found=None if rates is None or lost is None else rates.joint,
+            lost=lost or "",
         )
         ratio = None
         if (
@@ -825,7 +826,7 @@ class Detector:
             and self.likelihood_ratios is not None
             and decided.level != "inconclusive"
         ):
-            ratio = self.likelihood_ratios.at(rates.joint)
+            ratio = self.likelihood_ratios.at(decided.false_positive_rate or rates.joint)
         decided = replace(decided, stability=after or None, likelihood_ratio=ratio)
         if decided.generator in self._narrow:
             note = (
@@ -843,8 +844,8 @@ class Detector:
             time.perf_counter() - start,
         )
 
-    def _probe(self, pixels: Pixels) -> dict[str, float]:
-        """Joint rate after each small re-encoding of the part that is analysed."""
+    def _probe(self, pixels: Pixels) -> dict[str, Rates]:
+        """Rates after each small re-encoding of the part that is analysed."""
         # The same part whether the image came as a file, of which no more is held, or as an array.
         top, left, height, width = self.part(*pixels.shape[:2])
         part = _middle(pixels[top : top + height, left : left + width], _PROBED_REGION)
@@ -856,7 +857,9 @@ class Detector:
                 found = self._analyse(changed, compression_band(format, quality))
             except ImageError:  # a side of just the smallest size there may be
                 continue
-            after[name] = self._joint(_together(found)[0], _traits(changed, found, quality))
+            rates = self.rates(_together(found)[0], _traits(changed, found, quality))
+            if rates is not None:
+                after[name] = rates
         return after
 
     def _reasons(

@@ -250,8 +250,8 @@ class BandsFit:
         The number for "some generator", learned from `similarities`.
     similarities
         float32 (n, G): of each view of the table, its repository left out.
-    left_out_joint
-        float64 (n,): the joint number where the view's fold was left out of it, too.
+    fold_joints
+        The joint number as learned without each fold.
     folds
         int64 (n,).
     traits
@@ -262,7 +262,7 @@ class BandsFit:
     tensors: Mapping[str, NDArray[Any]]
     joint: Joint
     similarities: NDArray[np.float32]
-    left_out_joint: NDArray[np.float64]
+    fold_joints: tuple[Joint, ...]
     folds: NDArray[np.int64]
     traits: NDArray[np.float32]
 
@@ -443,10 +443,14 @@ def fit_bands(
             tensors["a"][b, g], tensors["b"][b, g] = fit_probability(
                 scores[pair, g], classes[pair] == g + 1, np.maximum(space.weights[pair], 1e-9)
             )
-    synthetic = table.generators != REAL
-    joint, left_out = _cross_fitted_joint(
-        scores, table.generators, space.band, synthetic, folds, config
-    )
+    every = np.ones(len(folds), bool)
+
+    def joint(used: NDArray[np.bool_]) -> Joint:
+        return fit_joint(
+            scores[used], table.generators[used], space.band[used], len(BANDS),
+            config.joint_strength,
+        )  # fmt: skip
+
     kept = stored(tensors)
     heads = heads_by_band(kept, config.heads.limit)
     traits = table.traits.copy()
@@ -454,7 +458,10 @@ def fit_bands(
         traits[i, TRAITS.index("distance")] = heads[space.band[i]].distance(
             features.astype(np.float32)
         )
-    return BandsFit(names, kept, joint, scores, left_out, folds, traits)
+    return BandsFit(
+        names, kept, joint(every), scores,
+        tuple(joint(folds != k) for k in range(config.folds)), folds, traits,
+    )  # fmt: skip
 
 
 def _fit_band(
@@ -568,30 +575,6 @@ def fit_joint(
         fit.fit(values / scale, of != REAL, sample_weight=each * len(values) / 2)
         weights[b], offsets[b] = fit.coef_[0] / scale, float(fit.intercept_[0])
     return Joint(weights, offsets)
-
-
-def _cross_fitted_joint(
-    scores: NDArray[np.float32],
-    generators: NDArray[np.str_],
-    band: NDArray[np.int64],
-    synthetic: NDArray[np.bool_],
-    folds: NDArray[np.int64],
-    config: BandsConfig,
-) -> tuple[Joint, NDArray[np.float64]]:
-    left_out = np.zeros(len(scores))
-
-    def fit(used: NDArray[np.bool_]) -> Joint:
-        return fit_joint(
-            scores[used], generators[used], band[used], len(BANDS), config.joint_strength
-        )
-
-    for k in range(config.folds):
-        held = folds == k
-        if held.any():
-            joint = fit(~held)
-            left_out[held] = (scores[held] * joint.weights[band[held]]).sum(1)
-            left_out[held] += joint.offsets[band[held]]
-    return fit(np.ones(len(scores), bool)), left_out
 
 
 # --- the run -----------------------------------------------------------------------------------
