@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     Progress = Callable[[str, int, int], None]
 
 _BASIS_ROWS = 3000
+_BORROWED_ROWS = 2000
 _FEWEST_IN_BAND = 5  # views of a class: with fewer a band borrows from all others
 
 
@@ -483,7 +484,14 @@ def _fit_band(
         other = (classes == c) & ~own
         if share > 0 and space.weights[other].sum() > 0:
             weights[other] = share * space.weights[other] / space.weights[other].sum()
-    at = np.flatnonzero((weights > 0) | own)
+    rng = np.random.default_rng(config.seed)
+    others = rng.permutation(np.flatnonzero((weights > 0) & ~own))
+    # What a band lacks altogether is borrowed whole, of the rest a sample.
+    lacking = np.isin(
+        classes[others], [c for c in range(count + 1) if not (own & (classes == c)).any()]
+    )
+    kept = np.concatenate([others[lacking], others[~lacking][:_BORROWED_ROWS]])
+    at = np.sort(np.concatenate([np.flatnonzero(own), kept]))
     z = space.compared(at)
     gram = z @ z.T
 
