@@ -222,7 +222,7 @@ def slow_features(
 ) -> NDArray[np.float64]:
     """The definition, one segment after another, in double precision."""
     corners, height, width = shared_windows(
-        *pixels.shape[:2], config.window, config.windows, smallest=config.smallest,
+        pixels.shape[0], pixels.shape[1], config.window, config.windows, smallest=config.smallest,
         region=config.region, spacing=config.spacing,
     )  # fmt: skip
     segments = []  # (energy, spectra of the luma channels)

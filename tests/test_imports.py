@@ -26,6 +26,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("features", "inputs", "model", "verdict", "degrade", "protocols", "peers", "photos", "views"),
     ("checkpoint", "dataset", "network", "prepare", "report", "verify"),
     ("console", "detector", "dossier_html", "plots", "runs", "train"),
+    ("train_bands",),
     (
         "evaluate",
         "batch",
@@ -34,7 +35,6 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "cli_data",
         "dossier",
         "enroll",
-        "train_bands",
         "train_original",
         "train_residual",
     ),

@@ -276,7 +276,8 @@ def made_up(
     """Views of normal features whose repositories differ, with a direction for each generator."""
     directions = np.random.default_rng(99).normal(size=(len(repositories), *SHAPE))
     directions -= directions.mean(axis=(-2, -1), keepdims=True)
-    features, traits, kinds, sources, images, rows = [], [], [], [], [], []
+    features, traits, kinds, sources, images = [], [], [], [], []
+    rows: list[Row] = []
     for g, (name, count) in enumerate(repositories.items()):
         for k in range(count):
             offset = 0.3 * rng.normal(size=SHAPE)

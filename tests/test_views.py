@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from conftest import HAS_AVIF
-from masksim import views
+from masksim import augment, views
 from masksim.augment import encode, rng_for
 from masksim.dataset import View, ViewConfig, views_of_file
 from masksim.errors import UsageError
@@ -143,7 +143,7 @@ def test_the_last_compression_is_the_one_that_is_recorded(
     pixels: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[tuple[str, int, Any]] = []
-    real = views.reencode
+    real = augment.reencode
 
     def spy(image: Any, format: str, quality: int, *rest: Any) -> Any:
         found = real(image, format, quality, *rest)
