@@ -26,7 +26,6 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("features", "inputs", "model", "verdict", "degrade", "protocols", "peers", "photos", "views"),
     ("checkpoint", "dataset", "network", "prepare", "report", "verify"),
     ("console", "detector", "dossier_html", "plots", "runs", "train"),
-    ("train_bands",),
     (
         "evaluate",
         "batch",
@@ -34,15 +33,15 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "export",
         "cli_data",
         "dossier",
-        "enroll",
+        "train_bands",
         "train_original",
         "train_residual",
     ),
     (
-        *("audit", "cli_batch", "cli_evaluate", "cli_report", "cli_serve", "cli_train"),
-        "exported",
+        *("audit", "cli_batch", "cli_evaluate", "cli_report", "cli_serve"),
+        *("enroll", "exported"),
     ),
-    ("cli_audit", "cli_export"),
+    ("cli_audit", "cli_export", "cli_train"),
     ("cli",),
     ("__init__", "__main__"),
 )

@@ -910,7 +910,7 @@ def _histories(table: ScoreTable, joint: NDArray[np.float64], samples: int = 500
     among = {}
     for history in ("lossless", "reduced"):
         rows = real & np.isin(table.histories, ("jpeg", history))
-        if not (rows & (table.histories == history)).any():
+        if len(np.unique(table.histories[rows])) < 2:
             continue
         # Lossless files come from few sources, so that whole sources are drawn.
         among[f"{history} against jpeg reals"] = {
@@ -926,7 +926,7 @@ def _histories(table: ScoreTable, joint: NDArray[np.float64], samples: int = 500
     # The same lossless photos with and without a first JPEG: no difference of sources.
     both = np.isin(table.filenames, table.filenames[real & (table.histories == "lossless")])
     rows = real & both & np.isin(table.histories, ("jpeg", "lossless"))
-    if rows.any():
+    if len(np.unique(table.histories[rows])) == 2:  # of files as found there is one view each
         among["lossless against a first JPEG, the same photos"] = {
             **asdict(
                 metrics.bootstrap(

@@ -359,7 +359,7 @@ def verify(
             loaded = load_image(image, part=detector.part)
             pixels, quality = loaded.pixels, loaded.facts.jpeg_quality
             start = time.perf_counter()
-            similarity, traits = detector.measure_pixels(pixels, quality, loaded.facts.format)
+            similarity, traits = detector.measure_pixels(pixels, quality)
             rates = detector.rates(similarity, traits)
             windows = cut_windows(pixels, chosen)
         except ImageError as error:
