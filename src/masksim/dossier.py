@@ -583,7 +583,7 @@ def _by_window(
         return [
             {
                 **dict(zip(("x", "y", "width", "height"), window, strict=True)),
-                "similarity": _similarity(detector, loaded.pixels, window, g),
+                "similarity": _similarity(detector, loaded, window, g),
             }
             for window in windows
         ]
@@ -618,12 +618,13 @@ def _positions(length: int, side: int, count: int | None = None) -> list[int]:
 
 
 def _similarity(
-    detector: Detector, pixels: NDArray[np.uint8], window: _Rectangle, g: int
+    detector: Detector, loaded: LoadedImage, window: _Rectangle, g: int
 ) -> float | None:
     x, y, width, height = window
-    part = np.ascontiguousarray(pixels[y : y + height, x : x + width])
+    part = np.ascontiguousarray(loaded.pixels[y : y + height, x : x + width])
+    facts = loaded.facts
     try:
-        return float(detector.similarities(part)[g])
+        return float(detector.similarities(part, facts.jpeg_quality, facts.format)[g])
     except ImageError:  # no pattern in a perfectly flat part
         return None
 
