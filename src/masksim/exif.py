@@ -80,9 +80,7 @@ def read_exif(tags: Image.Exif) -> Exif:
         value = sub.get(tag, tags.get(tag))
         if value is not None and (text := _text(tag, value)):
             found.texts[name] = text
-    found.position = (
-        tags.get_ifd(ExifTags.IFD.GPSInfo).get(ExifTags.GPS.GPSLatitude) is not None
-    )
+    found.position = tags.get_ifd(ExifTags.IFD.GPSInfo).get(ExifTags.GPS.GPSLatitude) is not None
     source = sub.get(ExifTags.Base.FileSource)
     number = source[0] if isinstance(source, bytes) and source else source
     if number in (1, 2):
@@ -106,7 +104,7 @@ def _text(tag: int, value: Any) -> str:
     else:
         # Pillow reads the bytes of a text as Latin-1, and programs write UTF-8.
         text = str(value)[:LOOKED_AT]
-        text = decoded(text.encode("latin-1")) if text.isascii() or _is_latin(text) else text
+        text = decoded(text.encode("latin-1")) if _is_latin(text) else text
     if tag == ExifTags.Base.Copyright:  # the photographer's and the editor's
         return "; ".join(filter(None, (part.strip() for part in text.split("\0")[:2])))
     # A text ends at its first null; behind it stands whatever was there before.
@@ -145,5 +143,3 @@ def _comment(value: bytes) -> str:
         # Without a mark; of plain letters the high byte is 0.
         code = "utf-16-be" if body[:1] == b"\0" else "utf-16-le"
     return body.decode(code, errors="replace")
-
-

@@ -13,8 +13,6 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from masksim.plain import LOOKED_AT
-
 __all__ = [
     "SOURCE_TYPES",
     "Named",
@@ -29,6 +27,9 @@ __all__ = [
     "points_of",
     "term_of",
 ]
+
+
+_LOOKED_AT = 1 << 16  # letters of a text
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +53,9 @@ class Named:
 
 
 # Name; what names it within a program's own field; what does if it is all that stands there;
-# beginnings of the names that detectors know its images by (none: whatever model it was told to run).
+# beginnings of the names that detectors know its images by (none: it runs any model).
 _PRODUCTS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
-    ("Microsoft Designer", r"(?:microsoft|image creator from) designer", "", ("dalle", "gpt")),
+    ("Microsoft Designer", r"(?:microsoft|image creator from)[ _]designer", "", ("dalle", "gpt")),
     ("Bing Image Creator", r"bing image creator|image creator from \w+", "", ("dalle", "gpt")),
     ("DALL·E", r"dall[-·.• ]?e(?:[ -]?[23])?", "", ("dalle",)),
     ("GPT Image", r"gpt[- ]?image(?:[ -]?\d[\w.]*)?|gpt-4o", "", ("gpt",)),
@@ -67,7 +68,8 @@ _PRODUCTS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
      r"|black forest labs", "", ("flux",)),
     ("Stable Diffusion XL", r"stable[- ]?diffusion[- ]xl|sdxl", "", ("sdxl", "sd")),
     ("Stable Diffusion", r"stable[- ]?diffusion", "", ("sd",)),
-    ("Stability AI", r"stability[. ]ai|dream ?studio", "", ("sd", "stability")),
+    ("Stability AI", r"stability[. ]ai|stability_contentcredentials\w*|dream ?studio"
+     r"|stable[- ]image[-\w]*", "", ("sd", "stability")),
     ("NovelAI", r"novel ?ai", "", ("novelai", "sd")),
     ("ComfyUI", r"comfy ?ui", "", ()),
     ("InvokeAI", r"invoke ?ai", "", ()),
@@ -150,7 +152,7 @@ def by_program(text: str) -> Named | None:
         The first that is named as a whole word; ordinary words only with their maker, or where
         nothing but a version stands beside them.
     """
-    text = text[:LOOKED_AT]
+    text = text[:_LOOKED_AT]
     if match := _ALONE.fullmatch(text.strip()):
         at = text.index(match[0])
         return Named(_product(match), match[0], at, at + len(match[0]))
@@ -172,7 +174,7 @@ def by_credit(text: str) -> Named | None:
     Named or None
         Where the whole is a generator's name, or `by_record` finds one.
     """
-    text = text[:LOOKED_AT].strip()
+    text = text[:_LOOKED_AT].strip()
     if match := _WITHIN.fullmatch(text):
         return Named(_product(match), match[0], 0, len(text))
     return by_record(text)
@@ -188,10 +190,14 @@ def _product(match: re.Match[str]) -> str:
 
 _STEPS = re.compile(r"\bSteps: ?\d+, ?(?:Sampler|Schedule type|CFG scale|Seed|Size|Model)\b")
 _STEPS_APART = re.compile(r"\bSteps: ?\d+\s*(?:,|\n|$)")
-_BESIDE_STEPS = re.compile(r"\b(?:Sampler: ?\S|CFG scale: ?\d|Seed: ?\d|Guidance: ?\d|Negative prompt:)")
+_BESIDE_STEPS = re.compile(
+    r"\b(?:Sampler: ?\S|CFG scale: ?\d|Seed: ?\d|Guidance: ?\d|Negative prompt:)"
+)
 _JOB = re.compile(r"\bJob ID: ?[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
-_JOB_SHORT = re.compile(r"(?:^|\s)--(?:v|niji|ar|q|s|style|stylize|chaos|seed) \S.{0,400}?\bJob ID: ?[0-9a-f]{4,}",
-                        re.DOTALL)  # fmt: skip
+_JOB_SHORT = re.compile(
+    r"(?:^|\s)--(?:v|niji|ar|q|s|style|stylize|chaos|seed) \S.{0,400}?\bJob ID: ?[0-9a-f]{4,}",
+    re.DOTALL,
+)
 _NODES = re.compile(r"\s*(?:prompt|workflow)\s*:\s*[\[{]", re.IGNORECASE)
 _XAI = re.compile(r"Signature: ?[A-Za-z0-9+/=]{60,}")
 _OPENAI = re.compile(r"OpenAI--ImageGeneration--\S+")
@@ -199,19 +205,21 @@ _DREAM = re.compile(r"\"[^\"]+\" (?:-[a-zA-Z] ?\S+ ?){2,}")
 
 # Keys of JSON records, two of which tell: each alone may stand in anybody's record.
 _TELLING = (
-    "prompt", "negative_prompt", "negativePrompt", "uc", "seed", "steps", "sampler", "sampler_name",
-    "cfg_scale", "cfgScale", "guidance_scale", "guidance", "scheduler", "model", "base_model",
-    "denoising_strength", "originalPrompt", "loras", "num_inference_steps", "positive_prompt",
+    "prompt", "negative[_ ]?prompt", "positive[_ ]?prompt", "originalPrompt", "negative", "uc",
+    "seed", "steps", "sampler(?:_name)?", "cfg_?scale", "guidance(?:[_ ]?scale)?", "scheduler",
+    "model", "base[_ ]?model", "denoising_strength", "loras", "num_inference_steps",
 )  # fmt: skip
-_KEY = re.compile(r'"(%s)"\s*:' % "|".join(_TELLING))
-_PROMPTS = {"prompt", "negative_prompt", "negativePrompt", "positive_prompt", "originalPrompt"}
+_KEY = re.compile(rf'"({"|".join(_TELLING)})"\s*:', re.IGNORECASE)
 _OWN_KEYS = (
     (re.compile(r'"class_type"\s*:'), "ComfyUI"),
-    (re.compile(r'"nodes"\s*:\s*\[.{0,20000}?"(?:links|widgets_values|type)"\s*:', re.DOTALL), "ComfyUI"),
+    (
+        re.compile(r'"nodes"\s*:\s*\[.{0,20000}?"(?:links|widgets_values|type)"\s*:', re.DOTALL),
+        "ComfyUI",
+    ),
     (re.compile(r'"nodes"\s*:\s*\[\s*\]'), "ComfyUI"),
     (re.compile(r'"sui_image_params"\s*:'), "SwarmUI"),
     (re.compile(r'"mflux_version"\s*:'), "mflux"),
-    (re.compile(r'"(?:app_version|invokeai\w*)"\s*:\s*"(?:invokeai|\d)', re.IGNORECASE), "InvokeAI"),
+    (re.compile(r'"invokeai\w*"\s*:|"app_version"\s*:\s*"invokeai', re.IGNORECASE), "InvokeAI"),
 )  # fmt: skip
 
 
@@ -230,22 +238,22 @@ def by_record(text: str) -> Named | None:
         job of Midjourney's, ComfyUI's nodes, a prompt with its settings as JSON, and "made with"
         followed by a generator's name.
     """
-    text = text[:LOOKED_AT]
+    text = text[:_LOOKED_AT]
+    if text.lstrip().startswith(("{", "[")):
+        return _by_json(text)
     for pattern, name in ((_STEPS, None), (_JOB, "Midjourney"), (_JOB_SHORT, "Midjourney"),
                           (_NODES, "ComfyUI"), (_OPENAI, "OpenAI")):  # fmt: skip
         if match := pattern.search(text) if pattern is not _NODES else pattern.match(text):
             return Named(name or _of_settings(text), match[0], match.start(), match.end())
     if (match := _STEPS_APART.search(text)) and _BESIDE_STEPS.search(text):
         return Named(_of_settings(text), match[0], match.start(), match.end())
-    if text.lstrip().startswith(("{", "[")) and (found := _by_json(text)):
-        return found
     if (match := _XAI.match(text)) and len(text) < 1000:
         return Named("Grok", match[0][:20], 0, 20)
     if match := _MADE_WITH.fullmatch(text.strip()):
         rest = match["rest"].strip(" .!:,;\"'")
         if named := _WITHIN.match(rest) or _ALONE.fullmatch(rest):
             return Named(_product(named), match[0].strip(), 0, len(text))
-        if _AI_ONLY.fullmatch(rest) or not rest and "ai" in match[0].lower()[:12]:
+        if _AI_ONLY.fullmatch(rest) or (not rest and "ai" in match[0].lower()[:12]):
             return Named(None, match[0].strip(), 0, len(text))
     return None
 
@@ -263,9 +271,10 @@ def _by_json(text: str) -> Named | None:
         if match := pattern.search(text):
             return Named(name, match[0][:60], match.start(), match.end())
     keys = {match[1]: match for match in _KEY.finditer(text)}
-    if len(keys) >= 2 and keys.keys() & _PROMPTS:
+    if len(keys) >= 2 and any("prompt" in key.lower() for key in keys):
         first = next(iter(keys.values()))
-        return Named(None, ", ".join(list(keys)[:4]), first.start(), first.end())
+        program = "Fooocus" if "Fooocus" in text else None
+        return Named(program, ", ".join(list(keys)[:4]), first.start(), first.end())
     return None
 
 
@@ -296,7 +305,7 @@ def by_text_key(key: str, value: str) -> Named | None:
         `by_record` find.
     """
     low = key.strip().lower()
-    value = value[:LOOKED_AT]
+    value = value[:_LOOKED_AT]
     if low in _OWN_TEXT:
         if low == "dream" and not _DREAM.match(value):
             return None
@@ -331,7 +340,7 @@ def of_label(value: str) -> str | None:
     str or None
         What it says in words; None where it is no such label.
     """
-    text = value[:LOOKED_AT].replace("&quot;", '"').strip()
+    text = value[:_LOOKED_AT].replace("&quot;", '"').strip()
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):
@@ -375,14 +384,15 @@ def contradicts(name: str, detector_name: str) -> bool:
 
 _SCANNER = re.compile(
     r"\b(?:perfection\w*|scan\w*|\w*scanner|canoscan\w*|scan ?jet\w*|coolscan\w*|scansnap\w*|"
-    r"opticfilm\w*|plustek|imacon|flextight|opticbook\w*|lide ?\d*|expression ?1\d{3,4}\w*|"
+    r"opticfilm\w*|plustek|flextight|opticbook\w*|lide ?\d*|expression ?1\d{3,4}\w*|"
     r"officejet\w*|laserjet\w*|deskjet\w*|workforce|mfc-\w+|dcp-\w+|\w*mfp\w*|envy \d+|"
     r"photosmart .*series|\w+ series (?:printer|all-in-one)|(?:mg|mx|ts|tr|mp|pixma)\w* series)\b",
     re.IGNORECASE,
 )
 _SCAN_SOFTWARE = re.compile(
     r"\b(?:vuescan|silverfast|epson ?scan\w*|hp ?scan\w*|scangear|ij scan\w*|canoscan\w*|"
-    r"naps2|x?sane|simple scan|paperport|scansnap\w*|document scan\w*|nikon scan|mp navigator\w*)\b",
+    r"naps2|x?sane|simple scan|paperport|scansnap\w*|document scan\w*|nikon scan|"
+    r"mp navigator\w*)\b",
     re.IGNORECASE,
 )
 

@@ -177,7 +177,7 @@ class _Boxes:
 
 
 def _content(boxes: list[tuple[bytes, memoryview]]) -> Any:
-    """What the first box of CBOR or JSON says; None without one."""
+    """Read the first box of CBOR or JSON; None without one."""
     for kind, data in boxes:
         if kind not in (b"cbor", b"json"):
             continue
@@ -344,7 +344,7 @@ def _subject(certificate: bytes) -> dict[str, str]:
     parts = list(_elements(certificate, start, end))
     if parts and parts[0][0] == 0xA0:  # the version, which may be left out
         parts = parts[1:]
-    names = {}
+    names: dict[str, str] = {}
     _, start, end = parts[4]  # serial number, algorithm, issuer, validity, subject
     for _, first, last in _elements(certificate, start, end):
         for _, f, t in _elements(certificate, first, last):

@@ -97,10 +97,8 @@ def _packet(text: str) -> str:
         text = text.strip("\ufeff\0 \t\r\n")
         # Whoever declares a code has been decoded by it.
         return re.sub(r"^<\?xml[^>]*\?>", "", text)
-    end = None
-    for end in _END.finditer(text, start.end()):
-        pass
-    return text[start.start() : end.end() if end else None].rstrip("\0 \t\r\n")
+    last = max((end.end() for end in _END.finditer(text, start.end())), default=None)
+    return text[start.start() : last].rstrip("\0 \t\r\n")
 
 
 def _local(tag: str) -> str:
