@@ -127,8 +127,8 @@ def read_c2pa(data: bytes, provenance: Sequence[str]) -> C2pa:
         state, problems = "unreadable", (clean(f"{type(error).__name__}: {error}"),)
     try:
         return _from_store(jumbf.read_store(store), state, problems)
-    except Exception as error:  # as `noted`
-        return C2pa(state, problems=problems or (clean(f"{type(error).__name__}: {error}"),))
+    except Exception:  # as `noted`
+        return C2pa(state, problems=problems)
 
 
 def _checked(data: bytes) -> C2pa:

@@ -108,6 +108,25 @@ class Origin:
         values["problems"] = list(self.problems)
         return values
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Origin:
+        """Take it back from plain values.
+
+        Parameters
+        ----------
+        values
+            By `to_dict`; further keys are not looked at.
+
+        Raises
+        ------
+        KeyError, TypeError
+            The values do not have that form.
+        """
+        known = {name: values[name] for name in cls.__dataclass_fields__}
+        known["statements"] = tuple(Statement(**one) for one in values["statements"])
+        known["problems"] = tuple(values["problems"])
+        return cls(**known)
+
 
 def read_origin(data: bytes) -> Origin:
     """Read what a file says of its origin.
@@ -243,7 +262,7 @@ def _summary(
         also = f", and names a device as well ({device})" if device else ""
         return f"The file carries {_claim(says, name, checked)}{also}."
     if says == "device" and device:
-        kind = "scanner" if "scanner" in pointed else "device"
+        kind = "scanner" if "scanner" in pointed else found.captured_by or "device"
         return f"The file names a {kind}: {device}."
     if says == "device":
         return "The file says that a camera took it."
