@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -27,6 +27,7 @@ import fake_detector as fake  # type: ignore[import-not-found]
 import masksim
 from masksim import cli
 from masksim.errors import ImageError
+from masksim.origin import Origin, Says
 from masksim.verdict import LEVELS
 
 TESTS = Path(__file__).parent
@@ -128,6 +129,7 @@ def test_text_of_one_image(run: Callable[..., Any], photo: Path) -> None:
         {
             "path": None, "threads": None, "providers": ["CPUExecutionProvider"],
             "stability": True, "population": "auto", "likelihood_ratio": False,
+            "metadata": True,
         }
     ]  # fmt: skip
 
@@ -369,6 +371,7 @@ def fields(value: Any) -> Iterator[str]:
 def test_every_field_code_level_and_option_is_documented(run: Callable[..., Any]) -> None:
     page = (TESTS.parent / "docs" / "detect.md").read_text(encoding="utf-8")
     names = {*fields(fake.detection().to_dict()), "maps", "error", *ImageError.codes}
+    names |= {*fields(Origin().to_dict()), "beside", *get_args(Says)}
     names |= {level for _, level in LEVELS} | {"no evidence", "uncalibrated"}
     assert [name for name in sorted(names) if f"`{name}`" not in page and name != "error"] == []
     for option in re.findall(r"--[a-z]+", run("detect", "--help").stdout):

@@ -187,7 +187,7 @@ def flatten(row: Mapping[str, Any]) -> Row:
                 }
         elif name == "origin":
             # The rest of it, in JSON Lines, is long.
-            flat |= {f"origin_{part}": (value or {}).get(part) for part in COLUMNS}
+            flat |= {f"origin_{part}": _harmless((value or {}).get(part)) for part in COLUMNS}
         elif isinstance(value, Mapping):
             flat |= {f"{name}_{part}": _cell(found) for part, found in value.items()}
         else:
@@ -198,6 +198,11 @@ def flatten(row: Mapping[str, Any]) -> Row:
 
 def _cell(value: Any) -> Any:
     return json.dumps(value) if isinstance(value, (list, tuple, dict)) else value
+
+
+def _harmless(value: Any) -> Any:
+    """Mark a text of the file's that a spreadsheet would take for a formula."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in tuple("=+-@\t\r") else value
 
 
 def _text(value: Any) -> Any:

@@ -64,7 +64,7 @@ _PRODUCTS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
     ("OpenAI", r"openai", "", ("gpt", "dalle")),
     ("Midjourney", r"mid-?journey", "", ("midjourney",)),
     ("Adobe Firefly", r"adobe[ _]firefly", r"firefly", ("firefly",)),
-    ("FLUX", r"flux[.-]?[12](?:[. -]\w+)*|flux [12] (?:dev|pro|schnell|kontext|klein)"
+    ("FLUX", r"flux[.-]?[12](?:[.-]\w+)*|flux [12] (?:dev|pro|schnell|kontext|klein)"
      r"|black forest labs", "", ("flux",)),
     ("Stable Diffusion XL", r"stable[- ]?diffusion[- ]xl|sdxl", "", ("sdxl", "sd")),
     ("Stable Diffusion", r"stable[- ]?diffusion", "", ("sd",)),
@@ -149,15 +149,17 @@ def by_program(text: str) -> Named | None:
     Returns
     -------
     Named or None
-        The first that is named as a whole word; ordinary words only with their maker, or where
+        One that is named as a whole word; ordinary words only with their maker, or where
         nothing but a version stands beside them.
     """
     text = text[:_LOOKED_AT]
     if match := _ALONE.fullmatch(text.strip()):
         at = text.index(match[0])
         return Named(_product(match), match[0], at, at + len(match[0]))
-    if match := _WITHIN.search(text):
-        return Named(_product(match), match[0], match.start(), match.end())
+    # A product says more than its maker, who stands further down in the list.
+    found = min(_WITHIN.finditer(text), key=_rank, default=None)
+    if found is not None:
+        return Named(_product(found), found[0], found.start(), found.end())
     return by_record(text)
 
 
@@ -180,10 +182,12 @@ def by_credit(text: str) -> Named | None:
     return by_record(text)
 
 
+def _rank(match: re.Match[str]) -> int:
+    return int(str(match.lastgroup)[1:])
+
+
 def _product(match: re.Match[str]) -> str:
-    group = match.lastgroup
-    assert group is not None
-    return _PRODUCTS[int(group[1:])][0]
+    return _PRODUCTS[_rank(match)][0]
 
 
 # ------------------------------------------------------------------------------- forms of records

@@ -72,10 +72,11 @@ def read_xmp(raw: bytes | str, problems: list[str]) -> dict[str, list[str]]:
 
 def _text(data: bytes) -> str:
     """Decode a packet: XMP is UTF-8, UTF-16 or UTF-32, and older programs write Latin-1."""
+    plain = b"xmpmeta" in data or b"RDF" in data
     for mark, code in ((b"<\0", "utf-16-le"), (b"\0<", "utf-16-be")):
-        if data.startswith(mark):
+        if data.startswith(mark) and not plain:
             return data.decode(code, "replace")
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")) and not plain:
         return data.decode("utf-16", "replace")
     if (declared := _DECLARED.match(data.lstrip())) and declared[1].lower() != b"utf-8":
         try:
@@ -86,8 +87,7 @@ def _text(data: bytes) -> str:
         return data.decode("utf-8")
     except UnicodeDecodeError:
         # Damaged, or what stands before the packet is no text: its letters are told one by one.
-        half = "utf-8" if b"xmpmeta" in data or b"RDF" in data else "latin-1"
-        return data.decode(half, "replace")
+        return data.decode("utf-8" if plain else "latin-1", "replace")
 
 
 def _packet(text: str) -> str:
