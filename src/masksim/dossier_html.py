@@ -282,9 +282,10 @@ def _said(values: Mapping[str, Any] | None) -> str:
         return ""
     first, *rest = origins.words(origins.Origin.from_dict(values), most=3)
     both = f"<p><strong>{_e(values['beside'])}</strong></p>" if values["beside"] else ""
+    caution = f'<p class="soft">{_e(rest.pop())}</p>' if rest else ""
     return (
         f'<section class="said" aria-labelledby="said"><p class="kind">{origins.TITLE}</p>'
-        f'<h2 id="said">{_e(first)}</h2>{_list(rest) if rest else ""}{both}</section>'
+        f'<h2 id="said">{_e(first)}</h2>{both}{_list(rest) if rest else ""}{caution}</section>'
     )
 
 
@@ -795,7 +796,8 @@ padding:1rem 1.2rem}
 .verdict.inconclusive,.verdict.no-evidence,.verdict.uncalibrated{border-left-color:var(--soft)}
 .verdict.weak-evidence{border-left-style:dashed}
 .said{margin:0;border-left:.4rem solid var(--line);padding:.6rem 1.2rem;grid-column:2}
-.said h2{font-size:1.05rem}.said ul,.said p{font-size:.93rem}.said li{overflow-wrap:anywhere}
+.said h2{font-size:1.05rem}.said ul,.said p:not(.kind){font-size:.93rem}
+.said li{overflow-wrap:anywhere}
 figure{margin:0}.top .photo{grid-row:1/span 2}
 figcaption{font-size:.85rem;line-height:1.4;margin-top:.3rem}
 .photo img{display:block;max-width:100%;height:auto;border:1px solid var(--line)}

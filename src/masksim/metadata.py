@@ -560,6 +560,7 @@ _RELATIONS = {
 def _on_c2pa(c2pa: C2pa) -> Iterator[Statement]:
     by = f" by {c2pa.claim_generator}" if c2pa.claim_generator else ""
     signer = f" ({c2pa.signer})" if c2pa.signer else ""
+    signed = f", signed in the name of {c2pa.signer}," if c2pa.signer else ""
     if c2pa.state == "elsewhere":
         yield Statement(
             "XMP names a C2PA manifest that stands elsewhere, which was not asked: "
@@ -568,8 +569,8 @@ def _on_c2pa(c2pa: C2pa) -> Iterator[Statement]:
         )
         return
     state = {
-        "not verified": f"A C2PA manifest{by} is there. It was not verified, for the package "
-        "c2pa-python is not installed.",
+        "not verified": f"A C2PA manifest{by}{signed} is there. It was not verified, for the "
+        "package c2pa-python is not installed.",
         "trusted": f"A C2PA manifest{by} is unbroken, and its signer{signer} is trusted.",
         "valid": f"A C2PA manifest{by} is unbroken.",
         "untrusted": f"A C2PA manifest{by} is unbroken, but its signer{signer} is on no list of "

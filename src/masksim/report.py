@@ -416,13 +416,15 @@ def to_html(detection: DetectionLike) -> str:
 def _origin_card(origin: origins.Origin, beside: str | None, escape: Callable[[str], str]) -> str:
     """Write what the file says, set apart from the verdict."""
     first, *rest = origins.words(origin)
+    caution = f'<div style="font-size:.85em;opacity:.75">{escape(rest.pop())}</div>' if rest else ""
     items = "".join(f"<li>{escape(line)}</li>" for line in rest)
     both = f"<div><strong>{escape(beside)}</strong></div>" if beside else ""
     return (
         '<div style="border-left:3px solid rgba(128,128,128,.5);padding-left:.8em;margin:.6em 0">'
         f'<div style="font-weight:600">{escape(origins.TITLE)}</div><div>{escape(first)}</div>'
+        + both
         + (f'<ul style="margin:.2em 0;font-size:.9em">{items}</ul>' if items else "")
-        + f"{both}</div>"
+        + f"{caution}</div>"
     )
 
 

@@ -82,13 +82,13 @@ function said(answer) {
   return [
     el("h3", { class: "label" }, "The file says"),
     el("div", { class: "said" }, [
-      el("p", {}, origin.summary),
-      ...(origin.beside ? [el("p", { class: "beside" }, words.named(origin.beside))] : []),
+      // The sentence of both says what the summary says, and more.
+      origin.beside ? el("p", { class: "beside" }, words.named(origin.beside)) : el("p", {}, origin.summary),
+      ...(origin.says === "nothing" ? [] : [el("p", { class: "note" }, words.FILE_CAUTION)]),
       ...(lines.length ? [el("details", {}, [
         el("summary", {}, "What this rests on"),
         el("ul", { class: "points" }, lines),
       ])] : []),
-      ...(origin.says === "nothing" ? [] : [el("p", { class: "note" }, words.FILE_CAUTION)]),
     ]),
   ];
 }
