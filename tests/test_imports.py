@@ -25,7 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     ("calibration", "metadata"),
     ("features", "inputs", "model", "verdict", "degrade", "protocols", "peers", "photos", "origin"),
-    ("checkpoint", "dataset", "network", "prepare", "report", "verify"),
+    ("checkpoint", "dataset", "label", "network", "prepare", "report", "verify"),
     ("console", "detector", "dossier_html", "plots", "runs", "train"),
     (
         "evaluate",

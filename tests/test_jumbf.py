@@ -150,6 +150,13 @@ def carried(format_: str, data: bytes) -> bytes:
     if format_ == "WEBP":
         chunk = b"C2PA" + struct.pack("<I", len(data)) + data + b"\0" * (len(data) % 2)
         return whole[:4] + struct.pack("<I", len(whole) - 8 + len(chunk)) + whole[8:] + chunk
+    if format_ == "AVIF":
+        extended = bytes.fromhex("D8FEC3D61B0E483C92975828877EC481")
+        return whole + box(b"uuid", extended + b"\0" * 4 + b"manifest\0" + b"\0" * 8 + data)
+    if format_ == "TIFF":
+        buffer = io.BytesIO()
+        Image.new("RGB", (16, 16)).save(buffer, "TIFF", tiffinfo={52545: data})
+        return buffer.getvalue()
     blocks = b"".join(
         bytes([len(data[at : at + 255])]) + data[at : at + 255] for at in range(0, len(data), 255)
     )
@@ -161,7 +168,7 @@ def created(term: str, agent: str, **more: Any) -> dict[str, Any]:
             "softwareAgent": {"name": agent}, **more}  # fmt: skip
 
 
-@pytest.mark.parametrize("format_", ["JPEG", "PNG", "WEBP", "GIF"])
+@pytest.mark.parametrize("format_", ["JPEG", "PNG", "WEBP", "GIF", "AVIF", "TIFF"])
 def test_claims_are_read_without_the_package(format_: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "c2pa", None)
     data = carried(format_, store(manifest("urn:a", "ChatGPT", [created(

@@ -16,12 +16,14 @@ from dataclasses import dataclass
 __all__ = [
     "SOURCE_TYPES",
     "Named",
+    "begins_from_image",
     "by_credit",
     "by_program",
     "by_record",
     "by_text_key",
     "contradicts",
     "is_scanner",
+    "model_of",
     "names",
     "of_label",
     "points_of",
@@ -280,6 +282,46 @@ def _by_json(text: str) -> Named | None:
         program = "Fooocus" if "Fooocus" in text else None
         return Named(program, ", ".join(list(keys)[:4]), first.start(), first.end())
     return None
+
+
+# Where records name the model that was run: ComfyUI's loaders first, then others' settings.
+_MODELS = (
+    re.compile(r'"(?:ckpt_name|unet_name|base[_ ]model)"\s*:\s*"([^"\n]{2,120})"', re.IGNORECASE),
+    re.compile(r"\bModel: ?([^,\n]{2,120})"),
+    re.compile(r'"(?:model_name|model)"\s*:\s*"([^"\n]{2,120})"', re.IGNORECASE),
+)
+_NO_MODEL = re.compile(
+    r"upscal|esrgan|\b[248]x[-_]|clip|vae|yolo|rmbg|lora|sam_|isnet|depth", re.IGNORECASE
+)
+
+
+def model_of(text: str) -> str | None:
+    """Find the model that a generator's record names.
+
+    Parameters
+    ----------
+    text
+        A record that `by_record` has found.
+
+    Returns
+    -------
+    str or None
+        Such as ``"flux1-dev.safetensors"``; the first that is no upscaler or other tool.
+    """
+    for pattern in _MODELS:
+        for match in pattern.finditer(text[:_LOOKED_AT]):
+            model = match[1].strip().replace("\\\\", "/")
+            if not _NO_MODEL.search(model):
+                return model
+    return None
+
+
+_LOADS = re.compile(r'"(?:class_type|type)"\s*:\s*"(?:LoadImage|VAEEncode|ImageEdit)')
+
+
+def begins_from_image(text: str) -> bool:
+    """Tell whether a record of ComfyUI's loads a picture, which it may have changed only."""
+    return bool(_LOADS.search(text[:_LOOKED_AT]))
 
 
 # Keys of PNG text that only generators' programs use.

@@ -60,12 +60,18 @@ class Record:
         What matched.
     text
         What stands there, around these words.
+    model
+        The model that the record names.
+    begun
+        Whether it loads a picture, which the generator may have changed only.
     """
 
     where: str
     name: str | None
     words: str
     text: str
+    model: str | None = None
+    begun: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,7 +318,17 @@ def _search(
     def add(where: str, named: Named | None, text: str) -> None:
         if named is not None:
             shown = excerpt(text, named.start, named.end)
-            records.append(Record(where, named.name, clean(named.words, 60), shown))
+            model = generators.model_of(text)
+            records.append(
+                Record(
+                    where,
+                    named.name,
+                    clean(named.words, 60),
+                    shown,
+                    clean(model, 120) if model else None,
+                    generators.begins_from_image(text),
+                )
+            )
 
     exif = raw.exif.texts
     for name in (*_PROGRAMS, *_CREDITS, *_FREE):
@@ -494,6 +510,8 @@ def _on_record(record: Record) -> str:
     if record.where in _NAMING and record.name:
         return f"{record.where} names a generator, {record.name}: {shown}"
     of = f"a record of {record.name}" if record.name else "a generator's record"
+    of += " that loads a picture" if record.begun else ""
+    of += f", model {record.model}" if record.model and record.model not in shown else ""
     # The words that it rests on are shown, whether they stand in the text or in its key.
     words = "" if record.words in shown or record.words in record.where else f" ({record.words})"
     return f"{record.where} holds {of}{words}: {shown}"
