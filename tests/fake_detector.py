@@ -146,7 +146,9 @@ def load_detector(
     calls.append({"path": path, "threads": threads, "providers": providers, **options})
     if path is not None:
         raise ModelError(f"there is no detector in {path}", code="model_not_found")
-    return Detector()
+    found = Detector()
+    found.metadata = options.get("metadata", True)
+    return found
 
 
 def install() -> None:

@@ -134,6 +134,27 @@ def test_text_of_one_image(run: Callable[..., Any], photo: Path) -> None:
     ]  # fmt: skip
 
 
+def test_the_file_s_own_words_stand_apart(run: Callable[..., Any], tmp_path: Path) -> None:
+    tags = Image.Exif()
+    tags[0x0131] = "ChatGPT"
+    path = tmp_path / "made.png"
+    Image.new("RGB", (300, 300), "white").save(path, exif=tags)
+    text = run("detect", path).stdout
+    assert (
+        "\n  The file says:\n    The file carries an unchecked claim that ChatGPT made it." in text
+    )
+    assert "No evidence of a known pattern. But the file carries an unchecked claim" in text
+    (row,) = rows(run("detect", "--json", path).stdout)
+    assert row["origin"]["generator"] == "ChatGPT"
+    assert row["origin"]["beside"].startswith("No evidence")
+    piped = rows(run("detect", "--json", "-", input=path.read_bytes()).stdout)
+    assert piped[0]["origin"] == row["origin"]
+    assert "The file says" not in run("detect", "--no-metadata", path).stdout
+    (bare,) = rows(run("detect", "--json", "--no-metadata", path).stdout)
+    assert bare["origin"] is None
+    assert bare["verdict"] == row["verdict"]
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals are POSIX")
 @pytest.mark.parametrize("options", [("--json",), ()])
 def test_results_reach_stdout_while_a_bar_shows(photo: Path, options: tuple[str, ...]) -> None:
