@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from typing import Any
 
 import numpy as np
@@ -66,7 +67,8 @@ def pointed(data: bytes) -> set[str]:
         "Our trip. Steps: 12 to the top. Seed: corn", "Midjourney's founder on stage",
         "Runway at Orly", "Sora, a bird", "A flux of people", "Made by a designer",
         "Dalle de pierre",
-        '{"shape": [600, 600, 3]}', '{"model": "X100", "steps": 3}', "Prompt: attendez ici",
+        '{"shape": [600, 600, 3]}', '{"model": "X100", "steps": 3}',
+        "Workflow: scanned, then retouched",
     ],
 )  # fmt: skip
 def test_words_in_free_text_name_no_generator(free: str) -> None:
@@ -137,6 +139,8 @@ def test_programs_that_are_generators(program: str, name: str) -> None:
         ("Created with Midjourney.", "Midjourney"),
         ("AI generated", None),
         ("Signature: " + "aB3/" * 30, "Grok"),
+        ("prompt: a cat on a mat", None),
+        ('{"prompt": "a cat"}', None),
     ],
 )  # fmt: skip
 def test_records_of_generators_in_free_text(record: str, name: str | None) -> None:
@@ -164,6 +168,7 @@ def test_a_record_far_behind_the_letters_that_are_shown() -> None:
         ('workflow:{"nodes":[]}', 'prompt:{"3":{"class_type":"KSampler"}}'),
         ('Workflow: {"nodes":[]}', 'Prompt: {"3":{}}'),
         ("ACME", '{"3":{"class_type":"KSampler"}}'),
+        ("workflow: none", "Prompt: a cat"),
         ('{"a": 1}', "Cam 1"),
     ],
 )
@@ -187,6 +192,8 @@ def test_a_camera_needs_a_short_plain_text() -> None:
         ({"Make": "Canon", "Model": "CanoScan 9000F"}, "scanner"),
         ({"Make": "HP", "Model": "Photosmart C4200 series"}, "scanner"),
         ({"Make": "Nikon", "Model": "D1", "Software": "VueScan 9 x64"}, "scanner"),
+        ({"Make": "AGFA", "Model": "DuoScan T1200"}, "scanner"),
+        ({"Make": "NORITSU KOKI", "Model": "QSS-32_33"}, "scanner"),
         ({"Make": "ACME", "Model": "X", "FileSource": b"\1"}, "scanner"),
         ({"Make": "ACME", "Model": "X", "FileSource": b"\2"}, "scanner"),
         ({"Make": "ACME", "Model": "X", "FileSource": b"\3"}, "camera"),
@@ -476,3 +483,25 @@ def test_the_real_detector_asks_the_file_unless_told_not_to() -> None:
     silent = load_detector(threads=1, stability=False, metadata=False)
     assert silent.detect(data).origin is None
     assert silent.detect(data).scores == found.scores
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"nodes":[' * 7000, "sora" + " 1-1" * 16_000 + "!", "sora " + "1-" * 30_000 + "!",
+        "--v 6 " * 11_000, '"a" ' + "-a" * 32_000, "Steps: 1, " * 6500, "made with " * 6500,
+        '{"prompt' * 8000, "Job ID: " * 8000, "flux1" + "-a" * 32_000 + "!", "Model: " * 9000,
+        "gemini 1 " * 7000, "stable-image" + "-" * 64_000 + "!", "ai generated " * 5000,
+        "dalle" * 13_000, "Signature: " + "a" * 64_000, '"class_type' * 6000, "{" * 64_000,
+    ],
+)  # fmt: skip
+def test_hostile_texts_take_little_time(text: str) -> None:
+    start = time.process_time()
+    for look in (generators.by_program, generators.by_record, generators.by_credit):
+        look(text)
+    for key in ("parameters", "Software", "Dream", "AIGC", "Title"):
+        generators.by_text_key(key, text)
+    generators.model_of(text)
+    generators.of_label(text)
+    generators.begins_from_image(text)
+    assert time.process_time() - start < 2.0  # some milliseconds, on any machine

@@ -1014,8 +1014,8 @@ def _on_trust(stated: Mapping[str, Any], found: Mapping[str, Any]) -> Check:
     states = f"the report calls the C2PA manifest {stated['state']}, here it is {found['state']}"
     if found["state"] == _NOT_READ:
         return Check(
-            "metadata", None, f"all but the C2PA manifest is as computed anew: {states}, for the "
-            "package c2pa-python is not installed",
+            "metadata", None, "all but the check of the C2PA manifest is as computed anew: "
+            f"{states}, for the package c2pa-python is not installed",
         )  # fmt: skip
     return Check("metadata", True, f"as computed anew, but for trust: {states}")
 

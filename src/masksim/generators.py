@@ -59,7 +59,7 @@ class Named:
 _PRODUCTS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
     ("Microsoft Designer", r"(?:microsoft|image creator from)[ _]designer", "", ("dalle", "gpt")),
     ("Bing Image Creator", r"bing image creator|image creator from \w+", "", ("dalle", "gpt")),
-    ("DALL·E", r"dall[-·.• ]?e(?:[ -]?[23])?", "", ("dalle",)),
+    ("DALL·E", r"dall[-·.• ]e(?:[ -]?[23])?|dalle[ -]?[23]", "dalle", ("dalle",)),
     ("GPT Image", r"gpt[- ]?image(?:[ -]?\d[\w.]*)?|gpt-4o", "", ("gpt",)),
     ("ChatGPT", r"chat ?gpt", "", ("gpt", "dalle")),
     ("Sora", r"openai sora", r"sora", ("gpt",)),
@@ -115,7 +115,9 @@ _PRODUCTS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
     ("Getty Generative AI", r"generative ai by getty", "", ()),
     ("StyleGAN", r"stylegan\w*|this ?person ?does ?not ?exist", "", ("stylegan",)),
 )  # fmt: skip
-_VERSION = r"(?:[ /_-]+(?:v|version |gen-?)?\d[\w.+-]*|[ /_-]+(?:turbo|pro|alpha|beta|web|app))*"
+# What stands between the parts stands in none of them: else they could be told apart in many ways.
+_VERSION = r"(?:[ /_-]+(?:(?:v|version |gen-?)?\d[a-z0-9.+]*|turbo|pro|alpha|beta|web|app|image))*"
+_LONGEST_NAME = 80
 
 
 def _word(pattern: str) -> str:
@@ -155,7 +157,7 @@ def by_program(text: str) -> Named | None:
         nothing but a version stands beside them.
     """
     text = text[:_LOOKED_AT]
-    if match := _ALONE.fullmatch(text.strip()):
+    if match := _ALONE.fullmatch(text[: 2 * _LONGEST_NAME].strip()[:_LONGEST_NAME]):
         at = text.index(match[0])
         return Named(_product(match), match[0], at, at + len(match[0]))
     # A product says more than its maker, who stands further down in the list.
@@ -200,16 +202,15 @@ _BESIDE_STEPS = re.compile(
     r"\b(?:Sampler: ?\S|CFG scale: ?\d|Seed: ?\d|Guidance: ?\d|Negative prompt:)"
 )
 _JOB = re.compile(r"\bJob ID: ?[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
-_JOB_SHORT = re.compile(
-    r"(?:^|\s)--(?:v|niji|ar|q|s|style|stylize|chaos|seed) \S.{0,400}?\bJob ID: ?[0-9a-f]{4,}",
-    re.DOTALL,
-)
+_JOB_SHORT = re.compile(r"\bJob ID: ?[0-9a-f]{4,}")
+_JOB_OPTION = re.compile(r"(?:^|\s)--(?:v|niji|ar|q|s|style|stylize|chaos|seed) \S")
 _NODES = re.compile(r"\s*(?:prompt|workflow)\s*:\s*[\[{]", re.IGNORECASE)
+_PROMPT = re.compile(r"\s*prompt\s*:\s*\S", re.IGNORECASE)
 _XAI = re.compile(r"Signature: ?[A-Za-z0-9+/=]{60,}")
 _OPENAI = re.compile(r"OpenAI--ImageGeneration--\S+")
-_DREAM = re.compile(r"\"[^\"]+\" (?:-[a-zA-Z] ?\S+ ?){2,}")
+_DREAM = re.compile(r"\"[^\"]+\" -[a-zA-Z] ?\S")
 
-# Keys of JSON records, two of which tell: each alone may stand in anybody's record.
+# Keys of JSON records: with a prompt among them it is a generator's; the rest show whose.
 _TELLING = (
     "prompt", "negative[_ ]?prompt", "positive[_ ]?prompt", "originalPrompt", "negative", "uc",
     "seed", "steps", "sampler(?:_name)?", "cfg_?scale", "guidance(?:[_ ]?scale)?", "scheduler",
@@ -218,10 +219,6 @@ _TELLING = (
 _KEY = re.compile(rf'"({"|".join(_TELLING)})"\s*:', re.IGNORECASE)
 _OWN_KEYS = (
     (re.compile(r'"class_type"\s*:'), "ComfyUI"),
-    (
-        re.compile(r'"nodes"\s*:\s*\[.{0,20000}?"(?:links|widgets_values|type)"\s*:', re.DOTALL),
-        "ComfyUI",
-    ),
     (re.compile(r'"nodes"\s*:\s*\[\s*\]'), "ComfyUI"),
     (re.compile(r'"sui_image_params"\s*:'), "SwarmUI"),
     (re.compile(r'"mflux_version"\s*:'), "mflux"),
@@ -247,12 +244,20 @@ def by_record(text: str) -> Named | None:
     text = text[:_LOOKED_AT]
     if text.lstrip().startswith(("{", "[")):
         return _by_json(text)
-    for pattern, name in ((_STEPS, None), (_JOB, "Midjourney"), (_JOB_SHORT, "Midjourney"),
-                          (_NODES, "ComfyUI"), (_OPENAI, "OpenAI")):  # fmt: skip
-        if match := pattern.search(text) if pattern is not _NODES else pattern.match(text):
-            return Named(name or _of_settings(text), match[0], match.start(), match.end())
+    if match := _STEPS.search(text):
+        return Named(_of_settings(text), match[0], match.start(), match.end())
+    if match := _JOB.search(text) or _JOB_SHORT.search(text):
+        options = text[max(match.start() - 4000, 0) : match.start()]
+        if match.re is _JOB or _JOB_OPTION.search(options):
+            return Named("Midjourney", match[0], match.start(), match.end())
+    if match := _NODES.match(text):
+        return Named("ComfyUI", match[0], match.start(), match.end())
+    if match := _OPENAI.search(text):
+        return Named("OpenAI", match[0], match.start(), match.end())
     if (match := _STEPS_APART.search(text)) and _BESIDE_STEPS.search(text):
         return Named(_of_settings(text), match[0], match.start(), match.end())
+    if match := _PROMPT.match(text):
+        return Named(None, match[0][:-1].strip(), match.start(), match.end())
     if (match := _XAI.match(text)) and len(text) < 1000:
         return Named("Grok", match[0][:20], 0, 20)
     if match := _MADE_WITH.fullmatch(text.strip()):
@@ -272,12 +277,19 @@ def _of_settings(text: str) -> str:
     return "Stable Diffusion"
 
 
+_GRAPH = re.compile(r'"nodes"\s*:\s*\[')
+_NODE = re.compile(r'"(?:links|widgets_values|type)"\s*:')
+
+
 def _by_json(text: str) -> Named | None:
+    # One after the other: a pattern of both would look for the second behind each of the first.
+    if (graph := _GRAPH.search(text)) and _NODE.search(text, graph.end(), graph.end() + 20_000):
+        return Named("ComfyUI", graph[0], graph.start(), graph.end())
     for pattern, name in _OWN_KEYS:
         if match := pattern.search(text):
             return Named(name, match[0][:60], match.start(), match.end())
     keys = {match[1]: match for match in _KEY.finditer(text)}
-    if len(keys) >= 2 and any("prompt" in key.lower() for key in keys):
+    if any("prompt" in key.lower() for key in keys):
         first = next(iter(keys.values()))
         program = "Fooocus" if "Fooocus" in text else None
         return Named(program, ", ".join(list(keys)[:4]), first.start(), first.end())
@@ -430,7 +442,9 @@ def contradicts(name: str, detector_name: str) -> bool:
 
 _SCANNER = re.compile(
     r"\b(?:perfection\w*|scan\w*|\w*scanner|canoscan\w*|scan ?jet\w*|coolscan\w*|scansnap\w*|"
-    r"opticfilm\w*|plustek|flextight|opticbook\w*|lide ?\d*|expression ?1\d{3,4}\w*|"
+    r"opticfilm\w*|\w*scan|gt-x\d+|microtek|noritsu|"
+    r"qss-\d+\w*|sp-[23]000|reflecta|plustek|flextight|opticbook\w*|"
+    r"lide ?\d*|expression ?1\d{3,4}\w*|"
     r"officejet\w*|laserjet\w*|deskjet\w*|workforce|mfc-\w+|dcp-\w+|\w*mfp\w*|envy \d+|"
     r"photosmart .*series|\w+ series (?:printer|all-in-one)|(?:mg|mx|ts|tr|mp|pixma)\w* series)\b",
     re.IGNORECASE,

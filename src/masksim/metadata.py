@@ -41,7 +41,7 @@ __all__ = [
     "statements_of",
 ]
 
-_BUDGET = 1 << 21  # letters of all texts together that are searched for a generator's records
+_BUDGET = 1 << 20  # letters of all texts together that are searched for a generator's records
 
 Points: TypeAlias = Literal["generator", "camera", "scanner", "other"]
 
@@ -360,7 +360,7 @@ def _search(
     rest: list[tuple[str, str]] = []
     left = _BUDGET
     for key, text in raw.texts:
-        left -= len(text)
+        left -= min(len(text), LOOKED_AT)  # of each no more is looked at
         named = generators.by_text_key(key, text) if left > 0 else None
         labelled = generators.of_label(text) if key.upper() == "AIGC" and left > 0 else None
         label = label or labelled
@@ -371,11 +371,14 @@ def _search(
     return records, telling + rest, label
 
 
+_RECORD = re.compile(r"\s*(?:[{]|\[\s*[{\"]|(?:prompt|workflow)\s*:)", re.IGNORECASE)
+
+
 def _in_free(name: str, text: str) -> Named | None:
     if found := generators.by_record(text):
         return found
     # No camera is called that; programs without a field of their own put their records there.
-    if name in ("Make", "Model") and text.lstrip().startswith(("{", "[{")):
+    if name in ("Make", "Model") and not _is_name(text[:1000]) and _RECORD.match(text):
         return Named(None, text.lstrip()[:20], 0, 20)
     return None
 
@@ -578,6 +581,8 @@ _RELATIONS = {
 def _on_c2pa(c2pa: C2pa) -> Iterator[Statement]:
     by = f" by {c2pa.claim_generator}" if c2pa.claim_generator else ""
     signer = f" ({c2pa.signer})" if c2pa.signer else ""
+    broken = [p for p in c2pa.problems if not p.startswith(("signingCredential.", "timeStamp."))]
+    why = f" ({', '.join(broken[:3])})" if broken else ""
     signed = f", signed in the name of {c2pa.signer}," if c2pa.signer else ""
     if c2pa.state == "elsewhere":
         yield Statement(
@@ -594,8 +599,8 @@ def _on_c2pa(c2pa: C2pa) -> Iterator[Statement]:
         "untrusted": f"A C2PA manifest{by} is unbroken, but its signer{signer} is on no list of "
         "trust that was asked, so the name may be anybody's.",
         "tampered": f"A C2PA manifest{by} does not fit: the image or the manifest was changed "
-        "after signing.",
-        "invalid": f"A C2PA manifest{by} is there, but is not valid.",
+        f"after signing{why}.",
+        "invalid": f"A C2PA manifest{by} is there, but is not valid{why}.",
         "unreadable": f"A C2PA manifest{by} is there, but could not be checked.",
     }[c2pa.state]
     points = _aim(c2pa.source_types)
