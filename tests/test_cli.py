@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -27,6 +27,7 @@ import fake_detector as fake  # type: ignore[import-not-found]
 import masksim
 from masksim import cli
 from masksim.errors import ImageError
+from masksim.origin import Origin, Says
 from masksim.verdict import LEVELS
 
 TESTS = Path(__file__).parent
@@ -128,8 +129,30 @@ def test_text_of_one_image(run: Callable[..., Any], photo: Path) -> None:
         {
             "path": None, "threads": None, "providers": ["CPUExecutionProvider"],
             "stability": True, "population": "auto", "likelihood_ratio": False,
+            "metadata": True,
         }
     ]  # fmt: skip
+
+
+def test_the_file_s_own_words_stand_apart(run: Callable[..., Any], tmp_path: Path) -> None:
+    tags = Image.Exif()
+    tags[0x0131] = "ChatGPT"
+    path = tmp_path / "made.png"
+    Image.new("RGB", (300, 300), "white").save(path, exif=tags)
+    text = run("detect", path).stdout
+    assert (
+        "\n  The file says:\n    The file carries an unchecked claim that ChatGPT made it." in text
+    )
+    assert "No evidence of a known pattern. But the file carries an unchecked claim" in text
+    (row,) = rows(run("detect", "--json", path).stdout)
+    assert row["origin"]["generator"] == "ChatGPT"
+    assert row["origin"]["beside"].startswith("No evidence")
+    piped = rows(run("detect", "--json", "-", input=path.read_bytes()).stdout)
+    assert piped[0]["origin"] == row["origin"]
+    assert "The file says" not in run("detect", "--no-metadata", path).stdout
+    (bare,) = rows(run("detect", "--json", "--no-metadata", path).stdout)
+    assert bare["origin"] is None
+    assert bare["verdict"] == row["verdict"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals are POSIX")
@@ -369,6 +392,7 @@ def fields(value: Any) -> Iterator[str]:
 def test_every_field_code_level_and_option_is_documented(run: Callable[..., Any]) -> None:
     page = (TESTS.parent / "docs" / "detect.md").read_text(encoding="utf-8")
     names = {*fields(fake.detection().to_dict()), "maps", "error", *ImageError.codes}
+    names |= {*fields(Origin().to_dict()), "beside", *get_args(Says)}
     names |= {level for _, level in LEVELS} | {"no evidence", "uncalibrated"}
     assert [name for name in sorted(names) if f"`{name}`" not in page and name != "error"] == []
     for option in re.findall(r"--[a-z]+", run("detect", "--help").stdout):

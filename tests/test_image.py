@@ -821,10 +821,10 @@ def test_threads_agree_and_leave_no_trace(odd_files: Files) -> None:
 
 
 def test_only_pillows_warnings_are_silenced(monkeypatch: pytest.MonkeyPatch) -> None:
-    from masksim.image import _quiet_pillow
+    from masksim.image import quiet_pillow
 
-    with _quiet_pillow():
-        with _quiet_pillow(), pytest.warns(UserWarning, match="of ours"):
+    with quiet_pillow():
+        with quiet_pillow(), pytest.warns(UserWarning, match="of ours"):
             warnings.warn("of ours", stacklevel=1)
         warnings.warn_explicit("of Pillow", UserWarning, "x.py", 1, module="PIL.TiffImagePlugin")
     with pytest.warns(UserWarning, match="of Pillow"):

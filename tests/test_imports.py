@@ -17,14 +17,26 @@ PACKAGE = Path(masksim.__file__).parent
 # A module imports only from strictly lower layers. A new module must be placed here, with thought,
 # and in docs/architecture.md.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors",),
+    ("errors", "generators", "jumbf", "plain"),
     (
         *("image", "augment", "preprocess", "residual", "spectrum", "traits"),
-        *("answers", "manifest", "metadata", "metrics", "sources", "tables"),
+        *("answers", "manifest", "metrics", "sources", "tables"),
+        *("credentials", "exif", "pngtext", "xmp"),
     ),
-    ("calibration",),
-    ("features", "inputs", "model", "verdict", "degrade", "protocols", "peers", "photos", "views"),
-    ("checkpoint", "dataset", "network", "prepare", "report", "verify"),
+    ("calibration", "metadata"),
+    (
+        "features",
+        "inputs",
+        "model",
+        "verdict",
+        "degrade",
+        "protocols",
+        "peers",
+        "photos",
+        "origin",
+        "views",
+    ),
+    ("checkpoint", "dataset", "label", "network", "prepare", "report", "verify"),
     ("console", "detector", "dossier_html", "plots", "runs", "train"),
     (
         "evaluate",

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 from typer.testing import CliRunner
 
 from conftest import make_natural
@@ -105,6 +105,25 @@ def test_an_answer_is_the_detectors(client: Any, detector: Detector) -> None:
         plain = json.loads(json.dumps(expected))
         del plain["image"]["name"], plain["seconds"]
         assert found == plain
+
+
+def test_the_file_is_asked_unless_told_not_to(client: Any) -> None:
+    tags = Image.Exif()
+    tags[ExifTags.Base.Software] = "Midjourney"
+    buffer = io.BytesIO()
+    Image.open(io.BytesIO(jpeg(3, (520, 600)))).save(buffer, "JPEG", exif=tags)
+    data = buffer.getvalue()
+    for path, name in (("/v1/detect", "file"), ("/v1/detect/batch", "files")):
+        said = {}
+        for wanted in ("true", "false"):
+            found = client.post(path, files={name: ("a.jpg", data)}, params={"metadata": wanted})
+            (answer,) = found.json().get("results", [found.json()])
+            answers.DetectionAnswer.model_validate(answer)
+            said[wanted] = answer["origin"]
+        assert said["true"]["generator"] == "Midjourney"
+        assert said["false"] is None
+        wrong = client.post(path, files={name: ("a.jpg", data)}, params={"metadata": "perhaps"})
+        assert wrong.status_code == 400
 
 
 def test_maps_can_be_read_back(client: Any, detector: Detector) -> None:

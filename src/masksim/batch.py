@@ -32,6 +32,7 @@ from masksim import __version__
 from masksim.detector import Detection, GeneratorScore, load_detector
 from masksim.errors import DataError, ImageError, MasksimError, ModelError, UsageError
 from masksim.inputs import LONGEST, Inputs, is_url, open_remote, path_key, same_file
+from masksim.origin import COLUMNS
 
 if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess
@@ -148,6 +149,8 @@ def flat_columns(generators: Sequence[str]) -> dict[str, str]:
         if name == "scores":
             for generator in generators:
                 columns |= {f"{part}_{generator}": kind for part, kind in score.items()}
+        elif name == "origin":
+            columns |= {f"origin_{part}": kind for part, kind in COLUMNS.items()}
         elif is_dataclass(hint):
             parts = get_type_hints(hint)
             columns |= {f"{name}_{f.name}": _kind(parts[f.name]) for f in fields(hint)}
@@ -182,6 +185,9 @@ def flatten(row: Mapping[str, Any]) -> Row:
                     for part, found in score.items()
                     if part != "generator"
                 }
+        elif name == "origin":
+            # The rest of it, in JSON Lines, is long.
+            flat |= {f"origin_{part}": _harmless((value or {}).get(part)) for part in COLUMNS}
         elif isinstance(value, Mapping):
             flat |= {f"{name}_{part}": _cell(found) for part, found in value.items()}
         else:
@@ -192,6 +198,11 @@ def flatten(row: Mapping[str, Any]) -> Row:
 
 def _cell(value: Any) -> Any:
     return json.dumps(value) if isinstance(value, (list, tuple, dict)) else value
+
+
+def _harmless(value: Any) -> Any:
+    """Mark a text of the file's that a spreadsheet would take for a formula."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in tuple("=+-@\t\r") else value
 
 
 def _text(value: Any) -> Any:

@@ -159,6 +159,12 @@ def detect(
         bool,
         typer.Option("--likelihood-ratio", help="Give verdicts a bounded likelihood ratio."),
     ] = False,
+    metadata: Annotated[
+        bool,
+        typer.Option(
+            "--metadata/--no-metadata", help="Also tell what the file says of its own origin."
+        ),
+    ] = True,
 ) -> None:
     """Say of each image which generator's spectral pattern it carries, and how rare that is."""
     with errors():
@@ -172,6 +178,7 @@ def detect(
         detector = _load(
             model, threads, device,
             stability=not quick, population=population, likelihood_ratio=likelihood_ratio,
+            metadata=metadata,
         )  # fmt: skip
         pictures = None if maps is None else _Pictures(maps)
         failed = 0
@@ -225,10 +232,10 @@ def _read(source: str, detector: Detector) -> LoadedImage:
     from masksim.image import load_image
 
     if source != "-":
-        return load_image(source, part=detector.part)
+        return load_image(source, part=detector.part, keep=detector.metadata)
     if sys.stdin is None:  # a process may be started without
         raise ImageError("<stdin>: there is no stdin", code="not_found")
-    return load_image(sys.stdin.buffer, name="<stdin>", part=detector.part)
+    return load_image(sys.stdin.buffer, name="<stdin>", part=detector.part, keep=detector.metadata)
 
 
 def _knows_blocks() -> bool:

@@ -93,6 +93,12 @@ def batch(
     timeout: Annotated[
         float, typer.Option("--timeout", metavar="SECONDS", help="That one image may take.")
     ] = 300.0,
+    metadata: Annotated[
+        bool,
+        typer.Option(
+            "--metadata/--no-metadata", help="Also tell what files say of their own origin."
+        ),
+    ] = True,
     as_json: Json = False,
 ) -> None:
     """Analyse many images into one file: a row an image, errors too; can be gone on with."""
@@ -104,7 +110,7 @@ def batch(
         from masksim.detector import load_detector
 
         asked = {choice.value.replace("-", " ") for choice in fail_on or ()}
-        load = partial(load_detector, model, threads=1)
+        load = partial(load_detector, model, threads=1, metadata=metadata)
         if asked - {"error"} and not load().sample_size:
             raise UsageError("this detector is not calibrated: no verdict reaches a level")
         found = inputs.list_inputs(images, recursive=recursive, column=column, root=root)

@@ -1,4 +1,4 @@
-"""The commands ``masksim data list | download | prepare | verify``.
+"""The commands ``masksim data list | label | download | prepare | verify``.
 
 Results go to stdout (one JSON document with ``--json``), messages and progress to stderr. Exit
 codes: 0 done, 2 wrong usage, 5 the data cannot be had or used.
@@ -172,6 +172,55 @@ def list_sets(sources: Table = None, as_json: Json = False) -> None:
             if source.manual:
                 text += f"\n  {source.manual}"
             console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+# ---------------------------------------------------------------- label
+
+
+@app.command("label")
+def label_files(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="With folders below it.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="FILE", help="The manifest: .csv or .parquet.")
+    ],
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a manifest that is there.")
+    ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make a manifest of your own files by what each says of its origin, with the evidence."""
+    console = _stderr()
+    with _errors(as_json):
+        from masksim.label import label_folder
+        from masksim.manifest import REAL, write_manifest
+
+        if out.suffix.lower() not in (".csv", ".parquet"):
+            raise UsageError(f"--out {out}: a manifest is .csv or .parquet")
+        if out.exists() and not overwrite:
+            raise UsageError(f"{out} is there already: --overwrite replaces it")
+        with _counter(console, quiet, "labelling") as progress:
+            found = label_folder(folder, root=out.parent, progress=progress)
+        digest = write_manifest(out, found.rows)
+        counts: dict[str, int] = {}
+        for row in found.rows:
+            counts[row.generator] = counts.get(row.generator, 0) + 1
+        if as_json:
+            _print_json(
+                {
+                    "manifest": str(out),
+                    "hash": digest,
+                    "images": len(found.rows),
+                    "generators": counts,
+                    "without": dict(found.without),
+                }
+            )
+            return
+        typer.echo(f"{out}: {len(found.rows)} images, hash {digest}")
+        for name, count in sorted(counts.items(), key=lambda item: (item[0] == REAL, -item[1])):
+            typer.echo(f"  {name}: {count}")
+        for why, count in found.without.items():
+            typer.echo(f"  without a row: {count}, {why}")
 
 
 # ---------------------------------------------------------------- download

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from masksim import augment, preprocess, report, spectrum, verdict
+from masksim import origin as origins
 from masksim.calibration import (
     Attribution,
     Calibration,
@@ -155,6 +156,9 @@ class Detection:
         Name and digest of the detector file.
     seconds
         Time taken, with decoding where the image was not decoded before.
+    origin
+        What the file says of its own origin, which is no part of the verdict; None where it was
+        not asked, or there is no file.
     """
 
     image: ImageFacts
@@ -164,6 +168,12 @@ class Detection:
     detector: str
     detector_sha256: str
     seconds: float
+    origin: origins.Origin | None = None
+
+    @property
+    def beside(self) -> str | None:
+        """Verdict and file next to each other, where they disagree; see `origin.beside`."""
+        return origins.beside(self.verdict.level, self.verdict.generator, self.origin)
 
     def to_dict(self) -> dict[str, Any]:
         """Give the answer as plain values for JSON."""
@@ -174,6 +184,9 @@ class Detection:
             "windows": [list(window) for window in self.windows],
             "detector": {"name": self.detector, "sha256": self.detector_sha256},
             "seconds": round(self.seconds, 4),
+            "origin": None
+            if self.origin is None
+            else {**self.origin.to_dict(), "beside": self.beside},
         }
 
     def _repr_html_(self) -> str:
@@ -483,6 +496,8 @@ class Detector:
         `masksim calibrate` added.
     likelihood_ratio
         Give verdicts a likelihood ratio.
+    metadata
+        Also tell what a file says of its own origin (`Detection.origin`).
 
     Attributes
     ----------
@@ -514,12 +529,14 @@ class Detector:
         stability: bool = True,
         population: str = "auto",
         likelihood_ratio: bool = False,
+        metadata: bool = True,
     ) -> None:
         self.file = file
         self.name = str(file.config.get("name", file.config.get("recipe", "detector")))
         self.sha256 = file.sha256
         self.generators = tuple(file.generators)
         self.stability = stability
+        self.metadata = metadata
         if len(self.generators) != sum(len(branch.generators) for branch in file.branches):
             raise ModelError("a generator stands in two branches")
         self._branches: list[_Runner] = [
@@ -680,7 +697,7 @@ class Detector:
     def _load(self, image: ImageSource | LoadedImage, name: str | None) -> LoadedImage:
         if isinstance(image, LoadedImage):
             return image
-        return load_image(image, name=name, part=self.part)
+        return load_image(image, name=name, part=self.part, keep=self.metadata)
 
     def part(self, height: int, width: int) -> tuple[int, int, int, int]:
         """Tell which part of an image is looked at, for `load_image`: the rest need not be kept.
@@ -722,8 +739,8 @@ class Detector:
             The image cannot be read or analysed; its ``code`` says why.
         """
         start = time.perf_counter()
-        loaded = self._load(image, name)
-        return self._decide(loaded, self._analyse_file(loaded), start)
+        loaded, said = _asked(self._load(image, name))
+        return replace(self._decide(loaded, self._analyse_file(loaded), start), origin=said)
 
     def explain(
         self, image: ImageSource | LoadedImage, *, name: str | None = None
@@ -743,9 +760,9 @@ class Detector:
             As `detect`.
         """
         start = time.perf_counter()
-        loaded = self._load(image, name)
+        loaded, said = _asked(self._load(image, name))
         found = self._analyse_file(loaded)
-        return self._decide(loaded, found, start), self._maps(found)
+        return replace(self._decide(loaded, found, start), origin=said), self._maps(found)
 
     def _maps(self, found: list[_Evidence]) -> dict[str, SimilarityMap]:
         return {
@@ -993,6 +1010,14 @@ class Detector:
         return self._maps(self._analyse_file(loaded))
 
 
+def _asked(loaded: LoadedImage) -> tuple[LoadedImage, origins.Origin | None]:
+    """Ask the file for its origin, where its bytes were kept; they are let go of after that."""
+    if loaded.encoded is None:
+        return loaded, None
+    said = origins.read_origin(loaded.encoded)
+    return replace(loaded, encoded=None), said
+
+
 def _together(
     found: Sequence[_Evidence],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], tuple[tuple[int, int, int, int], ...]]:
@@ -1124,6 +1149,7 @@ def load_detector(
     stability: bool = True,
     population: str = "auto",
     likelihood_ratio: bool = False,
+    metadata: bool = True,
 ) -> Detector:
     """Load a detector file, verified part by part.
 
@@ -1131,7 +1157,7 @@ def load_detector(
     ----------
     path
         Folder of a detector; by default the one inside the package.
-    threads, providers, stability, population, likelihood_ratio
+    threads, providers, stability, population, likelihood_ratio, metadata
         See `Detector`.
 
     Returns
@@ -1152,4 +1178,5 @@ def load_detector(
         stability=stability,
         population=population,
         likelihood_ratio=likelihood_ratio,
+        metadata=metadata,
     )

@@ -14,7 +14,7 @@ import platform
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
@@ -24,10 +24,11 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from masksim import __version__, dossier_html
+from masksim import origin as origins
 from masksim.calibration import Interval
 from masksim.errors import ImageError, UsageError
 from masksim.image import Limits, LoadedImage, load_image, to_display
-from masksim.metadata import C2pa, read_metadata, statements_of
+from masksim.metadata import read_metadata, statements_of
 from masksim.report import (
     colour_limit,
     colour_scale,
@@ -296,6 +297,8 @@ def _gather(
     """Compute all that a report shows of an image: plain values, and pictures by name."""
     loaded = load_image(data, name=name)
     detection, explained = detector.explain(loaded)
+    metadata = read_metadata(data)
+    detection = replace(detection, origin=origins.origin_of(metadata))
     pictures: dict[str, bytes] = {}
     found = to_json(detection)
     del found["seconds"]  # it is of the machine, not of the image
@@ -316,7 +319,7 @@ def _gather(
             for k, generator in enumerate(ranked)
         ],
         "windows": _by_window(detector, detection, loaded, pictures),
-        "metadata": asdict(read_metadata(data)),
+        "metadata": asdict(metadata),
     }
     return detection, values, pictures
 
@@ -911,6 +914,7 @@ def _compare_verdict(stated: Mapping[str, Any], found: Mapping[str, Any]) -> str
     one, other = dict(stated["detection"]), dict(found["detection"])
     for values in (one, other):
         values.pop("scores")
+        values.pop("origin")  # with the metadata
     n = other["verdict"]["sample_size"]
     rates = {"false_positive_rate", "low", "high", "number_of_false_alarms"}
     generators = max(1, len(found["detection"]["scores"]))
@@ -951,11 +955,25 @@ def _compare_metadata(stated: Mapping[str, Any], found: Mapping[str, Any]) -> st
     # Of a manifest they say what the report says of it, which is compared below.
     other["statements"] = statements_of(stated["metadata"])
     c2pa = stated["metadata"]["c2pa"], found["metadata"]["c2pa"]
-    return _told(_differences(one, other, lambda *_: False)) or _compare_c2pa(*c2pa)
+    return (
+        _told(_differences(one, other, lambda *_: False))
+        or _compare_origin(stated)
+        or _compare_c2pa(*c2pa)
+    )
+
+
+def _compare_origin(stated: Mapping[str, Any]) -> str:
+    """Compare the block beside the verdict with what the report's own metadata amount to."""
+    verdict = stated["detection"]["verdict"]
+    said = origins.origin_of_values(stated["metadata"])
+    beside = origins.beside(verdict["level"], verdict["generator"], said)
+    plain = json.loads(json.dumps({**said.to_dict(), "beside": beside}))
+    return _told(_differences(stated["detection"]["origin"], plain, lambda *_: False, "origin."))
 
 
 _UNBROKEN = ("trusted", "valid", "untrusted")
 _NOT_READ: Final = "not verified"
+_BY_CHECKING = ("signed", "problems", "others")
 _ON_TRUST = ("signingCredential.", "timeStamp.")
 
 
@@ -967,10 +985,17 @@ def _compare_c2pa(stated: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     states = [values["state"] for values in (stated, found)]
     if all(state in (*_UNBROKEN, _NOT_READ) for state in states):
         if _NOT_READ in states:
-            # What was not read says nothing.
-            unread = [v for v in (stated, found) if v["state"] == _NOT_READ]
-            empty = json.loads(json.dumps(asdict(C2pa(_NOT_READ))))
-            return "".join(_told(_differences(v, empty, lambda *_: False)) for v in unread)
+            # Both have read what is claimed, as far as they could; one of them has checked it.
+            for values in (stated, found):
+                if values["state"] == _NOT_READ and any(values[key] for key in _BY_CHECKING):
+                    return "c2pa: what was not checked has no results of a check"
+            stated, found = (
+                {k: v for k, v in values.items() if k not in ("state", *_BY_CHECKING)}
+                for values in (stated, found)
+            )
+            if not (any(stated.values()) and any(found.values())):
+                return ""
+            return _told(_differences(stated, found, lambda *_: False, "c2pa."))
         stated, found = (
             {
                 **values,
@@ -989,8 +1014,8 @@ def _on_trust(stated: Mapping[str, Any], found: Mapping[str, Any]) -> Check:
     states = f"the report calls the C2PA manifest {stated['state']}, here it is {found['state']}"
     if found["state"] == _NOT_READ:
         return Check(
-            "metadata", None, f"all but the C2PA manifest is as computed anew: {states}, for the "
-            "package c2pa-python is not installed",
+            "metadata", None, "all but the check of the C2PA manifest is as computed anew: "
+            f"{states}, for the package c2pa-python is not installed",
         )  # fmt: skip
     return Check("metadata", True, f"as computed anew, but for trust: {states}")
 

@@ -48,7 +48,8 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from dataclasses import field as item
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeAlias, cast
 
@@ -78,6 +79,8 @@ __all__ = [
     "LoadedImage",
     "estimate_jpeg_quality",
     "load_image",
+    "open_undecoded",
+    "quiet_pillow",
     "to_display",
 ]
 
@@ -184,11 +187,14 @@ class LoadedImage:
         What is known besides.
     corner
         (y, x) of the first of `pixels` in the image: (0, 0) but where a part was asked for.
+    encoded
+        The bytes of the file, where they were to be kept.
     """
 
     pixels: NDArray[np.uint8]
     facts: ImageFacts
     corner: tuple[int, int] = (0, 0)
+    encoded: bytes | None = item(default=None, repr=False)
 
 
 Part: TypeAlias = Callable[[int, int], "tuple[int, int, int, int]"]
@@ -201,6 +207,7 @@ def load_image(
     limits: Limits | None = None,
     name: str | None = None,
     part: Part | None = None,
+    keep: bool = False,
 ) -> LoadedImage:
     """Decode an image to the 8-bit RGB pixels that are analysed.
 
@@ -220,6 +227,8 @@ def load_image(
     part
         Keep this part of an encoded image alone: less time and memory. The facts are those of the
         whole image. Arrays and Pillow images, whose digest is that of their pixels, stay whole.
+    keep
+        Keep the bytes of the file, too (`LoadedImage.encoded`), for what else they say.
 
     Returns
     -------
@@ -236,17 +245,45 @@ def load_image(
         return _from_array(source, limits, name or "<array>")
     if isinstance(source, Image.Image):
         label = name or str(getattr(source, "filename", "") or "<image>")
-        with _quiet_pillow():
+        with quiet_pillow():
             return _from_pillow(source, b"", limits, label)
     data, label = _read(source, limits, name)
     if not data:
         raise ImageError(f"{label}: the file is empty", code="empty_file")
     if len(data) > limits.max_bytes:
         raise _too_many_bytes(label, limits)
-    with _quiet_pillow():
+    with quiet_pillow():
         image = _open(data, limits, label)
         try:
-            return _from_pillow(image, data, limits, label, part)
+            loaded = _from_pillow(image, data, limits, label, part)
+        finally:
+            image.close()
+    return replace(loaded, encoded=data) if keep else loaded
+
+
+@contextmanager
+def open_undecoded(data: bytes) -> Iterator[Any]:
+    """Open an image for what stands beside its pixels, which are not decoded.
+
+    Parameters
+    ----------
+    data
+        The bytes of the file.
+
+    Yields
+    ------
+    PIL.Image.Image
+        Not decoded; closed at the end.
+
+    Raises
+    ------
+    ImageError
+        It cannot be opened.
+    """
+    with quiet_pillow():
+        image = _open(data, Limits(max_pixels=1 << 40), "<bytes>")
+        try:
+            yield image
         finally:
             image.close()
 
@@ -968,7 +1005,8 @@ _quiet_depth = 0
 
 
 @contextmanager
-def _quiet_pillow() -> Iterator[None]:
+def quiet_pillow() -> Iterator[None]:
+    """Ignore the decoders' warnings; for threads, too."""
     global _quiet_depth
     with _quiet_lock:
         if _quiet_depth == 0:

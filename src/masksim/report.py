@@ -14,7 +14,7 @@ import struct
 import textwrap
 import unicodedata
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from masksim import origin as origins
 from masksim.errors import UsageError
 from masksim.verdict import LEVELS, format_rate
 
@@ -107,6 +108,14 @@ class DetectionLike(Protocol):
     @property
     def seconds(self) -> float:
         """Time of the analysis."""
+
+    @property
+    def origin(self) -> origins.Origin | None:
+        """What the file says of its own origin; None where it was not asked."""
+
+    @property
+    def beside(self) -> str | None:
+        """Verdict and file next to each other, where they disagree."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -245,6 +254,13 @@ def to_text(detection: DetectionLike, width: int = 80, *, ascii_only: bool = Fal
             "  Checked: ",
             "    ",
         )
+    if detection.origin is not None:
+        lines.extend(("", f"  {origins.TITLE}:"))
+        for line in origins.words(detection.origin):
+            paragraph(line, "    ", "      ")
+        if detection.beside:
+            lines.append("")
+            paragraph(detection.beside)
     lines.append("")
     lines.extend(_table(detection, width, ascii_only))
     lines.append("")
@@ -372,6 +388,8 @@ def to_html(detection: DetectionLike) -> str:
     if verdict.cautions:
         items = "".join(f"<li>{escape(caution)}</li>" for caution in verdict.cautions)
         parts.append(f'<ul style="margin:.4em 0">{items}</ul>')
+    if detection.origin is not None:
+        parts.append(_origin_card(detection.origin, detection.beside, escape))
     heads = ("generator", "similarity", "real photos as high", "rarer: longer")
     parts.append('<table style="border-collapse:collapse;margin:.6em 0"><thead><tr>')
     parts.extend(f'<th scope="col" style="{_CELL}">{head}</th>' for head in heads)
@@ -393,6 +411,21 @@ def to_html(detection: DetectionLike) -> str:
         f" Detector {escape(detection.detector)} ({escape(detection.detector_sha256[:12])})."
     )
     return "".join((*parts, "</div></div>"))
+
+
+def _origin_card(origin: origins.Origin, beside: str | None, escape: Callable[[str], str]) -> str:
+    """Write what the file says, set apart from the verdict."""
+    first, *rest = origins.words(origin)
+    caution = f'<div style="font-size:.85em;opacity:.75">{escape(rest.pop())}</div>' if rest else ""
+    items = "".join(f"<li>{escape(line)}</li>" for line in rest)
+    both = f"<div><strong>{escape(beside)}</strong></div>" if beside else ""
+    return (
+        '<div style="border-left:3px solid rgba(128,128,128,.5);padding-left:.8em;margin:.6em 0">'
+        f'<div style="font-weight:600">{escape(origins.TITLE)}</div><div>{escape(first)}</div>'
+        + both
+        + (f'<ul style="margin:.2em 0;font-size:.9em">{items}</ul>' if items else "")
+        + f"{caution}</div>"
+    )
 
 
 def rates_figure(detection: DetectionLike) -> Any:

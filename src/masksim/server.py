@@ -377,6 +377,9 @@ class Service:
         maps: bool = fastapi.Query(
             False, description="Also give the similarity maps of all generators."
         ),
+        metadata: bool = fastapi.Query(
+            True, description="Also give what the file says of its own origin."
+        ),
     ) -> Response:
         """Analyse one image: the bytes of a file, or a form with one file."""
         async with self._inside() as (place, deadline):
@@ -393,12 +396,18 @@ class Service:
                 name, data = _UPLOAD, chunks
             gone = asyncio.create_task(_disconnected(request))
             try:
-                answer = await self._analyse(place, gone, data, name, maps, deadline)
+                answer = await self._analyse(place, gone, data, name, maps, metadata, deadline)
             finally:
                 gone.cancel()
         return _json(answer)
 
-    async def detect_batch(self, request: Request) -> Response:
+    async def detect_batch(
+        self,
+        request: Request,
+        metadata: bool = fastapi.Query(
+            True, description="Also give what the files say of their own origin."
+        ),
+    ) -> Response:
         """Analyse the files of a form: a row for each, in order; errors are rows, too."""
         config = self.config
         async with self._inside() as (place, deadline):
@@ -415,7 +424,7 @@ class Service:
                 async with turn:
                     by = time.monotonic() + config.max_seconds
                     try:
-                        return await self._analyse(place, gone, data, name, False, by)
+                        return await self._analyse(place, gone, data, name, False, metadata, by)
                     except MasksimError as error:
                         problem = _problem(error)
                         self.meters.refused.labels(problem["code"]).inc()
@@ -530,6 +539,7 @@ class Service:
         data: bytes,
         name: str,
         maps: bool,
+        metadata: bool,
         deadline: float,
     ) -> bytes:
         """Hand an image to the workers; give its answer, or give it up."""
@@ -542,7 +552,7 @@ class Service:
             with suppress(RuntimeError):  # the loop has ended
                 loop.call_soon_threadsafe(place.leave)
 
-        work = self._pool.submit(self._answer, data, name, maps, time.monotonic())
+        work = self._pool.submit(self._answer, data, name, maps, metadata, time.monotonic())
         work.add_done_callback(left)
         job = asyncio.wrap_future(work)
         try:
@@ -564,12 +574,16 @@ class Service:
             f"the analysis was not done in {self.config.max_seconds:g} s", code="timeout"
         )
 
-    def _answer(self, data: bytes, name: str, maps: bool, since: float) -> tuple[bytes, float]:
+    def _answer(
+        self, data: bytes, name: str, maps: bool, metadata: bool, since: float
+    ) -> tuple[bytes, float]:
         """Analyse, in a worker; return the JSON and the seconds it took."""
         start = time.monotonic()
         self.meters.waited.observe(start - since)
         with self.meters.running.track_inprogress(), self.meters.seconds.time():
-            loaded = load_image(data, limits=self.limits, name=name, part=self.detector.part)
+            loaded = load_image(
+                data, limits=self.limits, name=name, part=self.detector.part, keep=metadata
+            )
             if maps:
                 detection, found = self.detector.explain(loaded)
                 order = [score.generator for score in detection.scores]
@@ -801,6 +815,10 @@ def _openapi(app: Any, guarded: bool) -> dict[str, Any]:
         made = get_openapi(
             title=app.title, version=app.version, description=app.description, routes=app.routes
         )
+        # A value that makes no sense is a 400 here, as all other misuse.
+        made["paths"]["/v1/detect/batch"]["post"]["responses"].pop("422", None)
+        for unused in ("HTTPValidationError", "ValidationError"):
+            made["components"]["schemas"].pop(unused, None)
         # Put in afterwards: FastAPI drops what is null.
         for path, example in answers.EXAMPLES.items():
             answer = made["paths"][path]["post"]["responses"]["200"]

@@ -28,6 +28,9 @@ const PROBLEMS = {
   unreachable: "The service cannot be reached.",
 };
 
+export const FILE_CAUTION = "Such entries are easily forged and easily lost. They are shown beside the " +
+  "verdict, and are no part of it.";
+
 export const generatorName = (name) => NAMES[name] ?? name;
 
 /** A sentence of the service with generators as their makers call them. */
