@@ -22,7 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         *("image", "augment", "preprocess", "residual", "spectrum", "traits"),
         *("answers", "manifest", "metadata", "metrics", "sources", "tables"),
     ),
-    ("calibration",),
+    ("calibration", "watermark"),
     ("features", "inputs", "model", "verdict", "degrade", "protocols", "peers", "photos"),
     ("checkpoint", "dataset", "network", "prepare", "report", "verify"),
     ("console", "detector", "dossier_html", "plots", "runs", "train"),

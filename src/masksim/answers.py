@@ -159,6 +159,19 @@ class Maps(_Shape):
     spectra: list[Grid] = Field(description="The image's own spectrum, of each channel once.")
 
 
+class Watermark(_Shape):
+    """A known open watermark in the pixels: evidence of its own, easily written or removed."""
+
+    mark: str
+    program: str = Field(description="What writes it.")
+    bits_agree: int
+    bits: int
+    chance: float = Field(description="How often fair coins agree as well with any known mark.")
+    photos_agree: int = Field(description="The most bits that agreed on any real photo.")
+    photos: int = Field(description="Number of those photos.")
+    text: str = Field(description="All of this in a sentence.")
+
+
 class DetectionAnswer(_Shape):
     """The answer about one image."""
 
@@ -168,6 +181,7 @@ class DetectionAnswer(_Shape):
     windows: list[list[int]] = Field(description="Analysed parts: x, y, width, height.")
     detector: DetectorName
     seconds: float
+    watermarks: list[Watermark] = Field(description="Mostly none; no part of the verdict.")
     maps: Maps | None = Field(default=None, description="Only with `maps=true`.")
 
 
@@ -266,6 +280,7 @@ _EXAMPLE: dict[str, Any] = {
         "sha256": "b3eb67dfdbca3a4b6a1ef0e5d4b0a1c6c7d6f1f6b6c0d3b7f1f6a3b9d8e7c6a5",
     },
     "seconds": 0.22,
+    "watermarks": [],
 }  # fmt: skip
 _FAILED = {
     "image": {"name": "notes.txt"},

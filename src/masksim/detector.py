@@ -36,6 +36,7 @@ from masksim.model import OriginalHead, SharedHeads
 from masksim.residual import BANK, Runner, residual_runner
 from masksim.traits import TRAITS, measure
 from masksim.verdict import NONE, Reason, Verdict
+from masksim.watermark import WatermarkMatch, find_watermarks
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -143,6 +144,8 @@ class Detection:
         Name and digest of the detector file.
     seconds
         Time taken, with decoding where the image was not decoded before.
+    watermarks
+        Known open watermarks found in the pixels; no part of the verdict.
     """
 
     image: ImageFacts
@@ -152,6 +155,7 @@ class Detection:
     detector: str
     detector_sha256: str
     seconds: float
+    watermarks: tuple[WatermarkMatch, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Give the answer as plain values for JSON."""
@@ -162,6 +166,7 @@ class Detection:
             "windows": [list(window) for window in self.windows],
             "detector": {"name": self.detector, "sha256": self.detector_sha256},
             "seconds": round(self.seconds, 4),
+            "watermarks": [{**asdict(mark), "text": mark.text} for mark in self.watermarks],
         }
 
     def _repr_html_(self) -> str:
@@ -456,6 +461,8 @@ class Detector:
         `masksim calibrate` added.
     likelihood_ratio
         Give verdicts a likelihood ratio.
+    watermarks
+        Look for known open watermarks, which takes some milliseconds.
 
     Attributes
     ----------
@@ -487,12 +494,14 @@ class Detector:
         stability: bool = True,
         population: str = "auto",
         likelihood_ratio: bool = False,
+        watermarks: bool = True,
     ) -> None:
         self.file = file
         self.name = str(file.config.get("name", file.config.get("recipe", "detector")))
         self.sha256 = file.sha256
         self.generators = tuple(file.generators)
         self.stability = stability
+        self.watermarks = watermarks
         if len(self.generators) != sum(len(branch.generators) for branch in file.branches):
             raise ModelError("a generator stands in two branches")
         self._branches: list[_Runner] = [
@@ -746,7 +755,8 @@ class Detector:
         posterior: list[float] | None = None
         clarity: float | None = None
         if self.attribution is not None and len(self.attribution.own_clearest):
-            posterior = self.attribution.posterior(similarity).tolist()
+            # The last digits depend on the threads of the linear algebra.
+            posterior = self.attribution.posterior(similarity).round(9).tolist()
             clarity = float(self.attribution.clarity(similarity))
         scores = [
             GeneratorScore(
@@ -770,6 +780,8 @@ class Detector:
             after = self._probe(loaded.pixels)
             if changes := verdict.unstable(rates.joint, after):
                 reasons.append(changes)
+        first_rows = loaded.top() if self.watermarks else None
+        marks = () if first_rows is None else find_watermarks(first_rows)
         top, left = loaded.corner
         decided = verdict.decide(
             self.generators,
@@ -807,6 +819,7 @@ class Detector:
             self.name,
             self.sha256,
             time.perf_counter() - start,
+            marks,
         )
 
     def _probe(self, pixels: Pixels) -> dict[str, float]:
@@ -1069,6 +1082,7 @@ def load_detector(
     stability: bool = True,
     population: str = "auto",
     likelihood_ratio: bool = False,
+    watermarks: bool = True,
 ) -> Detector:
     """Load a detector file, verified part by part.
 
@@ -1076,7 +1090,7 @@ def load_detector(
     ----------
     path
         Folder of a detector; by default the one inside the package.
-    threads, providers, stability, population, likelihood_ratio
+    threads, providers, stability, population, likelihood_ratio, watermarks
         See `Detector`.
 
     Returns
@@ -1097,4 +1111,5 @@ def load_detector(
         stability=stability,
         population=population,
         likelihood_ratio=likelihood_ratio,
+        watermarks=watermarks,
     )

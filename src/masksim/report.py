@@ -30,6 +30,7 @@ from masksim.verdict import LEVELS, format_rate
 if TYPE_CHECKING:
     from masksim.image import ImageFacts
     from masksim.verdict import Verdict
+    from masksim.watermark import WatermarkMatch
 
 __all__ = [
     "DetectionLike",
@@ -107,6 +108,10 @@ class DetectionLike(Protocol):
     @property
     def seconds(self) -> float:
         """Time of the analysis."""
+
+    @property
+    def watermarks(self) -> Sequence[WatermarkMatch]:
+        """Known open watermarks found in the pixels."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -245,6 +250,8 @@ def to_text(detection: DetectionLike, width: int = 80, *, ascii_only: bool = Fal
             "  Checked: ",
             "    ",
         )
+    for mark in detection.watermarks:
+        paragraph(mark.text, "  Watermark: ", "    ")
     lines.append("")
     lines.extend(_table(detection, width, ascii_only))
     lines.append("")
@@ -372,6 +379,7 @@ def to_html(detection: DetectionLike) -> str:
     if verdict.cautions:
         items = "".join(f"<li>{escape(caution)}</li>" for caution in verdict.cautions)
         parts.append(f'<ul style="margin:.4em 0">{items}</ul>')
+    parts.extend(f"<div>Watermark: {escape(mark.text)}</div>" for mark in detection.watermarks)
     heads = ("generator", "similarity", "real photos as high", "rarer: longer")
     parts.append('<table style="border-collapse:collapse;margin:.6em 0"><thead><tr>')
     parts.extend(f'<th scope="col" style="{_CELL}">{head}</th>' for head in heads)
