@@ -101,19 +101,22 @@ def robustness(folder: Path, count: int) -> list[dict[str, Any]]:
                 plain.append(np.asarray(image))
     rows = []
     for mark in MARKS:
-        for quality in (None, 100, 95, 90, 85, 80):
-            found = package = wrong = 0
-            for pixels in plain:
-                now = encoded(mark, pixels)
-                now = now if quality is None else jpeg(now, quality)
+        counted = {
+            quality: {"found": 0, "package": 0, "wrong": 0}
+            for quality in (None, 100, 95, 90, 85, 80)
+        }
+        for pixels in plain:
+            marked = encoded(mark, pixels)
+            for quality, count in counted.items():
+                now = marked if quality is None else jpeg(marked, quality)
                 names = [match.mark for match in find_watermarks(now)]
-                found += mark.name in names
-                wrong += bool(set(names) - {mark.name})
-                package += bool((decode_bits(now, len(mark.bits)) == mark.bits).all())
-            rows.append(
-                {"mark": mark.name, "quality": quality, "images": len(plain), "found": found,
-                 "package": package, "wrong": wrong}
-            )  # fmt: skip
+                count["found"] += mark.name in names
+                count["wrong"] += bool(set(names) - {mark.name})
+                count["package"] += bool((decode_bits(now, len(mark.bits)) == mark.bits).all())
+        rows += [
+            {"mark": mark.name, "quality": quality, "images": len(plain), **count}
+            for quality, count in counted.items()
+        ]
     return rows
 
 
