@@ -16,7 +16,7 @@ import io
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -29,33 +29,30 @@ from masksim.errors import ImageError
 from masksim.image import load_image
 from masksim.watermark import MARKS, Mark, agreements, decode_bits, find_watermarks
 
-LONGEST = 1024  # pixels: as large as these generators' images are
+LONGEST = 768  # pixels, between the sizes of these generators' images
 
 
-def images(folder: Path) -> Iterator[NDArray[np.uint8]]:
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        try:
-            top = load_image(path, part=lambda h, w: (0, 0, min(h, 8), min(w, 8))).top()
-        except ImageError as error:
-            print(f"left out: {error}")
-            continue
-        assert top is not None
-        yield top
+def count(path: Path) -> tuple[dict[str, int], list[str]]:
+    """Bits that agree with each mark, and the marks that are found; of no image nothing."""
+    try:
+        top = load_image(path, part=lambda h, w: (0, 0, min(h, 8), min(w, 8))).top()
+    except ImageError:
+        return {}, []
+    assert top is not None
+    return agreements(top), [match.mark for match in find_watermarks(top)]
 
 
-def read(folder: Path) -> dict[str, Any]:
+def read(folder: Path, pool: Executor) -> dict[str, Any]:
     """Of each mark the bits that agree, and in how many images it is found."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
     agreed: dict[str, list[int]] = {mark.name: [] for mark in MARKS}
     found: Counter[str] = Counter()
     n = 0
-    for top in images(folder):
-        counts = agreements(top)
-        if not counts:  # too small
-            continue
-        n += 1
-        for name, count in counts.items():
-            agreed[name].append(count)
-        found.update(match.mark for match in find_watermarks(top))
+    for counts, names in pool.map(count, files, chunksize=8):
+        n += bool(counts)  # else too small
+        for name, agree in counts.items():
+            agreed[name].append(agree)
+        found.update(names)
     marks = {}
     for mark in MARKS:
         bits, values = len(mark.bits), np.array(agreed[mark.name])
@@ -84,51 +81,67 @@ def jpeg(pixels: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:
     return np.asarray(Image.open(buffer))
 
 
-def robustness(folder: Path, count: int) -> list[dict[str, Any]]:
+def photos(folder: Path, wanted: int) -> list[NDArray[np.uint8]]:
+    """So many photos of a folder, made no larger than `LONGEST`."""
     files = sorted(p for p in folder.rglob("*") if p.is_file())
-    files = [files[k] for k in np.random.default_rng(0).permutation(len(files))]
-    plain: list[NDArray[np.uint8]] = []
-    for path in files:
-        if len(plain) == count:
+    found: list[NDArray[np.uint8]] = []
+    for k in np.random.default_rng(0).permutation(len(files)):
+        if len(found) == wanted:
             break
         try:
-            image = Image.fromarray(load_image(path).pixels)
+            image = Image.fromarray(load_image(files[k]).pixels)
         except ImageError:
             continue
+        image.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS)
         if min(image.size) >= 256:
-            image.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS)
-            if min(image.size) >= 256:
-                plain.append(np.asarray(image))
+            found.append(np.asarray(image))
+    return found
+
+
+def robustness(pixels: NDArray[np.uint8]) -> list[tuple[str, int | None, bool, bool, bool]]:
+    """Write each mark into a photo: mark, quality, found, read whole by the package, another."""
     rows = []
     for mark in MARKS:
-        counted = {
-            quality: {"found": 0, "package": 0, "wrong": 0}
-            for quality in (None, 100, 95, 90, 85, 80)
-        }
-        for pixels in plain:
-            marked = encoded(mark, pixels)
-            for quality, count in counted.items():
-                now = marked if quality is None else jpeg(marked, quality)
-                names = [match.mark for match in find_watermarks(now)]
-                count["found"] += mark.name in names
-                count["wrong"] += bool(set(names) - {mark.name})
-                count["package"] += bool((decode_bits(now, len(mark.bits)) == mark.bits).all())
-        rows += [
-            {"mark": mark.name, "quality": quality, "images": len(plain), **count}
-            for quality, count in counted.items()
-        ]
+        marked = encoded(mark, pixels)
+        for quality in (None, 100, 95, 90, 85, 80):
+            now = marked if quality is None else jpeg(marked, quality)
+            names = [match.mark for match in find_watermarks(now)]
+            whole = bool((decode_bits(now, len(mark.bits)) == mark.bits).all())
+            rows.append(
+                (mark.name, quality, mark.name in names, whole, names not in ([], [mark.name]))
+            )
     return rows
+
+
+def summed(rows: list[tuple[str, int | None, bool, bool, bool]]) -> list[dict[str, Any]]:
+    out: dict[tuple[str, int | None], dict[str, Any]] = {}
+    for name, quality, found, whole, other in rows:
+        row = out.setdefault(
+            (name, quality),
+            {"mark": name, "quality": quality, "images": 0, "found": 0, "package": 0, "wrong": 0},
+        )
+        row["images"] += 1
+        row["found"] += found
+        row["package"] += whole
+        row["wrong"] += other
+    order = [mark.name for mark in MARKS]
+    return sorted(out.values(), key=lambda row: order.index(row["mark"]))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folders", nargs="+", help="name=folder")
     parser.add_argument("--encode", type=int, default=0, metavar="N")
+    parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
-    folders = dict(folder.split("=", 1) for folder in options.folders)
-    result: dict[str, Any] = {"folders": {n: read(Path(f)) for n, f in folders.items()}}
-    if options.encode:
-        result["encoded"] = robustness(Path(next(iter(folders.values()))), options.encode)
+    folders = {name: Path(path) for name, path in (f.split("=", 1) for f in options.folders)}
+    result: dict[str, Any] = {}
+    with ProcessPoolExecutor(options.workers) as pool:
+        result["folders"] = {name: read(folder, pool) for name, folder in folders.items()}
+        if options.encode:
+            chosen = photos(next(iter(folders.values())), options.encode)
+            done = pool.map(robustness, chosen)
+            result["encoded"] = summed([row for rows in done for row in rows])
     path = ROOT / "benchmarks" / "results" / "watermark.json"
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     fill(ROOT / "docs" / "watermarks.md", "watermark", markdown(result))

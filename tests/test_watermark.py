@@ -257,8 +257,8 @@ def test_a_detection_tells_it_apart_from_the_verdict(detection: Detection, marke
     told = detection.to_dict()["watermarks"]
     assert told[0]["mark"] == "StableDiffusionV1"
     assert told[0]["text"] == detection.watermarks[0].text
-    assert "Watermark: 1" in to_text(detection)
-    assert "of 136 bits agree with the open watermark StableDiffusionV1" in to_html(detection)
+    assert "Watermark: The pixels carry" in to_text(detection)
+    assert "Watermark: The pixels carry the open watermark Stable" in to_html(detection)
     assert "StableDiffusion" not in detection.verdict.text
     silent = load_detector(threads=1, stability=False, watermarks=False).detect(marked)
     assert silent.watermarks == ()
@@ -275,22 +275,22 @@ def test_files_and_arrays_tell_the_same(detection: Detection, marked: Path) -> N
 def test_each_mark_has_a_sentence() -> None:
     for mark in MARKS:
         (match,) = find_watermarks(written(mark))
-        assert f"agree with the open watermark {mark.name}, which " in match.text
+        assert f"The pixels carry the open watermark {mark.name}, which " in match.text
         assert match.text.isascii()
         assert ("practically never" in match.text) == (match.chance < 1e-15)
-        assert f"on {match.photos} real photos" in match.text
+        assert f"among {match.photos} real photos" in match.text
 
 
 def test_chances_are_said_in_words() -> None:
     one = find_watermarks(written(BY_NAME["SDV2"]))[0]
     for chance, words in (
-        (7.9e-6, "once in 100 thousand images"),
-        (9.6e-7, "once in 1 million images"),
-        (2.1e-9, "once in 500 million images"),
-        (3.9e-13, "once in 3 trillion images"),
+        (7.9e-6, "in one of 100 thousand images"),
+        (9.6e-7, "in one of 1 million images"),
+        (2.1e-9, "in one of 500 million images"),
+        (3.9e-13, "in one of 3 trillion images"),
         (1e-30, "practically never"),
     ):
-        assert f"by chance so many agree {words} (" in replace(one, chance=chance).text
+        assert f". By chance so many agree {words}; " in replace(one, chance=chance).text
 
 
 def test_a_match_is_rarer_than_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:

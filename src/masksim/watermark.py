@@ -107,10 +107,10 @@ class WatermarkMatch:
     def text(self) -> str:
         """One sentence for people."""
         return (
-            f"{self.bits_agree} of {self.bits} bits agree with the open watermark {self.mark}, "
-            f"which {self.program} write; by chance so many agree {_seldom(self.chance)} (on "
-            f"{self.photos} real photos at most {self.photos_agree} did). Anyone can write or "
-            "remove such a mark."
+            f"The pixels carry the open watermark {self.mark}, which {self.program} write: "
+            f"{self.bits_agree} of its {self.bits} bits agree. By chance so many agree "
+            f"{_seldom(self.chance)}; among {self.photos} real photos at most {self.photos_agree} "
+            "did. Anyone can write or remove such a mark."
         )
 
 
@@ -119,7 +119,7 @@ def _seldom(chance: float) -> str:
         return "practically never"
     units = ("", " thousand", " million", " billion", " trillion")
     digit, exponent = map(int, f"{1 / chance:.0e}".split("e"))
-    return f"once in {digit * 10 ** (exponent % 3)}{units[exponent // 3]} images"
+    return f"in one of {digit * 10 ** (exponent % 3)}{units[exponent // 3]} images"
 
 
 def _text(text: str) -> NDArray[np.bool_]:
