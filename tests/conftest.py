@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import zlib
 from collections.abc import Callable
@@ -475,3 +476,37 @@ def trained(planted: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Trai
         progress=lambda *step: seen.append(step),
     )
     return Trained(planted, config, folder / "detector", folder / "cache", file, fit, seen)
+
+
+# ------------------------------------------------------------------- what was not installed
+
+_ABSENT: list[str] = []
+
+
+def _absent(report: Any) -> None:
+    if report.skipped and isinstance(report.longrepr, tuple):
+        reason = report.longrepr[2]
+        if "'ray'" in reason:  # a cluster's worth of packages, for one test
+            return
+        if any(sign in reason for sign in ("could not import", "No module named", "no Chromium")):
+            _ABSENT.append(f"{report.nodeid}: {reason}")
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    _absent(report)
+
+
+def pytest_collectreport(report: pytest.CollectReport) -> None:
+    _absent(report)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Where all that tests need is said to be installed, none is skipped for want of it."""
+    if os.environ.get("MASKSIM_TESTS_COMPLETE") and _ABSENT and not session.exitstatus:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    if os.environ.get("MASKSIM_TESTS_COMPLETE"):
+        for line in _ABSENT:
+            terminalreporter.write_line(f"NOT INSTALLED {line}", red=True)

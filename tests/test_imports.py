@@ -23,7 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         *("answers", "manifest", "metrics", "sources", "tables"),
         *("credentials", "exif", "pngtext", "xmp"),
     ),
-    ("calibration", "metadata"),
+    ("calibration", "metadata", "watermark"),
     (
         "features",
         "inputs",

@@ -198,6 +198,19 @@ class Origin(_Shape):
     beside: str | None = Field(description="Verdict and file side by side, where they disagree.")
 
 
+class Watermark(_Shape):
+    """A known open watermark in the pixels: evidence of its own, easily written or removed."""
+
+    mark: str
+    program: str = Field(description="What writes it.")
+    bits_agree: int
+    bits: int
+    chance: float = Field(description="How often fair coins agree as well with any known mark.")
+    photos_agree: int = Field(description="The most bits that agreed on any real photo.")
+    photos: int = Field(description="Number of those photos.")
+    text: str = Field(description="All of this in a sentence.")
+
+
 class DetectionAnswer(_Shape):
     """The answer about one image."""
 
@@ -208,6 +221,7 @@ class DetectionAnswer(_Shape):
     detector: DetectorName
     seconds: float
     origin: Origin | None = Field(description="Null with `metadata=false`.")
+    watermarks: list[Watermark] = Field(description="Mostly none; no part of the verdict.")
     maps: Maps | None = Field(default=None, description="Only with `maps=true`.")
 
 
@@ -321,6 +335,7 @@ _EXAMPLE: dict[str, Any] = {
         ],
         "problems": [], "beside": None,
     },
+    "watermarks": [],
 }  # fmt: skip
 _FAILED = {
     "image": {"name": "notes.txt"},

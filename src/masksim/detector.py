@@ -38,6 +38,7 @@ from masksim.model import OriginalHead, SharedHeads, heads_by_band
 from masksim.residual import BANK, Runner, residual_runner
 from masksim.traits import TRAITS, compression_band, measure, with_all_traits
 from masksim.verdict import NONE, Reason, Verdict
+from masksim.watermark import WatermarkMatch, find_watermarks
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -159,6 +160,8 @@ class Detection:
     origin
         What the file says of its own origin, which is no part of the verdict; None where it was
         not asked, or there is no file.
+    watermarks
+        Known open watermarks found in the pixels; no part of the verdict.
     """
 
     image: ImageFacts
@@ -175,6 +178,8 @@ class Detection:
         """Verdict and file next to each other, where they disagree; see `origin.beside`."""
         return origins.beside(self.verdict.level, self.verdict.generator, self.origin)
 
+    watermarks: tuple[WatermarkMatch, ...] = ()
+
     def to_dict(self) -> dict[str, Any]:
         """Give the answer as plain values for JSON."""
         return {
@@ -187,6 +192,7 @@ class Detection:
             "origin": None
             if self.origin is None
             else {**self.origin.to_dict(), "beside": self.beside},
+            "watermarks": [{**asdict(mark), "text": mark.text} for mark in self.watermarks],
         }
 
     def _repr_html_(self) -> str:
@@ -498,6 +504,8 @@ class Detector:
         Give verdicts a likelihood ratio.
     metadata
         Also tell what a file says of its own origin (`Detection.origin`).
+    watermarks
+        Look for known open watermarks, which takes some milliseconds.
 
     Attributes
     ----------
@@ -530,6 +538,7 @@ class Detector:
         population: str = "auto",
         likelihood_ratio: bool = False,
         metadata: bool = True,
+        watermarks: bool = True,
     ) -> None:
         self.file = file
         self.name = str(file.config.get("name", file.config.get("recipe", "detector")))
@@ -537,6 +546,7 @@ class Detector:
         self.generators = tuple(file.generators)
         self.stability = stability
         self.metadata = metadata
+        self.watermarks = watermarks
         if len(self.generators) != sum(len(branch.generators) for branch in file.branches):
             raise ModelError("a generator stands in two branches")
         self._branches: list[_Runner] = [
@@ -794,7 +804,8 @@ class Detector:
         posterior: list[float] | None = None
         clarity: float | None = None
         if self.attribution is not None and len(self.attribution.own_clearest):
-            posterior = self.attribution.posterior(similarity).tolist()
+            # The last digits depend on the threads of the linear algebra.
+            posterior = self.attribution.posterior(similarity).round(9).tolist()
             clarity = float(self.attribution.clarity(similarity))
         scores = [
             GeneratorScore(
@@ -820,6 +831,8 @@ class Detector:
             lost = verdict.lost_after(rates.joint, after)
             if lost is not None:
                 shown = probed[lost]
+        first_rows = loaded.top() if self.watermarks else None
+        marks = () if first_rows is None else find_watermarks(first_rows)
         top, left = loaded.corner
         decided = verdict.decide(
             self.generators,
@@ -859,6 +872,7 @@ class Detector:
             self.name,
             self.sha256,
             time.perf_counter() - start,
+            watermarks=marks,
         )
 
     def _probe(self, pixels: Pixels) -> dict[str, Rates]:
@@ -1150,6 +1164,7 @@ def load_detector(
     population: str = "auto",
     likelihood_ratio: bool = False,
     metadata: bool = True,
+    watermarks: bool = True,
 ) -> Detector:
     """Load a detector file, verified part by part.
 
@@ -1157,7 +1172,8 @@ def load_detector(
     ----------
     path
         Folder of a detector; by default the one inside the package.
-    threads, providers, stability, population, likelihood_ratio, metadata
+    threads, providers, stability, population, likelihood_ratio, metadata,
+    watermarks
         See `Detector`.
 
     Returns
@@ -1179,4 +1195,5 @@ def load_detector(
         population=population,
         likelihood_ratio=likelihood_ratio,
         metadata=metadata,
+        watermarks=watermarks,
     )

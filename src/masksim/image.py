@@ -82,6 +82,7 @@ __all__ = [
     "open_undecoded",
     "quiet_pillow",
     "to_display",
+    "top_rows",
 ]
 
 ImageSource: TypeAlias = (
@@ -189,12 +190,49 @@ class LoadedImage:
         (y, x) of the first of `pixels` in the image: (0, 0) but where a part was asked for.
     encoded
         The bytes of the file, where they were to be kept.
+    first_rows
+        Where a part was asked for: uint8 (h, W, 3), the first `top_rows` of the whole image.
     """
 
     pixels: NDArray[np.uint8]
     facts: ImageFacts
     corner: tuple[int, int] = (0, 0)
     encoded: bytes | None = item(default=None, repr=False)
+    first_rows: NDArray[np.uint8] | None = None
+
+    def top(self) -> NDArray[np.uint8] | None:
+        """Give the first rows of the image over its whole width, for what counts from its corner.
+
+        Returns
+        -------
+        ndarray or None
+            uint8 (h, W, 3), h as `top_rows` says; None where only another part was kept.
+        """
+        if self.first_rows is not None:
+            return self.first_rows
+        if self.corner != (0, 0) or self.pixels.shape[1] != self.facts.width:
+            return None
+        return self.pixels[: top_rows(*self.pixels.shape[:2])]
+
+
+TOP_PIXELS = 1 << 19
+"""Of a large image so many of the first pixels are kept besides the part that is asked for."""
+
+
+def top_rows(height: int, width: int) -> int:
+    """Tell how many rows have about `TOP_PIXELS` pixels: a multiple of 8, or all there are.
+
+    Parameters
+    ----------
+    height, width
+        Of the image, in pixels, at least 1.
+
+    Returns
+    -------
+    int
+        1 to `height`.
+    """
+    return min(height, max(8, TOP_PIXELS // width // 8 * 8))
 
 
 Part: TypeAlias = Callable[[int, int], "tuple[int, int, int, int]"]
@@ -641,6 +679,9 @@ def _from_pillow(
         corner, early = (0, 0), None
         if part is not None and turned in (None, 1) and asked == 1 and image.mode in _TREATMENTS:
             early = part(height, width)
+        first_rows = None
+        if early is not None and early != (0, 0, height, width):
+            first_rows = _to_rgb(image, format_, [], label, (0, 0, top_rows(height, width), width))
         pixels = _to_rgb(image, format_, treatments, label, early)
         orientation = _exif_orientation(image)
         if asked != 1 and orientation == 1:
@@ -652,8 +693,9 @@ def _from_pillow(
                 treatments.append("rotation by the decoder undone")
         if early is None:
             height, width = pixels.shape[:2]
-            if part is not None:
-                pixels, corner = _cut(pixels, part(height, width))
+            if part is not None and (wanted := part(height, width)) != (0, 0, height, width):
+                first_rows = pixels[: top_rows(height, width)].copy()
+                pixels, corner = _cut(pixels, wanted)
         else:
             corner = early[:2]
         icc = bool(image.info.get("icc_profile"))
@@ -687,6 +729,7 @@ def _from_pillow(
             treatments=tuple(treatments),
         ),
         corner,
+        first_rows=first_rows,
     )
 
 
@@ -807,7 +850,7 @@ def _to_rgb(
         treatments.append("transparency dropped")
     if part is not None and part != (0, 0, image.height, image.width):
         y, x, height, width = part
-        image = image.crop((x, y, x + width, y + height))
+        image = _crop(image, (x, y, x + width, y + height))
     if mode in ("La", "RGBa"):
         image = image.convert(mode.upper())
     if mode != "RGB":
@@ -830,12 +873,20 @@ def _values(image: Any) -> NDArray[np.uint8]:
     out = np.empty((height, width, 3), dtype=np.uint8)
     rows = max(1, _BYTES_AT_ONCE // (3 * width))
     for top in range(0, height, rows):
-        strip = image.crop((0, top, width, min(top + rows, height)))
+        strip = _crop(image, (0, top, width, min(top + rows, height)))
         out[top : top + rows] = np.asarray(strip)
     return out
 
 
 _BYTES_AT_ONCE = 1 << 18
+
+
+def _crop(image: Any, box: tuple[int, int, int, int]) -> Any:
+    """Cut a box (left, top, right, bottom) out of a decoded image.
+
+    `Image.crop` of Pillow before 13 obeys the global limit on pixels, which is not ours.
+    """
+    return image._new(image.im.crop(box))
 
 
 def _wide_grey(

@@ -31,6 +31,7 @@ from masksim.verdict import LEVELS, format_rate
 if TYPE_CHECKING:
     from masksim.image import ImageFacts
     from masksim.verdict import Verdict
+    from masksim.watermark import WatermarkMatch
 
 __all__ = [
     "DetectionLike",
@@ -116,6 +117,10 @@ class DetectionLike(Protocol):
     @property
     def beside(self) -> str | None:
         """Verdict and file next to each other, where they disagree."""
+
+    @property
+    def watermarks(self) -> Sequence[WatermarkMatch]:
+        """Known open watermarks found in the pixels."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -261,6 +266,8 @@ def to_text(detection: DetectionLike, width: int = 80, *, ascii_only: bool = Fal
         if detection.beside:
             lines.append("")
             paragraph(detection.beside)
+    for mark in detection.watermarks:
+        paragraph(mark.text, "  Watermark: ", "    ")
     lines.append("")
     lines.extend(_table(detection, width, ascii_only))
     lines.append("")
@@ -390,6 +397,7 @@ def to_html(detection: DetectionLike) -> str:
         parts.append(f'<ul style="margin:.4em 0">{items}</ul>')
     if detection.origin is not None:
         parts.append(_origin_card(detection.origin, detection.beside, escape))
+    parts.extend(f"<div>Watermark: {escape(mark.text)}</div>" for mark in detection.watermarks)
     heads = ("generator", "similarity", "real photos as high", "rarer: longer")
     parts.append('<table style="border-collapse:collapse;margin:.6em 0"><thead><tr>')
     parts.extend(f'<th scope="col" style="{_CELL}">{head}</th>' for head in heads)
