@@ -23,6 +23,7 @@ from masksim.calibration import (
     Attribution,
     Calibration,
     LikelihoodRatios,
+    Populations,
     Rates,
     Strata,
     design_effect,
@@ -594,15 +595,13 @@ class Detector:
         Of several populations of photos the one with the largest joint rate counts: what is rare
         among some photos only is not evidence.
         """
-        found = [
-            replace(c.rates(similarity, traits), population=name)
-            for name, c in self.calibrations.items()
-        ]
-        return max(found, key=lambda rates: rates.joint, default=None)
+        if not self.calibrations:
+            return None
+        return Populations(self.calibrations).rates(similarity, traits)
 
     def _joint(self, similarity: NDArray[Any], traits: NDArray[Any]) -> float:
         """Give the joint rate of `rates` alone, which is quicker."""
-        return max(c.joint(similarity, traits) for c in self.calibrations.values())
+        return Populations(self.calibrations).joint(similarity, traits)
 
     def measure_pixels(
         self, pixels: Pixels, quality: int | None = None
