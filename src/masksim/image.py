@@ -107,13 +107,14 @@ class Limits:
     Attributes
     ----------
     max_bytes
-        Largest encoded image, in bytes. Arrays and Pillow images are not encoded: it does not
-        apply to them.
+        Largest encoded image, in bytes: 6 for each of the pixels that are allowed, as of 16-bit
+        colour without compression. Arrays and Pillow images are not encoded: it does not apply to
+        them.
     max_pixels
         Largest width times height.
     """
 
-    max_bytes: int = 256 * 1024 * 1024
+    max_bytes: int = 1_200_000_000
     max_pixels: int = 200_000_000
 
     def __post_init__(self) -> None:
