@@ -834,6 +834,22 @@ def test_a_crop_of_avif_is_reported(width: int, told: bool) -> None:
     assert loaded.facts.treatments == (("crop of the display not applied",) if told else ())
 
 
+@pytest.mark.parametrize(
+    ("cut", "told"), [((0, 0, 5, 3), False), ((8, 0, 0, 0), True), ((0, 0, 64, 0), True)]
+)
+def test_a_crop_of_heif_is_reported_but_not_an_encoder_s_filling(
+    cut: tuple[int, ...], told: bool
+) -> None:
+    from types import SimpleNamespace
+
+    from masksim.image import _crops
+
+    inner = SimpleNamespace(transformations=(("irot", 90), ("clap", *cut, 96, 64)))
+    image = SimpleNamespace(_heif_file=[SimpleNamespace(_c_image=inner)], tell=lambda: 0)
+    expected = ["crop of the display applied by the decoder"] if told else []
+    assert _crops(image, b"", "HEIF") == expected
+
+
 @pytest.mark.skipif(not HAS_AVIF, reason="no encoder for AVIF here")
 def test_deep_avif_is_reported() -> None:
     from masksim.containers import iso_facts
@@ -1183,3 +1199,25 @@ def test_images_without_a_file_stay_whole() -> None:
         loaded = load_image(source, part=middle)
         assert loaded.pixels.shape == (8, 9, 3)
         assert loaded.corner == (0, 0)
+
+
+def test_regions_of_a_kept_image(odd_files: Files) -> None:
+    for path, _ in odd_files.values():
+        whole = load_image(path)
+        height, width = whole.pixels.shape[:2]
+        for loaded in (load_image(path, part=middle, keep=True), whole):
+            for y, x, h, w in ((0, 0, height, width), (height // 2, 0, 1, width // 2 or 1)):
+                found = loaded.region(y, x, h, w)
+                np.testing.assert_array_equal(found, whole.pixels[y : y + h, x : x + w])
+                assert found.flags.c_contiguous
+        assert load_image(path, part=middle, keep=True).facts == whole.facts
+
+
+def test_only_what_was_kept_can_be_asked_for() -> None:
+    content = encode(Image.fromarray(make_natural(40, 60)), "PNG")
+    part = load_image(content, part=middle)
+    y, x, height, width = middle(40, 60)
+    np.testing.assert_array_equal(part.region(y, x, height, width), part.pixels)
+    for outside in ((0, 0, 40, 60), (y, x, height + 1, width), (y, x, 0, 1)):
+        with pytest.raises(UsageError, match="not in what was kept"):
+            part.region(*outside)

@@ -57,7 +57,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeAlias, cast
 
@@ -125,9 +125,9 @@ class Limits:
         UsageError
             If a limit is less than 1.
         """
-        for field in ("max_bytes", "max_pixels"):
-            if (value := getattr(self, field)) < 1:
-                raise UsageError(f"{field} must be at least 1, not {value}")
+        for name in ("max_bytes", "max_pixels"):
+            if (value := getattr(self, name)) < 1:
+                raise UsageError(f"{name} must be at least 1, not {value}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,11 +196,45 @@ class LoadedImage:
         What is known besides.
     corner
         (y, x) of the first of `pixels` in the image: (0, 0) but where a part was asked for.
+    whole
+        The decoded image, where it was asked for beside a part: see `region`.
     """
 
     pixels: NDArray[np.uint8]
     facts: ImageFacts
     corner: tuple[int, int] = (0, 0)
+    whole: Any = field(default=None, repr=False)
+
+    def region(self, y: int, x: int, height: int, width: int) -> NDArray[np.uint8]:
+        """Give a part of the image: without a copy of all of it as an array.
+
+        Returns
+        -------
+        ndarray
+            uint8 (height, width, 3), as of `pixels`; C-contiguous.
+
+        Raises
+        ------
+        UsageError
+            The part lies beyond the image, or beyond what was kept of it.
+        """
+        top, left = (0, 0) if self.whole is not None else self.corner
+        rows, columns = (
+            (self.facts.height, self.facts.width)
+            if self.whole is not None
+            else self.pixels.shape[:2]
+        )
+        inside = top <= y and left <= x and y + height <= top + rows and x + width <= left + columns
+        if not inside or height < 1 or width < 1:
+            raise UsageError(
+                f"a part of {width} x {height} pixels at ({x}, {y}) is not in what was kept of "
+                f"{self.facts.name}"
+            )
+        if self.whole is not None:
+            return _to_rgb(
+                self.whole, self.facts.format, [], self.facts.name, (y, x, height, width)
+            )
+        return np.ascontiguousarray(self.pixels[y - top :, x - left :][:height, :width])
 
 
 Part: TypeAlias = Callable[[int, int], "tuple[int, int, int, int]"]
@@ -213,6 +247,7 @@ def load_image(
     limits: Limits | None = None,
     name: str | None = None,
     part: Part | None = None,
+    keep: bool = False,
 ) -> LoadedImage:
     """Decode an image to the 8-bit RGB pixels that are analysed.
 
@@ -232,6 +267,9 @@ def load_image(
     part
         Keep this part of an encoded image alone: less time and memory. The facts are those of the
         whole image. Arrays and Pillow images, whose digest is that of their pixels, stay whole.
+    keep
+        Beside a part, keep the decoded image for `LoadedImage.region`: less memory than an array of
+        all pixels and the decoder's own copy at once.
 
     Returns
     -------
@@ -257,7 +295,7 @@ def load_image(
     if len(data) > limits.max_bytes:
         raise _too_many_bytes(label, limits)
     with _quiet_pillow():
-        return _from_data(data, limits, label, part)
+        return _from_data(data, limits, label, part, keep)
 
 
 def to_display(loaded: LoadedImage) -> Image.Image:
@@ -575,15 +613,20 @@ def _damaged(error: Exception, data: bytes, format_: str, label: str) -> ImageEr
 # ---------------------------------------------------------------------------- pixels out
 
 
-def _from_data(data: bytes, limits: Limits, label: str, part: Part | None) -> LoadedImage:
+def _from_data(
+    data: bytes, limits: Limits, label: str, part: Part | None, keep: bool
+) -> LoadedImage:
     """Decode a file; where its metadata alone stop a decoder, decode it without them."""
 
     def decode(opened_bytes: bytes) -> LoadedImage:
         opened = _open(opened_bytes, limits, label)
+        loaded = None
         try:
-            return _from_pillow(opened, data, limits, label, part)
+            loaded = _from_pillow(opened, data, limits, label, part, keep)
+            return loaded
         finally:
-            opened.image.close()
+            if loaded is None or loaded.whole is not opened.image:
+                opened.image.close()
 
     try:
         return decode(data)
@@ -617,7 +660,12 @@ def _with_metadata(loaded: LoadedImage, bare: containers.Bare) -> LoadedImage:
 
 
 def _from_pillow(
-    opened: _Opened, data: bytes, limits: Limits, label: str, part: Part | None = None
+    opened: _Opened,
+    data: bytes,
+    limits: Limits,
+    label: str,
+    part: Part | None = None,
+    keep: bool = False,
 ) -> LoadedImage:
     """Decode an opened image; `data` is empty when it was given as a Pillow image."""
     image, format_, mode = opened.image, opened.format_, str(opened.image.mode)
@@ -635,6 +683,7 @@ def _from_pillow(
         if part is not None and turned in (None, 1) and asked == 1 and decoded.mode in _TREATMENTS:
             early = part(height, width)
         pixels = _to_rgb(decoded, format_, treatments, label, early)
+        whole = decoded if keep and early is not None else None
         orientation = _exif_orientation(image)
         if asked != 1 and orientation == 1:
             turned = asked  # Pillow has turned the TIFF and forgotten why
@@ -645,7 +694,7 @@ def _from_pillow(
                 treatments.append("rotation by the decoder undone")
         if early is None:
             height, width = pixels.shape[:2]
-            if part is not None:
+            if part is not None and not keep:
                 pixels, corner = _cut(pixels, part(height, width))
         else:
             corner = early[:2]
@@ -680,6 +729,7 @@ def _from_pillow(
             treatments=tuple(treatments),
         ),
         corner,
+        whole,
     )
 
 
