@@ -747,6 +747,36 @@ def test_a_jpeg_is_read_whatever_its_metadata(segment: bytes) -> None:
     np.testing.assert_array_equal(loaded.pixels, load_image(content).pixels)
 
 
+def test_a_webp_is_read_whatever_its_metadata() -> None:
+    pixels = make_natural(40, 60)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content = encode(
+        Image.fromarray(pixels),
+        "WEBP",
+        lossless=True,
+        exif=exif,
+        xmp=b"<x/>",
+        icc_profile=b"\0" * 99,
+    )
+    at = content.index(b"XMP ")
+    broken = content[:at] + b"ZZZZ\xff\xff\xff\x00" + content[at + 8 :]
+    loaded = load_image(broken)
+    np.testing.assert_array_equal(loaded.pixels, pixels)
+    assert loaded.facts.orientation == 6
+    assert loaded.facts.icc_profile
+    assert loaded.facts.treatments[-1] == "metadata left out that stop the decoder"
+
+
+@pytest.mark.skipif(not HAS_AVIF, reason="no encoder for AVIF here")
+def test_an_avif_is_read_whatever_its_metadata() -> None:
+    exif = b"Exif\0\0II*\0\x08\0\0\0" + bytes(6)
+    content = encode(Image.fromarray(make_natural(40, 60)), "AVIF", exif=exif)
+    at = content.index(b"II*\0")
+    loaded = load_image(content[:at] + b"ZZZZZZ" + content[at + 6 :])
+    np.testing.assert_array_equal(loaded.pixels, load_image(content).pixels)
+
+
 # ------------------------------------------------------------------------- words of refusal
 
 

@@ -192,23 +192,27 @@ def without_metadata(data: bytes) -> Iterator[Bare]:
     Parameters
     ----------
     data
-        A PNG or a JPEG; of others nothing is given.
+        A PNG, JPEG, WebP or AVIF; of others nothing is given.
 
     Yields
     ------
     Bare
-        Only those that are shorter than the one before.
+        Only those that differ from the one before.
     """
-    length = len(data)
+    last = data
     if data.startswith(b"\x89PNG"):
         levels = _png_levels(data)
     elif data.startswith(b"\xff\xd8"):
         levels = _jpeg_levels(data)
+    elif data[8:12] == b"WEBP":
+        levels = _webp_levels(data)
+    elif data[4:8] == b"ftyp":
+        levels = _iso_levels(data)
     else:
         return
     for bare in levels:
-        if len(bare.data) < length:
-            length = len(bare.data)
+        if bare.data != last:
+            last = bare.data
             yield bare
 
 
@@ -244,6 +248,38 @@ def _jpeg_levels(data: bytes) -> Iterator[Bare]:
         ]
         rest = data[segments[-1][2] :] if segments else b""
         yield Bare(b"".join([data[:2], *parts, rest]), exif, icc)
+
+
+_WEBP_PIXELS = {b"VP8X", b"VP8 ", b"VP8L", b"ALPH", b"ANIM", b"ANMF"}
+_WEBP_FLAGS = 0xFF ^ (0x20 | 0x08 | 0x04)  # all but profile, EXIF, XMP
+
+
+def _webp_levels(data: bytes) -> Iterator[Bare]:
+    parts, at, exif, icc = [], 12, b"", False
+    while at + 8 <= len(data):
+        kind, size = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
+        end = at + 8 + size + size % 2
+        if kind == b"VP8X":
+            flags = bytes([data[at + 8] & _WEBP_FLAGS]) if at + 8 < len(data) else b""
+            parts.append(data[at : at + 8] + flags + data[at + 9 : end])
+        elif kind in _WEBP_PIXELS:
+            parts.append(data[at:end])
+        exif = data[at + 8 : end] if kind == b"EXIF" else exif
+        icc = icc or kind == b"ICCP"
+        at = end
+    body = b"WEBP" + b"".join(parts)
+    yield Bare(b"RIFF" + len(body).to_bytes(4, "little") + body, exif, icc)
+
+
+def _iso_levels(data: bytes) -> Iterator[Bare]:
+    """Rename the items of EXIF and XMP, so that no decoder looks for them; nothing is moved."""
+    for kind, start, end in _boxes(data, 0, len(data)):
+        if kind != b"meta":
+            continue
+        for inner, first, last in _boxes(data, start + 4, end):
+            if inner == b"iinf":
+                items = data[first:last].replace(b"Exif", b"skip").replace(b"mime", b"skip")
+                yield Bare(data[:first] + items + data[last:], b"", False)
 
 
 # ------------------------------------------------------------------------------------ JPEG
