@@ -7,14 +7,7 @@ import re
 
 import pytest
 
-from masksim.errors import (
-    DataError,
-    ImageError,
-    MasksimError,
-    ModelError,
-    UsageError,
-    by_reason,
-)
+from masksim.errors import DataError, ImageError, MasksimError, ModelError, UsageError
 
 TREE = [
     (UsageError, "usage", 2, 400),
@@ -57,12 +50,6 @@ def test_codes_are_words_for_programs_and_belong_to_one_class() -> None:
     assert len(everything) == len(set(everything))
     assert all(re.fullmatch("[a-z]+(_[a-z]+)*", code) for code in everything)
     assert all(kind.code in kind.codes for kind, *_ in TREE)
-
-
-def test_reasons_are_told_in_words() -> None:
-    counts = {"too_small": 2, "unreadable": 11, "truncated": 0, "a": 2}
-    assert by_reason(counts) == "11 unreadable, 2 a, 2 too small"
-    assert by_reason({}) == by_reason({"truncated": 0}) == "none"
 
 
 def test_an_error_survives_the_way_between_processes() -> None:

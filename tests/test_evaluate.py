@@ -183,9 +183,6 @@ def test_train_and_evaluate_on_the_command_line(trained: Any, tmp_path: Path) ->
             assert again["specific"]["rows"][name][key]["value"] == pytest.approx(
                 row[key]["value"], abs=1e-5
             )
-    result = runner.invoke(app, [*arguments, "--split", "test"])
-    assert result.exit_code == 5
-    assert "no image of the manifest is in the split test; there are" in result.stderr
     config = tmp_path / "config.toml"
     config.write_text('name = "x"\nsurprise = 1\n', encoding="utf-8")
     result = runner.invoke(

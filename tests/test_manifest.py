@@ -130,12 +130,6 @@ def test_select_and_counts() -> None:
     assert manifest.counts() == {"train": {"real": 1, "sd1": 1}, "val": {"sd1": 1}}
     assert manifest.generators == ["sd1"]
     assert [row.path for row in manifest.select("train", "sd1").rows] == ["b"]
-    assert [row.path for row in manifest.of_split("val").rows] == ["c"]
-    with pytest.raises(DataError, match=r"split test; there are 2 in train, 1 in val\.") as caught:
-        manifest.of_split("test")
-    assert caught.value.code == "empty_split"
-    with pytest.raises(DataError, match="there are none"):
-        Manifest((), Path("r")).of_split("train")
     assert manifest.file(rows[0]) == Path("r/a")
     assert [row.is_real for row in rows] == [True, False, False]
 

@@ -377,7 +377,7 @@ def test_what_is_no_table_of_scores_is_refused(text: str, message: str) -> None:
 def test_tables_that_cannot_be_measured() -> None:
     one = make({REAL: 5, "a": 5})
     for part in (one.select(one.typ == REAL), one.select(one.typ == "a")):
-        with pytest.raises(DataError, match="needed are real and"):
+        with pytest.raises(DataError, match="needed are 'real'"):
             protocols.run_protocol(part, Scale.of_table(one), "generic")
     hole = ScoreTable.from_csv("filename,typ,x\na,real,\nb,y,0.5\n")
     with pytest.raises(DataError, match="lack a score"):

@@ -120,8 +120,7 @@ def test_the_file_says_what_it_was_made_of(trained: Any) -> None:
     provenance = file.provenance
     train = trained.manifest.select("train")
     assert provenance["manifest_sha256"] == manifest_hash(train.rows)
-    assert provenance["images"] == {REAL: 60, "grid": 32, "ring": 32}
-    assert provenance["too_few"] == {"few": 2}
+    assert provenance["images"] == {REAL: 60, "grid": 32, "ring": 32}  # `few` was left out
     assert provenance["views"] == 124
     assert provenance["calibration"]["photos"] == 60
     assert provenance["calibration"]["sources"] == 6
@@ -192,27 +191,6 @@ def test_a_manifest_without_photos_or_with_few_images_is_refused(
         train_shared(manifest, tmp_path / "d", demanding, cache=trained.cache)
     assert caught.value.code == "manifest_invalid"
     assert not (tmp_path / "d").exists()
-
-
-def test_a_class_that_is_left_out_is_told(
-    trained: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    from typer.testing import CliRunner
-
-    from masksim import train
-    from masksim.cli import app
-    from masksim.manifest import write_manifest
-
-    path = tmp_path / "manifest.csv"
-    write_manifest(path, trained.manifest.rows)
-    monkeypatch.setattr(train, "train_shared", lambda *_, **__: (trained.file, trained.fit))
-    for extra in ([], ["--json"]):
-        done = CliRunner().invoke(
-            app, ["train", "--manifest", str(path), "--out", str(tmp_path / "d"), *extra]
-        )
-        assert done.exit_code == 0, done.output
-        assert "few is left out: 2 of its images could be used, 30 are needed" in done.stderr
-        assert "few" not in done.stdout
 
 
 # --- configuration -------------------------------------------------------------------------------

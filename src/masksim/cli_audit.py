@@ -22,7 +22,7 @@ from masksim.console import (
     to_json,
     write,
 )
-from masksim.errors import UsageError, by_reason
+from masksim.errors import UsageError
 
 NOT_HELD = 1
 """Exit code of ``masksim audit --strict`` where a claimed rate is exceeded."""
@@ -86,7 +86,7 @@ def calibrate(
             write(f"{out}: calibrated on {added.photos} photos of {added.sources} sources as well")
             write(f"  sha256 {saved.sha256}")
             if added.skipped:
-                say(f"note: files left out: {by_reason(added.skipped)}")
+                say(f"note: files left out, by reason: {to_json(dict(added.skipped))}")
         for warning in added.warnings:
             say(f"warning: {warning}")
 
@@ -126,7 +126,7 @@ def audit(
             raise UsageError("give either folders of photos (--real) or a manifest (--manifest)")
         left_out: dict[str, int] = {}
         if manifest is not None:
-            images = read_manifest(manifest).of_split(split)
+            images = read_manifest(manifest).select(split)
         else:
             images, left_out = rooms.photos_in(real or [])
         with stages() as progress:
@@ -143,7 +143,7 @@ def audit(
         reasons = Counter(left_out)
         reasons.update(found.failures.values())
         if reasons:
-            say(f"note: photos left out: {by_reason(reasons)}")
+            say(f"note: photos left out, by reason: {to_json(dict(reasons))}")
         for claimed in found.exceeded:
             say(
                 f"warning: the claimed rate of {100 * claimed:g} % is exceeded on these photos, "

@@ -460,7 +460,7 @@ def verify_set(
             path = next((p for p in found if p.is_file()), found[0])
         listed = read_manifest(path)
         if split is not None:
-            listed = listed.of_split(split)
+            listed = listed.select(split=split)
         with _counter(console, quiet, "verifying") as progress:
             report = verify(
                 listed,

@@ -136,7 +136,7 @@ def evaluate(
                 if detector is None:
                     raise UsageError("--degrade scores images: with --scores, name the --model")
                 results += _degraded(
-                    images.of_split(split), wanted, per_class, detector, _path(model), calibration,
+                    images.select(split), wanted, per_class, detector, _path(model), calibration,
                     cache, workers, samples, progress,
                 )  # fmt: skip
         document = _document(detector, split if manifest else None, table, results)
@@ -230,7 +230,7 @@ def _scores(
     else:
         assert images is not None
         table = rooms.score_manifest(
-            model, images.of_split(split), cache=cache, workers=workers,
+            model, images.select(split), cache=cache, workers=workers,
             progress=lambda done, count: progress("scores", done, count),
         )  # fmt: skip
     asked = [one for one in peers if "=" not in one]
@@ -246,7 +246,7 @@ def _scores(
             config = ViewConfig() if detector is None else rooms.views_of(detector)
             stage = partial(progress, f"peer {one.partition('=')[0]}")
             other = rooms.score_peer(
-                one, images.of_split(split), cache=cache, config=config, progress=stage
+                one, images.select(split), cache=cache, config=config, progress=stage
             )
             table = table.joined(other)
             asked += other.generators

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from masksim.console import Json, errors, say, stages, to_json, write
-from masksim.errors import UsageError, by_reason
+from masksim.errors import UsageError
 
 if TYPE_CHECKING:
     from masksim.detector import Detector
@@ -130,7 +130,7 @@ def verify(
             raise UsageError("give either images or a manifest (--manifest)")
         paths = list(images or [])
         if manifest is not None:
-            chosen = read_manifest(manifest).of_split(split)
+            chosen = read_manifest(manifest).select(split)
             step = max(1.0, len(chosen.rows) / count)
             paths = [
                 chosen.file(chosen.rows[int(k * step)]) for k in range(min(count, len(chosen.rows)))
@@ -144,7 +144,7 @@ def verify(
         else:
             rated = bool(loaded.calibrations)
             write(f"{file}, run by {found.backend}: {'the same' if found.same else 'NOT the same'}")
-            write(f"  images: {found.images}, left out: {by_reason(found.left_out)}")
+            write(f"  images: {found.images}, left out: {to_json(dict(found.left_out))}")
             write("  largest difference")
             write(f"    similarity: {found.similarity:.1e} (at most {found.tolerance:g})")
             write(f"    probability: {found.probability:.1e}")

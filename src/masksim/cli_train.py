@@ -23,7 +23,7 @@ from masksim.console import (
     to_json,
     write,
 )
-from masksim.errors import ModelError, UsageError, by_reason
+from masksim.errors import ModelError, UsageError
 
 
 class Recipe(str, Enum):
@@ -247,8 +247,6 @@ def _train_shared(
             read_manifest(manifest), out, config,
             cache=cache, workers=workers, overwrite=overwrite, progress=progress,
         )  # fmt: skip
-    _note_skipped(made.provenance["skipped"])
-    _note_too_few(made.provenance["too_few"], config.smallest_class)
     auroc = {name: round(value, 4) for name, value in fit.cross_validated_auroc.items()}
     if as_json:
         write(to_json({"detector": str(out), "sha256": made.sha256, "auroc": auroc}))
@@ -256,6 +254,7 @@ def _train_shared(
     write(f"{out}: sha256 {made.sha256}")
     for name, value in auroc.items():
         write(f"  {name}: cross-validated AUROC {value:.3f}")
+    _note_skipped(made.provenance["skipped"])
 
 
 def _train_original(
@@ -285,8 +284,6 @@ def _train_original(
         )  # fmt: skip
     if not leads():
         return
-    _note_skipped(made.skipped)
-    _note_too_few(made.file.provenance["too_few"], config.smallest_class)
     best = {name: dict(values) for name, values in made.best.items()}
     if as_json:
         write(to_json({"detector": str(out), "sha256": made.file.sha256, "best": best}))
@@ -297,19 +294,12 @@ def _train_original(
             f"  {name}: epoch {found['epoch']}, validation loss {found['valid_loss']:.3f}, "
             f"AUROC {found['valid_auroc']:.3f}"
         )
-
-
-def _note_too_few(too_few: Mapping[str, int], least: int) -> None:
-    for name, count in too_few.items():
-        say(
-            f"warning: {name} is left out: {count} of its images could be used, {least} are needed "
-            "(smallest_class)"
-        )
+    _note_skipped(made.skipped)
 
 
 def _note_skipped(skipped: Mapping[str, int]) -> None:
     if skipped:
-        say(f"note: images left out: {by_reason(skipped)}")
+        say(f"note: images left out, by reason: {to_json(dict(skipped))}")
 
 
 def train_residual(
@@ -430,6 +420,6 @@ def enroll(
                 f"{elsewhere.low:.3f} to {elsewhere.high:.3f}"
             )
         if outcome.skipped:
-            say(f"note: images left out: {by_reason(outcome.skipped)}")
+            say(f"note: images left out, by reason: {to_json(dict(outcome.skipped))}")
         for warning in outcome.warnings:
             say(f"warning: {warning}")

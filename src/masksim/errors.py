@@ -11,27 +11,9 @@ and its message, for people, says what was expected and what was found.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import ClassVar
 
-__all__ = ["DataError", "ImageError", "MasksimError", "ModelError", "UsageError", "by_reason"]
-
-
-def by_reason(counts: Mapping[str, int]) -> str:
-    """Say how often what happened: ``"12 too small, 1 unreadable"``, the most frequent first.
-
-    Parameters
-    ----------
-    counts
-        Codes, or other names, to numbers.
-
-    Returns
-    -------
-    str
-        ``"none"`` if there are none.
-    """
-    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    return ", ".join(f"{n} {code.replace('_', ' ')}" for code, n in ordered if n) or "none"
+__all__ = ["DataError", "ImageError", "MasksimError", "ModelError", "UsageError"]
 
 
 class MasksimError(Exception):

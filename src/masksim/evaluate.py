@@ -19,7 +19,6 @@ import io
 import json
 import os
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -44,7 +43,7 @@ from masksim.dataset import (
 )
 from masksim.degrade import GRID, Degradation
 from masksim.detector import Detector, load_detector
-from masksim.errors import DataError, MasksimError, UsageError, by_reason
+from masksim.errors import DataError, MasksimError, UsageError
 from masksim.image import load_image
 from masksim.manifest import REAL, Manifest, Row, manifest_hash
 from masksim.peers import Peer, open_peer
@@ -287,11 +286,7 @@ def score_manifest(
         progress=progress,
     )  # fmt: skip
     if not len(table.typ):
-        raise DataError(
-            f"none of {len(manifest.rows)} images could be scored: "
-            f"{by_reason(Counter(table.failures.values()))}",
-            code="manifest_invalid",
-        )
+        raise DataError("none of the images could be scored", code="manifest_invalid")
     return table
 
 
@@ -840,9 +835,8 @@ def measure(
     real = table.typ == REAL
     if not real.any() or not np.isin(table.typ, table.generators).any():
         raise DataError(
-            f"the images are of {', '.join(sorted(set(table.typ.tolist()))) or 'nothing'}; needed "
-            f"are {REAL} and at least one of the detector's generators: "
-            f"{', '.join(table.generators)}",
+            f"the images are of {sorted(set(table.typ.tolist()))}; needed are {REAL!r} and at "
+            f"least one of the detector's generators: {', '.join(table.generators)}",
             code="manifest_invalid",
         )
     known = np.array([(t, s) in seen for t, s in zip(table.typ, table.sources, strict=True)])

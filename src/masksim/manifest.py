@@ -113,26 +113,6 @@ class Manifest:
         )
         return Manifest(rows, self.root)
 
-    def of_split(self, split: str) -> Manifest:
-        """Return the rows of one split, of which there must be some.
-
-        Raises
-        ------
-        DataError
-            ``empty_split``: there are none; the message says what there is.
-        """
-        chosen = self.select(split)
-        if chosen.rows:
-            return chosen
-        there = Counter(row.split for row in self.rows)
-        found = ", ".join(f"{count} in {name}" for name, count in sorted(there.items()))
-        raise DataError(
-            f"no image of the manifest is in the split {split}; there are {found or 'none'}. A "
-            "list without a column of splits has all its images in one: `masksim data prepare "
-            "--split` says in which",
-            code="empty_split",
-        )
-
     @property
     def generators(self) -> list[str]:
         """The names of the generators, sorted, without ``"real"``."""

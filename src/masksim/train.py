@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import platform
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -544,8 +544,7 @@ def fit_heads(
     names = tuple(n for n in sorted(counts) if n != REAL and counts[n] >= config.smallest_class)
     if not names:
         raise DataError(
-            f"no generator has {config.smallest_class} training images; found "
-            f"{', '.join(f'{name} {n}' for name, n in sorted(counts.items())) or 'none'}",
+            f"no generator has {config.smallest_class} training images; found {counts}",
             code="manifest_invalid",
         )
     classes = np.full(len(table.generators), -1, dtype=np.int64)
@@ -702,16 +701,6 @@ def reference_images(
 # --- the run -----------------------------------------------------------------------------------
 
 
-def _too_few(table: FeatureTable, generators: Sequence[str]) -> dict[str, int]:
-    """Count the usable images of each generator that was passed over."""
-    names, of = np.unique(table.generators, return_inverse=True)
-    return {
-        name: len(np.unique(table.images[of == k]))
-        for k, name in enumerate(names.tolist())
-        if name not in (REAL, *generators)
-    }
-
-
 def train_shared(
     manifest: Manifest,
     out: str | os.PathLike[str],
@@ -756,7 +745,7 @@ def train_shared(
         raise UsageError(
             f"views have a window of {config.views.window}, features of {config.features.window}"
         )
-    chosen = manifest.of_split("train")
+    chosen = manifest.select("train")
     if not config.views.first_qualities:
         qualities, subsampled = measure_first_qualities(chosen)
         views = replace(
@@ -833,7 +822,6 @@ def train_shared(
             },
             "cross_validated_auroc": {k: round(v, 4) for k, v in fit.cross_validated_auroc.items()},
             "skipped": dict(Counter(table.failures.values())),
-            "too_few": _too_few(table, fit.generators),
             "masksim": __version__,
             "numpy": np.__version__,
             "python": platform.python_version(),

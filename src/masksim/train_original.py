@@ -668,8 +668,7 @@ def _parts(rows: Sequence[Row], config: OriginalConfig) -> tuple[list[_Part], st
     if not names:
         raise DataError(
             f"no generator has {config.smallest_class} training images of at least "
-            f"{config.window} pixels; found "
-            f"{', '.join(f'{name} {n}' for name, n in sorted(counts.items())) or 'none'}",
+            f"{config.window} pixels; found {dict(sorted(counts.items()))}",
             code="manifest_invalid",
         )
     if other:
@@ -779,7 +778,6 @@ def train_original(
             config, depth=found.depth, features=found.features,
             padding=found.padding, batch_norm=found.batch_norm,
         )  # fmt: skip
-    manifest.of_split("train")
     rows, skipped = _usable(manifest, config.window)
     parts, how = _parts(rows, config)
     used = [rows[i] for i in sorted({i for part in parts for i in _all_of(part)})]
@@ -837,7 +835,6 @@ def train_original(
                 "device": ranks.device.type,
                 "bfloat16": ranks.bfloat16,
                 "skipped": dict(skipped + Counter(failures.values())),
-                "too_few": _too_few(rows, config),
                 "masksim": __version__,
                 "numpy": np.__version__,
                 "python": platform.python_version(),
@@ -854,15 +851,6 @@ def train_original(
         {name: outcome.losses for name, outcome in outcomes.items()},
         file.provenance["skipped"],
     )
-
-
-def _too_few(rows: Sequence[Row], config: OriginalConfig) -> dict[str, int]:
-    """Count the training images of each generator that was passed over."""
-    counts = Counter(row.generator for row in rows if row.split == "train" and not row.is_real)
-    asked = set(config.generators or counts)
-    return {
-        name: n for name, n in sorted(counts.items()) if name in asked and n < config.smallest_class
-    }
 
 
 def _all_of(part: _Part) -> tuple[int, ...]:

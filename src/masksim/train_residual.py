@@ -323,7 +323,7 @@ def train_denoiser(
         if not (out / RESIDUAL_DESCRIPTION).is_file():
             raise UsageError(f"{out} is no residual network: it is not overwritten")
     photos = sorted(
-        (row for row in manifest.of_split("train").rows if row.is_real),
+        (row for row in manifest.rows if row.is_real and row.split == "train"),
         key=lambda row: row.path,
     )
     rows = [
