@@ -136,7 +136,7 @@ def markdown(measured: dict[str, Any]) -> str:
     """Write the table."""
     lines = [
         "| images | n | flips by the rate alone | flips of verdicts [95 %] | by the 8 that are not "
-        "tried | evidence | weak evidence | none | inconclusive | of them unstable |",
+        "tried | evidence | weak evidence | fragile | none | inconclusive |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, row in measured["groups"].items():
@@ -144,13 +144,12 @@ def markdown(measured: dict[str, Any]) -> str:
         low, high = row["flips_interval"]
         shares = " | ".join(
             percent(verdicts.get(key, 0), n)
-            for key in ("evidence", "weak evidence", "none", "inconclusive")
+            for key in ("evidence", "weak evidence", "fragile", "none", "inconclusive")
         )
         lines.append(
             f"| {name} | {n} | {percent(row['flips_by_rate_alone'], n)} | "
             f"{percent(row['flips'], n)} [{100 * low:.1f}, {100 * high:.1f}] | "
-            f"{percent(row['flips_by_what_the_detector_does_not_try'], n)} | {shares} | "
-            f"{percent(row['reasons'].get('unstable', 0), n)} |"
+            f"{percent(row['flips_by_what_the_detector_does_not_try'], n)} | {shares} |"
         )
     return "\n".join(lines)
 

@@ -23,7 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         *("answers", "manifest", "metadata", "metrics", "sources", "tables"),
     ),
     ("calibration",),
-    ("features", "inputs", "model", "verdict", "degrade", "protocols", "peers", "photos"),
+    ("features", "inputs", "model", "verdict", "degrade", "protocols", "peers", "photos", "views"),
     ("checkpoint", "dataset", "network", "prepare", "report", "verify"),
     ("console", "detector", "dossier_html", "plots", "runs", "train"),
     (
@@ -34,6 +34,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "cli_data",
         "dossier",
         "enroll",
+        "train_bands",
         "train_original",
         "train_residual",
     ),

@@ -11,7 +11,7 @@ import pytest
 
 from masksim.calibration import Interval
 from masksim.errors import UsageError
-from masksim.verdict import LEVELS, Reason, Verdict, decide, format_rate, unstable
+from masksim.verdict import LEVELS, Reason, Verdict, decide, format_rate, lost_after
 
 NAMES = ("alpha", "beta", "gamma")
 
@@ -166,25 +166,39 @@ def test_generators_that_match_nearly_as_well_are_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("joint", "after", "turns"),
+    ("joint", "after", "lost"),
     [
         (0.05, 0.07, False),
         (0.05, np.nextafter(0.07, 1), True),
         (0.001, 0.2, True),
-        (np.nextafter(0.1, 1), 0.07, True),
-        (np.nextafter(0.1, 1), np.nextafter(0.07, 1), False),
-        (0.9, 0.001, True),
-        # Between evidence and none there is nothing to turn around.
+        (0.001, 0.001, False),
+        # Without evidence there is none to lose; what comes up after a re-encoding is none, either.
         (0.06, 0.9, False),
-        (0.1, 0.001, False),
+        (np.nextafter(0.1, 1), 0.001, False),
     ],
 )
-def test_what_turns_a_verdict_around(joint: float, after: float, turns: bool) -> None:
-    found = unstable(joint, {"a": joint, "b": after, "c": joint})
-    assert (found is not None) is turns
-    if found is not None:
-        assert (found.code, found.hides) == ("unstable", True)
-        assert "after b there" in found.text
+def test_evidence_must_survive_small_reencodings(joint: float, after: float, lost: bool) -> None:
+    found = lost_after(joint, {"a": joint, "b": after, "c": joint})
+    assert found == ("b" if lost else None)
+    assert lost_after(joint, {}) is None
+
+
+def test_of_several_losses_the_worst_counts() -> None:
+    assert lost_after(0.01, {"a": 0.2, "b": 0.6, "c": 0.3}) == "b"
+
+
+@pytest.mark.parametrize(
+    ("survived", "level"), [(0.08, "weak evidence"), (0.1, "weak evidence"), (0.3, "fragile")]
+)
+def test_fragile_evidence_has_the_rate_that_survives(survived: float, level: str) -> None:
+    found = verdict(survived, as_found=0.002, lost="WebP of quality 80")
+    assert (found.level, found.false_positive_rate, found.as_found) == (level, survived, 0.002)
+    assert "0.2 % of real photos" in found.cautions[0]
+    assert "after WebP of quality 80" in found.cautions[0]
+    assert ("does not survive WebP of quality 80" in found.text) is (level == "fragile")
+    assert found.generator is (None if level == "fragile" else found.generator)
+    hidden = Reason("too_dark", "it is dark", hides=True)
+    assert verdict(survived, as_found=0.002, reasons=[hidden]).level == "inconclusive"
 
 
 def test_reasons_take_the_place_of_evidence_and_some_of_its_absence() -> None:

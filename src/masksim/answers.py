@@ -80,6 +80,7 @@ class Verdict(_Shape):
         "strong evidence",
         "evidence",
         "weak evidence",
+        "fragile",
         "no evidence",
         "uncalibrated",
     ]
@@ -100,6 +101,10 @@ class Verdict(_Shape):
     stability: dict[str, float] | None
     likelihood_ratio: LikelihoodRatio | None
     population: str
+    as_found: float | None = Field(
+        description="The joint rate of the image itself, where the one given is that after a small "
+        "re-encoding that the evidence does not survive."
+    )
 
 
 class Score(_Shape):

@@ -49,18 +49,19 @@ def rng_for(*keys: object) -> np.random.Generator:
 
 
 def encode(pixels: Pixels, format: str, quality: int, subsampling: str = "4:2:0") -> bytes:
-    """Compress pixels into a JPEG or WebP file.
+    """Compress pixels into a JPEG, WebP, AVIF or HEIC file.
 
     Parameters
     ----------
     pixels
         8-bit sRGB, ``(H, W, 3)``.
     format
-        ``"JPEG"`` or ``"WEBP"`` (lossy).
+        ``"JPEG"``, ``"WEBP"`` (lossy), ``"AVIF"`` or ``"HEIF"``.
     quality
-        1 to 100, on the encoder's scale (libjpeg, libwebp).
+        1 to 100, on the encoder's scale (libjpeg, libwebp, libavif, libheif).
     subsampling
-        JPEG chroma subsampling: ``"4:4:4"``, ``"4:2:2"`` or ``"4:2:0"``; WebP is always 4:2:0.
+        JPEG chroma subsampling: ``"4:4:4"``, ``"4:2:2"`` or ``"4:2:0"``; the others are always
+        4:2:0.
 
     Returns
     -------
@@ -82,13 +83,23 @@ def encode(pixels: Pixels, format: str, quality: int, subsampling: str = "4:2:0"
         image.save(out, "JPEG", quality=quality, subsampling=SUBSAMPLINGS[subsampling])
     elif format == "WEBP":
         image.save(out, "WEBP", quality=quality, method=2)
+    elif format == "AVIF":
+        image.save(out, "AVIF", quality=quality, speed=9, max_threads=1)
+    elif format == "HEIF":
+        from pillow_heif import from_pillow
+
+        from_pillow(image).save(out, quality=quality, enc_params={"preset": "veryfast"})
     else:
-        raise UsageError(f"compression format must be JPEG or WEBP, got {format}")
+        raise UsageError(f"compression format must be JPEG, WEBP, AVIF or HEIF, got {format}")
     return out.getvalue()
 
 
 def decode(data: bytes) -> Pixels:
     """Decode a file written by `encode` to 8-bit sRGB pixels ``(H, W, 3)``."""
+    if data[4:8] == b"ftyp" and data[8:12] != b"avif":
+        from pillow_heif import open_heif
+
+        return np.asarray(open_heif(io.BytesIO(data), convert_hdr_to_8bit=True).to_pillow())
     with Image.open(io.BytesIO(data)) as image:
         return np.asarray(image.convert("RGB"))
 

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 FORMATS = {".jsonl": "jsonl", ".csv": "csv", ".parquet": "parquet"}
 """How results are written, by the end of the file's name."""
 
-STRENGTH = ("inconclusive", "weak evidence", "evidence", "strong evidence")
+STRENGTH = ("inconclusive", "fragile", "weak evidence", "evidence", "strong evidence")
 """Levels of a verdict that something can be made to depend on, the weakest first."""
 
 WINDOW = 64

@@ -3,7 +3,9 @@
 Split conformal p-values: for a real photo exchangeable with the calibration photos, the rate that
 is claimed is at least the rate at which real photos score as high, whatever the distribution of the
 scores. Several generators are several tests; `joint_false_positive_rate` ranks the best of them
-among the best of every calibration photo, so that asking many generators is paid for.
+among the best of every calibration photo, so that asking many generators is paid for. A detector
+that has learned one number for "some generator" (`Joint`) ranks that instead: one test, a sharper
+one.
 
 Photos are not all alike: noisy ones resemble generators more often than smooth ones. `Calibration`
 ranks an image among the photos of its own kind (`Strata`), told by traits that the image itself
@@ -25,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from masksim.errors import ModelError, UsageError
-from masksim.traits import TRAITS
+from masksim.traits import TRAITS, bands_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -208,6 +210,43 @@ def _check(scores: NDArray[Any], real_scores: NDArray[Any]) -> None:
         raise ModelError(
             "no calibration photo has a score for every generator", code="model_invalid"
         )
+
+
+@dataclass(frozen=True, eq=False)
+class Joint:
+    """One number for "made by some generator": the log-odds of a logistic regression.
+
+    Attributes
+    ----------
+    weights
+        float64 (B, G): of each generator's similarity, for each band of compression.
+    offsets
+        float64 (B,).
+    """
+
+    weights: NDArray[np.float64]
+    offsets: NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        if self.weights.ndim != 2 or self.offsets.shape != self.weights.shape[:1]:
+            raise ModelError(
+                f"joint weights of shape {self.weights.shape} with {self.offsets.shape} offsets",
+                code="model_invalid",
+            )
+        if not (np.isfinite(self.weights).all() and np.isfinite(self.offsets).all()):
+            raise ModelError("joint weights are not finite", code="model_invalid")
+
+    def __call__(
+        self, scores: NDArray[np.float64], traits: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """Give the log-odds of images with similarities (n, G) and traits (n, T): (n,)."""
+        band = bands_of(traits, len(self.offsets))
+        found: NDArray[np.float64] = (scores * self.weights[band]).sum(-1) + self.offsets[band]
+        return found
+
+    def only(self, generators: NDArray[np.bool_]) -> Joint:
+        """Leave the other generators' terms out, a mask (G,)."""
+        return Joint(self.weights[:, generators], self.offsets)
 
 
 # --- how sure a rate is ------------------------------------------------------------------------
@@ -578,6 +617,8 @@ class Calibration:
         ``(n,)``: photos with equal values are of one source; by default each is its own.
     strata
         How photos are parted.
+    learned
+        The statistic whose rank is the joint rate; by default the best of the generators' ranks.
 
     Attributes
     ----------
@@ -596,6 +637,7 @@ class Calibration:
         traits: NDArray[Any] | None = None,
         sources: NDArray[Any] | None = None,
         strata: Strata | None = None,
+        learned: Joint | None = None,
     ) -> None:
         real = np.asarray(real_scores, dtype=np.float64)
         if real.ndim != 2 or not len(real):
@@ -613,6 +655,12 @@ class Calibration:
                 f"{self.sources.shape}",
                 code="model_invalid",
             )
+        if learned is not None and learned.weights.shape[1] != real.shape[1]:
+            raise ModelError(
+                f"joint weights of {learned.weights.shape[1]} generators for {real.shape[1]}",
+                code="model_invalid",
+            )
+        self.learned = learned
         self.strata = Strata() if strata is None or traits is None else strata
         complete = np.asarray(~np.isnan(real).any(axis=1), dtype=np.bool_)
         self.tree = _grow(self.strata, self.traits, self.sources, complete, np.arange(n))
@@ -622,7 +670,13 @@ class Calibration:
         """Return the calibration of some of the generators, a mask (G,)."""
         if generators.all():
             return self
-        return Calibration(self.real_scores[:, generators], self.traits, self.sources, self.strata)
+        return Calibration(
+            self.real_scores[:, generators],
+            self.traits,
+            self.sources,
+            self.strata,
+            None if self.learned is None else self.learned.only(generators),
+        )
 
     def _stratum(self, traits: NDArray[Any] | None) -> _Stratum:
         """Find the stratum of an image (T,); None: all photos."""
@@ -633,8 +687,23 @@ class Calibration:
     def _photos_of(self, node: Node) -> _Stratum:
         if node not in self._ready:  # not by words: cuts that lie close read alike
             at = node.members
-            self._ready[node] = _Stratum(self.real_scores[at], self.sources[at], node.words)
+            self._ready[node] = _Stratum(
+                self.real_scores[at],
+                self.statistics(self.real_scores[at], self.traits[at]),
+                self.sources[at],
+                node.words,
+            )
         return self._ready[node]
+
+    def statistics(
+        self, scores: NDArray[np.float64], traits: NDArray[np.float64] | None
+    ) -> NDArray[np.float64]:
+        """Give what the joint rate ranks: the scores (n, G), or one learned number each (n, 1)."""
+        if self.learned is None:
+            return scores
+        if traits is None:
+            traits = np.full((len(scores), len(TRAITS)), np.nan)
+        return self.learned(scores, traits)[:, None]
 
     def rates(self, scores: NDArray[Any], traits: NDArray[Any] | None = None) -> Rates:
         """Rank one image among the photos of its kind.
@@ -655,11 +724,19 @@ class Calibration:
         ModelError
             See `false_positive_rate`.
         """
-        return self._stratum(traits).rates(np.asarray(scores, dtype=np.float64))
+        tested = np.asarray(scores, dtype=np.float64)
+        return self._stratum(traits).rates(tested, self._statistic(tested, traits))
 
     def joint(self, scores: NDArray[Any], traits: NDArray[Any] | None = None) -> float:
         """Give the joint rate of `rates` alone: without an interval it is much quicker."""
-        return self._stratum(traits).ranked.rate(np.asarray(scores, dtype=np.float64))
+        tested = np.asarray(scores, dtype=np.float64)
+        return self._stratum(traits).ranked.rate(self._statistic(tested, traits))
+
+    def _statistic(
+        self, scores: NDArray[np.float64], traits: NDArray[Any] | None
+    ) -> NDArray[np.float64]:
+        shown = None if traits is None else np.asarray(traits, np.float64)[None]
+        return self.statistics(scores[None], shown)[0]
 
     def all_rates(
         self, scores: NDArray[Any], traits: NDArray[Any] | None = None
@@ -675,11 +752,13 @@ class Calibration:
         """
         tested = np.asarray(scores, dtype=np.float64)
         own, joint = np.empty(tested.shape), np.empty(len(tested))
-        found = [self._stratum(None if traits is None else traits[k]) for k in range(len(tested))]
+        shown = None if traits is None else np.asarray(traits, dtype=np.float64)
+        statistics = self.statistics(tested, shown)
+        found = [self._stratum(None if shown is None else shown[k]) for k in range(len(tested))]
         for stratum in set(found):
             at = [k for k, other in enumerate(found) if other is stratum]
             own[at] = false_positive_rate(tested[at], stratum.real)
-            joint[at] = [stratum.ranked.rate(row) for row in tested[at]]
+            joint[at] = [stratum.ranked.rate(row) for row in statistics[at]]
         return own, joint
 
     def left_out(self) -> NDArray[np.float64]:
@@ -698,7 +777,11 @@ class Calibration:
             own, rest = (self.sources == source) & complete, self.sources != source
             if own.any() and (rest & complete).any():
                 others = Calibration(
-                    self.real_scores[rest], self.traits[rest], self.sources[rest], self.strata
+                    self.real_scores[rest],
+                    self.traits[rest],
+                    self.sources[rest],
+                    self.strata,
+                    self.learned,
                 )
                 out[own] = others.all_rates(self.real_scores[own], self.traits[own])[1]
         return out
@@ -783,17 +866,23 @@ class Populations:
 class _Stratum:
     """The photos of one kind."""
 
-    def __init__(self, real: NDArray[np.float64], sources: NDArray[Any], words: str) -> None:
+    def __init__(
+        self,
+        real: NDArray[np.float64],
+        statistics: NDArray[np.float64],
+        sources: NDArray[Any],
+        words: str,
+    ) -> None:
         self.real, self.sources, self.words = real, sources, words
         complete = ~np.isnan(real).any(axis=1)
-        self.ranked = _Ranked(real[complete])
+        self.ranked = _Ranked(statistics[complete])
         self.ranked_sources = sources[complete]
         count = max(1, round(_DESIGN_LEVEL * len(self.ranked.real)))
         self.effect = design_effect(self.ranked.most_extreme(count), self.ranked_sources)
 
-    def rates(self, scores: NDArray[np.float64]) -> Rates:
+    def rates(self, scores: NDArray[np.float64], statistic: NDArray[np.float64]) -> Rates:
         own = false_positive_rate(scores, self.real)
-        hits = self.ranked.as_extreme(scores)
+        hits = self.ranked.as_extreme(statistic)
         return Rates(
             own,
             _rate(hits),

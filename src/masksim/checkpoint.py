@@ -48,7 +48,7 @@ from masksim.spectrum import EPSILON
 FORMAT = "masksim-detector"
 FORMAT_VERSION = 1
 
-HeadKind: TypeAlias = Literal["original", "shared"]
+HeadKind: TypeAlias = Literal["original", "shared", "bands"]
 HEAD_KINDS: tuple[HeadKind, ...] = get_args(HeadKind)
 
 _DESCRIPTION = "detector.json"
@@ -91,8 +91,9 @@ class Branch:
         The residual network as a graph for `masksim.residual.OnnxResidual`.
     preprocess, spectrum : mapping
         Configuration of those stages, plain values for JSON; the detector knows their keys.
-    head : {"original", "shared"}
-        How `tensors` are to be read. ``original``: `masksim.model.OriginalHead`, one generator.
+    head : {"original", "shared", "bands"}
+        How `tensors` are to be read. ``original``: `masksim.model.OriginalHead`, one generator;
+        ``shared``: `masksim.model.SharedHeads`; ``bands``: `masksim.model.heads_by_band`.
     generators : tuple of str
     tensors : mapping of name to array
         Of the heads.

@@ -32,6 +32,7 @@ class FailOn(str, Enum):
     """What makes the exit code another than 0."""
 
     inconclusive = "inconclusive"
+    fragile = "fragile"
     weak = "weak-evidence"
     evidence = "evidence"
     strong = "strong-evidence"

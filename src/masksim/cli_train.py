@@ -30,6 +30,7 @@ class Recipe(str, Enum):
     """How a detector is made."""
 
     shared = "shared"
+    bands = "bands"
     original = "original"
 
 
@@ -167,7 +168,7 @@ def train(
         try:
             chosen = Recipe(named) if recipe is None else recipe
         except ValueError as error:
-            raise UsageError(f"unknown recipe {named!r}; known: shared, original") from error
+            raise UsageError(f"unknown recipe {named!r}; known: shared, bands, original") from error
         original = {
             "window": window, "batch": batch, "epochs": epochs, "preprocess": preprocess,
             "quality": _quality(quality), "compression": compression, "colour": colour, "tag": tag,
@@ -177,7 +178,7 @@ def train(
         given = {key: value for key, value in original.items() if value is not None}
         if seed is not None:
             values["seed"] = seed
-        if chosen is Recipe.shared:
+        if chosen is not Recipe.original:
             of_run = {
                 "residual_weights": residual_weights, "run": run,
                 "tensorboard": tensorboard or None,
@@ -189,8 +190,8 @@ def train(
                 raise UsageError(
                     f"{', '.join(sorted(more))}: of the recipe original (--recipe original)"
                 )
-            _train_shared(
-                values, manifest, out, cache, max(1, workers), overwrite, progress, as_json
+            _train_heads(
+                chosen, values, manifest, out, cache, max(1, workers), overwrite, progress, as_json
             )
             return
         options = _options(device, precision, workers, save_every, tensorboard)
@@ -228,7 +229,8 @@ def _options(
     )  # fmt: skip
 
 
-def _train_shared(
+def _train_heads(
+    recipe: Recipe,
     values: Mapping[str, Any],
     manifest: Path,
     out: Path,
@@ -240,14 +242,18 @@ def _train_shared(
 ) -> None:
     from masksim.manifest import read_manifest
     from masksim.train import TrainConfig, train_shared
+    from masksim.train_bands import BandsConfig, train_bands
 
-    config = TrainConfig.from_dict(values)
+    images = read_manifest(manifest)
     with stages(shown) as progress:
-        made, fit = train_shared(
-            read_manifest(manifest), out, config,
-            cache=cache, workers=workers, overwrite=overwrite, progress=progress,
-        )  # fmt: skip
-    auroc = {name: round(value, 4) for name, value in fit.cross_validated_auroc.items()}
+        run: dict[str, Any] = {
+            "cache": cache, "workers": workers, "overwrite": overwrite, "progress": progress,
+        }  # fmt: skip
+        if recipe is Recipe.bands:
+            made = train_bands(images, out, BandsConfig.from_dict(values), **run)[0]
+        else:
+            made = train_shared(images, out, TrainConfig.from_dict(values), **run)[0]
+    auroc = made.provenance["cross_validated_auroc"]
     if as_json:
         write(to_json({"detector": str(out), "sha256": made.sha256, "auroc": auroc}))
         return

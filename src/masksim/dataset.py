@@ -24,6 +24,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -32,10 +33,12 @@ import numpy as np
 from masksim.augment import reencode, resize, rng_for
 from masksim.errors import DataError, MasksimError, UsageError
 from masksim.features import FeatureConfig, shared_features
-from masksim.image import estimate_jpeg_quality, load_image
+from masksim.image import LoadedImage, estimate_jpeg_quality, load_image
 from masksim.manifest import REAL, Manifest, Row, manifest_hash
 from masksim.residual import ResidualConfig, residual_onnx, residual_runner
-from masksim.traits import TRAITS, measure
+from masksim.traits import TRAITS, compression_band, measure
+from masksim.views import WayConfig, as_found, met
+from masksim.views import from_plain as ways_from_plain
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -45,7 +48,7 @@ if TYPE_CHECKING:
 History: TypeAlias = Literal["jpeg", "reduced", "lossless"]
 HISTORIES: tuple[History, ...] = ("jpeg", "reduced", "lossless")
 
-Purpose: TypeAlias = Literal["train", "evaluate", "calibrate", "enroll", "as found"]
+Purpose: TypeAlias = Literal["train", "evaluate", "calibrate", "enroll", "as found", "met"]
 
 _LOSSY = {"JPEG": "jpeg", "MPO": "jpeg", "WEBP": "webp", "HEIF": "other", "AVIF": "other"}
 _FILTERS = ("bilinear", "bicubic", "lanczos", "box")
@@ -82,6 +85,8 @@ class ViewConfig:
         Range of the factor.
     views
         Training views an image, by generator; ``"*"`` for the others.
+    ways
+        How images are processed as people meet them, see `masksim.views`.
     """
 
     window: int = 512
@@ -101,6 +106,7 @@ class ViewConfig:
     final_webp: float = 0.12
     uncompressed: float = 0.04
     views: Mapping[str, int] = field(default_factory=lambda: {"*": 4})
+    ways: WayConfig = field(default_factory=WayConfig)
 
     def __post_init__(self) -> None:
         """Refuse what no view can be drawn by.
@@ -132,6 +138,8 @@ class ViewConfig:
         plain: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
         }
+        if isinstance(plain.get("ways"), Mapping):
+            plain["ways"] = ways_from_plain(plain["ways"])
         return cls(**plain)
 
 
@@ -144,17 +152,25 @@ class View:
     pixels
         uint8 (H, W, 3).
     history
-        One of `HISTORIES`.
+        One of `HISTORIES`; for images as people meet them see `masksim.views.Met.history`.
     processing
         What was done, in order: ``"jpeg 92 4:2:0"``, ``"resize 0.5 lanczos"``.
     quality
         See `last_quality`.
+    format
+        Pillow's name of the format of the file that it would be, see `last_format`.
     """
 
     pixels: Pixels
-    history: History
+    history: str
     processing: tuple[str, ...]
     quality: int | None = None
+    format: str = "PNG"
+
+    @property
+    def band(self) -> int:
+        """What the file that it would be shows of its last compression, see `masksim.traits`."""
+        return compression_band(self.format, self.quality)
 
 
 def history_of(format: str) -> str:
@@ -379,8 +395,9 @@ def views(
         Its row; `Row.sha256` or, failing that, its path seeds the draw.
     purpose
         ``"train"``: as many as `ViewConfig.views` says; ``"evaluate"``: one each history;
-        ``"calibrate"``: one; ``"enroll"``: as many as `ViewConfig.views` says, all processed as
-        for calibration; ``"as found"``: one, without any processing.
+        ``"calibrate"``: one; ``"enroll"``: as many as `ViewConfig.views` says, all processed as for
+        calibration; ``"as found"``: one, without any processing. ``"met"``, see `masksim.views`,
+        is only for `views_of_file`.
     config
         The shares.
     seed
@@ -432,11 +449,31 @@ def views_of_file(
         See `masksim.image.load_image`.
     """
     loaded = load_image(file)
+    if purpose == "met":
+        yield from _met_views(loaded, row, config, seed)
+        return
     height, width = loaded.pixels.shape[:2]
     sized = replace(row, width=width, height=height, format=row.format or loaded.facts.format)
     for view in views(loaded.pixels, sized, purpose, config, seed):
         quality = last_quality(view.processing, loaded.facts.jpeg_quality)
-        yield sized, replace(view, quality=quality)
+        format = last_format(view.processing, loaded.facts.format)
+        yield sized, replace(view, quality=quality, format=format)
+
+
+def _met_views(
+    loaded: LoadedImage, row: Row, config: ViewConfig, seed: int
+) -> Iterator[tuple[Row, View]]:
+    """Make as many views of an image as `ViewConfig.views` says, the first of the file as found."""
+    facts = loaded.facts
+    sized = replace(row, width=facts.width, height=facts.height, format=facts.format)
+    count = config.views.get(row.generator, config.views.get("*", 1))
+    for number in range(count):
+        if number:
+            rng = rng_for(seed, row.key, "met", number)
+            found = met(loaded.pixels, facts.format, facts.jpeg_quality, rng, config.ways)
+        else:
+            found = as_found(loaded.pixels, facts.format, facts.jpeg_quality, config.ways)
+        yield sized, View(found.pixels, found.history, found.steps, found.quality, found.format)
 
 
 def last_quality(processing: Sequence[str], found: int | None) -> int | None:
@@ -455,9 +492,60 @@ def last_quality(processing: Sequence[str], found: int | None) -> int | None:
     return int(rest[0]) if kind == "jpeg" else None
 
 
+def last_format(processing: Sequence[str], found: str) -> str:
+    """Format, by Pillow's name, of the file that a view would be: lossless after resampling.
+
+    Parameters
+    ----------
+    processing
+        See `View`.
+    found
+        Format of the file as found.
+    """
+    if not processing:
+        return found
+    kind = processing[-1].split()[0].upper()
+    return kind if kind in ("JPEG", "WEBP", "AVIF", "HEIF") else "PNG"
+
+
+def at_most(rows: Sequence[Row], counts: Mapping[str, int]) -> tuple[Row, ...]:
+    """Choose rows so that no source gives more images of a generator than a number.
+
+    Parameters
+    ----------
+    rows
+        In any order.
+    counts
+        Images a source, by generator; ``"*"`` for the others. Which ones depends on their content.
+
+    Returns
+    -------
+    tuple of Row
+        In the order of `rows`.
+    """
+    order = sorted(
+        range(len(rows)), key=lambda i: (rng_for("spread", rows[i].key).random(), rows[i].path)
+    )
+    taken: Counter[tuple[str, str]] = Counter()
+    chosen = []
+    for i in order:
+        row = rows[i]
+        most = counts.get(row.generator, counts.get("*", len(rows)))
+        if taken[row.generator, row.source] < most:
+            taken[row.generator, row.source] += 1
+            chosen.append(i)
+    return tuple(rows[i] for i in sorted(chosen))
+
+
 def chunked(rows: Sequence[Row]) -> list[Sequence[Row]]:
     """Cut rows into the chunks that are computed, and cached, together."""
     return [rows[i : i + _CHUNK] for i in range(0, len(rows), _CHUNK)]
+
+
+def _chunked_by_source(rows: Sequence[Row]) -> list[Sequence[Row]]:
+    """Cut rows into chunks of one source each: sources that are added leave the others alone."""
+    parts = groupby(rows, key=lambda row: (row.generator, row.source))
+    return [chunk for _, part in parts for chunk in chunked(tuple(part))]
 
 
 def run_chunks(
@@ -581,7 +669,7 @@ def _work(
             for _, view in views_of_file(file, row, purpose, config, seed):
                 found, windows = shared_features(view.pixels, features, residual)
                 out.append(found.astype(np.float16))
-                shown.append(measure(view.pixels, windows, quality=view.quality))
+                shown.append(measure(view.pixels, windows, quality=view.quality, band=view.band))
                 facts.append([number, view.history, ", ".join(view.processing)])
         except MasksimError as error:
             failures[row.path] = error.code
@@ -649,14 +737,13 @@ def compute_features(
         raise UsageError("the configuration of views has no first qualities to draw from")
     rows = tuple(sorted(manifest.rows, key=lambda row: row.path))
     key = json.dumps(
-        [manifest_hash(rows), purpose, asdict(views_config), asdict(feature_config), TRAITS, seed],
-        sort_keys=True,
+        [purpose, asdict(views_config), asdict(feature_config), TRAITS, seed], sort_keys=True
     )
     folder = Path(cache) / hashlib.sha256(key.encode()).hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "key.json").write_text(key, encoding="utf-8")
-    chunks = chunked(rows)
-    targets = [folder / f"{i:06d}.npz" for i in range(len(chunks))]
+    chunks = _chunked_by_source(rows)
+    targets = [folder / f"{manifest_hash(chunk)[:24]}.npz" for chunk in chunks]
     # Images that failed are tried again: the file may be there, or whole, by now.
     todo = [i for i, target in enumerate(targets) if not target.exists() or _failures(target)]
     jobs = [
@@ -676,7 +763,7 @@ def compute_features(
         _work, jobs, len(chunks),
         workers=workers, initializer=_start_worker, initargs=(graph,), progress=progress,
     )  # fmt: skip
-    return _read_table(rows, targets)
+    return _read_table(rows, chunks, targets)
 
 
 def _failures(target: Path) -> dict[str, str]:
@@ -685,14 +772,17 @@ def _failures(target: Path) -> dict[str, str]:
     return failures
 
 
-def _read_table(rows: tuple[Row, ...], targets: Sequence[Path]) -> FeatureTable:
+def _read_table(
+    rows: tuple[Row, ...], chunks: Sequence[Sequence[Row]], targets: Sequence[Path]
+) -> FeatureTable:
     parts: list[NDArray[np.float16]] = []
     shown: list[NDArray[np.float32]] = []
     images: list[int] = []
     kinds: list[str] = []
     processing: list[str] = []
     failures: dict[str, str] = {}
-    for i, target in enumerate(targets):
+    before = 0
+    for chunk, target in zip(chunks, targets, strict=True):
         with np.load(target, allow_pickle=False) as data:
             facts, failed = json.loads(str(data["facts"]))
             if len(facts):
@@ -700,9 +790,10 @@ def _read_table(rows: tuple[Row, ...], targets: Sequence[Path]) -> FeatureTable:
                 shown.append(data["traits"])
         failures.update(failed)
         for number, history, done in facts:
-            images.append(i * _CHUNK + number)
+            images.append(before + number)
             kinds.append(history)
             processing.append(done)
+        before += len(chunk)
     if not parts:
         raise DataError("none of the images could be used", code="manifest_invalid")
     return FeatureTable(

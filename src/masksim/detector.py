@@ -22,6 +22,7 @@ from masksim import augment, preprocess, report, spectrum, verdict
 from masksim.calibration import (
     Attribution,
     Calibration,
+    Joint,
     LikelihoodRatios,
     Populations,
     Rates,
@@ -33,9 +34,9 @@ from masksim.checkpoint import Branch, DetectorFile, population_arrays
 from masksim.errors import ImageError, MasksimError, ModelError, UsageError
 from masksim.features import FeatureConfig, shared_features
 from masksim.image import ImageFacts, ImageSource, LoadedImage, load_image
-from masksim.model import OriginalHead, SharedHeads
+from masksim.model import OriginalHead, SharedHeads, heads_by_band
 from masksim.residual import BANK, Runner, residual_runner
-from masksim.traits import TRAITS, measure
+from masksim.traits import TRAITS, compression_band, measure, with_all_traits
 from masksim.verdict import NONE, Reason, Verdict
 
 if TYPE_CHECKING:
@@ -67,6 +68,9 @@ FEW_OWN = 10
 PROBED = 0.25
 """Verdicts are checked by small re-encodings up to this joint rate."""
 
+PARTS: Mapping[int, tuple[str, ...]] = {1: ("",), 3: (" quiet", " middle", " busy")}
+"""Names of the parts of an image that its segments are ranked into."""
+
 BUILT_IN = "built-in"
 """Name of the photos that a detector was calibrated on when it was trained."""
 
@@ -88,6 +92,14 @@ PROBES: Mapping[str, Callable[[Pixels], Pixels]] = {
     "an enlargement by 2 %": lambda pixels: augment.resize(pixels, 1.02, "bicubic"),
 }
 """Small re-encodings, after which a verdict should still hold."""
+
+PROBED_AS: Mapping[str, tuple[str, int | None]] = {
+    "JPEG of quality 75": ("JPEG", 75),
+    "WebP of quality 80": ("WEBP", None),
+}
+"""Format and JPEG quality of the file that such an image would be; of the others, lossless."""
+
+JOINT_ARRAYS = ("joint_weights", "joint_offsets")
 
 _PROBED_REGION = 1600  # pixels, a multiple of 16: what lies outside is not analysed
 
@@ -254,6 +266,7 @@ class _Evidence:
     probability: NDArray[np.float32]  # (G,)
     windows: Windows
     spectrum: NDArray[np.float32]  # as the branch's heads take it
+    band: int  # see `masksim.traits.compression_band`
     distance: float | None = None  # see `masksim.traits.measure`
 
 
@@ -264,7 +277,7 @@ class _Runner(Protocol):
     window: int
     region: int  # side of the central part that is looked at, 0 for all of the image
 
-    def analyse(self, pixels: Pixels) -> _Evidence: ...
+    def analyse(self, pixels: Pixels, band: int) -> _Evidence: ...
 
     def maps(self, evidence: _Evidence) -> list[SimilarityMap]: ...
 
@@ -280,7 +293,9 @@ class _SharedBranch:
         config = dict(branch.preprocess) | dict(branch.spectrum)
         if config.pop("colour", None) != "luma-chroma" or branch.residual.kind != "bank":
             raise ModelError("a shared branch takes luma and chroma to the residual bank")
-        if missing := sorted(set(FeatureConfig.__dataclass_fields__) - set(config)):
+        # Detectors of the first edition know no parts and no coherence.
+        needed = set(FeatureConfig.__dataclass_fields__) - {"parts", "coherence"}
+        if missing := sorted(needed - set(config)):
             raise ModelError(f"the configuration of a shared branch lacks {missing}")
         try:
             self.config = FeatureConfig.from_dict(config)
@@ -289,37 +304,47 @@ class _SharedBranch:
             raise ModelError(f"invalid configuration of a shared branch: {error}") from error
         if set(branch.head_config) != {"limit"} or not 0 < limit < np.inf:
             raise ModelError(f"invalid configuration of shared heads: {dict(branch.head_config)}")
-        self.heads = SharedHeads.from_tensors(branch.tensors, limit)
+        self.heads: tuple[SharedHeads, ...] = (
+            heads_by_band(branch.tensors, limit)
+            if branch.head == "bands"
+            else (SharedHeads.from_tensors(branch.tensors, limit),)
+        )
         rows = self.config.segment // self.config.cell
-        expected = (len(self.generators), 3 * len(BANK), rows, rows // 2)
-        if tuple(self.heads.masks.shape) != expected:
+        expected = (len(self.generators), self.config.channels, rows, rows // 2)
+        if tuple(self.heads[0].masks.shape) != expected:
             raise ModelError(
-                f"the masks have shape {tuple(self.heads.masks.shape)}, expected {expected}"
+                f"the masks have shape {tuple(self.heads[0].masks.shape)}, expected {expected}"
             )
         self.window = self.config.window
         # What decides whether an image is large enough must be seen to be so.
         self.region = self.config.region if self.config.region >= self.config.smallest else 0
         self.residual = residual
 
-    def analyse(self, pixels: Pixels) -> _Evidence:
+    def _heads(self, band: int) -> SharedHeads:
+        return self.heads[min(band, len(self.heads) - 1)]
+
+    def analyse(self, pixels: Pixels, band: int) -> _Evidence:
         features, windows = shared_features(
             pixels, self.config, self.residual, threads=self.threads
         )
-        similarity = self.heads.similarities(features)
+        heads = self._heads(band)
+        similarity = heads.similarities(features)
         return _Evidence(
             similarity,
-            self.heads.probability(similarity),
+            heads.probability(similarity),
             windows,
             features,
-            self.heads.distance(features),
+            band,
+            heads.distance(features),
         )
 
     def maps(self, evidence: _Evidence) -> list[SimilarityMap]:
         features = evidence.spectrum
         cell, n = self.config.cell, self.config.segment
-        maps = spectrum.spread_cells(self.heads.maps(features), cell)
-        weighted = spectrum.spread_cells(self.heads.masks * self.heads.references, cell)
-        shown = self._spread(self.heads.standardise(features))
+        heads = self._heads(evidence.band)
+        maps = spectrum.spread_cells(heads.maps(features), cell)
+        weighted = spectrum.spread_cells(heads.masks * heads.references, cell)
+        shown = self._spread(heads.standardise(features))
         axis = spectrum.frequencies(n)
         names = self._channels()
         return [
@@ -346,17 +371,19 @@ class _SharedBranch:
 
     def _channels(self) -> list[tuple[str, float]]:
         """Name each channel, and say by how much its axes are shorter than the image's."""
-        groups = (("luma", 1.0, ("",)), ("chroma", 0.5, (" Cb", " Cr")))
-        return [
-            (f"{group}{channel}, {kind}", scale)
-            for group, scale, channels in groups
-            for kind in BANK
-            for channel in channels
-        ]
+        parts = PARTS.get(self.config.parts) or tuple(
+            f" part {k + 1}" for k in range(self.config.parts)
+        )
+        found = [(f"luma{part}, {kind}", 1.0) for part in parts for kind in BANK]
+        found += [(f"chroma {c}, {kind}", 0.5) for kind in BANK for c in ("Cb", "Cr")]
+        if self.config.coherence:
+            found += [(f"coherence, {pair}", 0.5) for pair in ("R and G", "G and B", "R and B")]
+        return found
 
     def patterns(self) -> dict[str, tuple[PatternPlane, ...]]:
         axis = spectrum.frequencies(self.config.segment)
-        masks, references = self._spread(self.heads.masks), self._spread(self.heads.references)
+        heads = self._heads(0)
+        masks, references = self._spread(heads.masks), self._spread(heads.references)
         return {
             generator: tuple(
                 PatternPlane(name, masks[g, c], references[g, c], axis * scale, axis * scale)
@@ -386,13 +413,13 @@ class _OriginalBranch:
         self.head = OriginalHead.from_tensors(branch.tensors)
         self.residual = residual
 
-    def analyse(self, pixels: Pixels) -> _Evidence:
+    def analyse(self, pixels: Pixels, band: int) -> _Evidence:
         n = self.window
         y, x = preprocess.centre_window(pixels.shape[0], pixels.shape[1], n, aligned=self.aligned)
         planes = preprocess.to_colour(pixels[None, y : y + n, x : x + n], self.colour)
         found: NDArray[np.float32] = spectrum.log_spectrum(self.residual(planes), self.epsilon)
         score = self.head.similarity(found).score
-        return _Evidence(score, self.head.probability(score), [(x, y, n, n)], found)
+        return _Evidence(score, self.head.probability(score), [(x, y, n, n)], found, band)
 
     def maps(self, evidence: _Evidence) -> list[SimilarityMap]:
         found = evidence.spectrum
@@ -544,6 +571,7 @@ class Detector:
         )
         if scores is None or of is None or scores.shape[1:] != (len(self.generators),):
             raise ModelError("own images are scored for another number of heads")
+        traits = None if traits is None else with_all_traits(traits)
         if traits is not None and traits.shape != (len(scores), len(TRAITS)):
             raise ModelError(f"traits of own images have the shape {traits.shape}")
         return scores, of, traits
@@ -599,12 +627,8 @@ class Detector:
             return None
         return Populations(self.calibrations).rates(similarity, traits)
 
-    def _joint(self, similarity: NDArray[Any], traits: NDArray[Any]) -> float:
-        """Give the joint rate of `rates` alone, which is quicker."""
-        return Populations(self.calibrations).joint(similarity, traits)
-
     def measure_pixels(
-        self, pixels: Pixels, quality: int | None = None
+        self, pixels: Pixels, quality: int | None = None, format: str = "array"
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Score pixels and measure what they show, for programs that calibrate and measure.
 
@@ -614,6 +638,8 @@ class Detector:
             uint8 (H, W, 3), sRGB.
         quality
             Estimated JPEG quality of the file; None if it is no JPEG.
+        format
+            Of the file, Pillow's name; it may tell of its last compression.
 
         Returns
         -------
@@ -627,7 +653,7 @@ class Detector:
         ImageError
             Code ``too_small`` or ``unsupported``.
         """
-        found = self._analyse(pixels)
+        found = self._analyse(pixels, compression_band(format, quality))
         return _together(found)[0], _traits(pixels, found, quality)
 
     def similarities(self, pixels: Pixels) -> NDArray[np.float64]:
@@ -648,7 +674,7 @@ class Detector:
         ImageError
             Code ``too_small``.
         """
-        return _together(self._analyse(pixels))[0]
+        return _together(self._analyse(pixels, 0))[0]
 
     def _load(self, image: ImageSource | LoadedImage, name: str | None) -> LoadedImage:
         if isinstance(image, LoadedImage):
@@ -668,8 +694,12 @@ class Detector:
             return preprocess.central_part(height, width, region)
         return 0, 0, height, width
 
-    def _analyse(self, pixels: Pixels) -> list[_Evidence]:
-        return [branch.analyse(pixels) for branch in self._branches]
+    def _analyse(self, pixels: Pixels, band: int) -> list[_Evidence]:
+        return [branch.analyse(pixels, band) for branch in self._branches]
+
+    def _analyse_file(self, loaded: LoadedImage) -> list[_Evidence]:
+        facts = loaded.facts
+        return self._analyse(loaded.pixels, compression_band(facts.format, facts.jpeg_quality))
 
     def detect(self, image: ImageSource | LoadedImage, *, name: str | None = None) -> Detection:
         """Analyse one image.
@@ -692,7 +722,7 @@ class Detector:
         """
         start = time.perf_counter()
         loaded = self._load(image, name)
-        return self._decide(loaded, self._analyse(loaded.pixels), start)
+        return self._decide(loaded, self._analyse_file(loaded), start)
 
     def explain(
         self, image: ImageSource | LoadedImage, *, name: str | None = None
@@ -713,7 +743,7 @@ class Detector:
         """
         start = time.perf_counter()
         loaded = self._load(image, name)
-        found = self._analyse(loaded.pixels)
+        found = self._analyse_file(loaded)
         return self._decide(loaded, found, start), self._maps(found)
 
     def _maps(self, found: list[_Evidence]) -> dict[str, SimilarityMap]:
@@ -742,6 +772,7 @@ class Detector:
         traits = _traits(loaded.pixels, found, loaded.facts.jpeg_quality)
         rates = self.rates(similarity, traits)
         after: dict[str, float] = {}
+        shown, lost = rates, None
         posterior: list[float] | None = None
         clarity: float | None = None
         if self.attribution is not None and len(self.attribution.own_clearest):
@@ -766,23 +797,27 @@ class Detector:
         )
         reasons = self._reasons(loaded, traits, rates)
         if rates is not None and self.stability and not reasons and rates.joint <= PROBED:
-            after = self._probe(loaded.pixels)
-            if changes := verdict.unstable(rates.joint, after):
-                reasons.append(changes)
+            probed = self._probe(loaded.pixels)
+            after = {name: found.joint for name, found in probed.items()}
+            lost = verdict.lost_after(rates.joint, after)
+            if lost is not None:
+                shown = probed[lost]
         top, left = loaded.corner
         decided = verdict.decide(
             self.generators,
             None if rates is None else rates.own.tolist(),
-            None if rates is None else rates.joint,
-            0 if rates is None else rates.photos,
+            None if shown is None else shown.joint,
+            0 if shown is None else shown.photos,
             similarities=similarity.tolist(),
             cautions=self._cautions(loaded, traits),
             reasons=reasons,
             clarity=clarity,
-            interval=None if rates is None else rates.interval,
-            stratum="all" if rates is None else rates.stratum,
-            sources=0 if rates is None else rates.sources,
-            population="" if rates is None or len(self.calibrations) < 2 else rates.population,
+            interval=None if shown is None else shown.interval,
+            stratum="all" if shown is None else shown.stratum,
+            sources=0 if shown is None else shown.sources,
+            population="" if shown is None or len(self.calibrations) < 2 else shown.population,
+            as_found=None if rates is None or lost is None else rates.joint,
+            lost=lost or "",
         )
         ratio = None
         if (
@@ -790,7 +825,7 @@ class Detector:
             and self.likelihood_ratios is not None
             and decided.level != "inconclusive"
         ):
-            ratio = self.likelihood_ratios.at(rates.joint)
+            ratio = self.likelihood_ratios.at(decided.false_positive_rate or rates.joint)
         decided = replace(decided, stability=after or None, likelihood_ratio=ratio)
         if decided.generator in self._narrow:
             note = (
@@ -808,20 +843,22 @@ class Detector:
             time.perf_counter() - start,
         )
 
-    def _probe(self, pixels: Pixels) -> dict[str, float]:
-        """Joint rate after each small re-encoding of the part that is analysed."""
+    def _probe(self, pixels: Pixels) -> dict[str, Rates]:
+        """Rates after each small re-encoding of the part that is analysed."""
         # The same part whether the image came as a file, of which no more is held, or as an array.
         top, left, height, width = self.part(*pixels.shape[:2])
         part = _middle(pixels[top : top + height, left : left + width], _PROBED_REGION)
         after = {}
         for name, change in PROBES.items():
             changed = change(part)
+            format, quality = PROBED_AS.get(name, ("PNG", None))
             try:
-                found = self._analyse(changed)
+                found = self._analyse(changed, compression_band(format, quality))
             except ImageError:  # a side of just the smallest size there may be
                 continue
-            quality = 75 if name.startswith("JPEG") else None
-            after[name] = self._joint(_together(found)[0], _traits(changed, found, quality))
+            rates = self.rates(_together(found)[0], _traits(changed, found, quality))
+            if rates is not None:
+                after[name] = rates
         return after
 
     def _reasons(
@@ -952,7 +989,7 @@ class Detector:
             As `detect`.
         """
         loaded = self._load(image, None)
-        return self._maps(self._analyse(loaded.pixels))
+        return self._maps(self._analyse_file(loaded))
 
 
 def _together(
@@ -975,6 +1012,7 @@ def _traits(pixels: Pixels, found: Sequence[_Evidence], quality: int | None) -> 
         list(dict.fromkeys(windows)),
         quality=quality,
         distance=max(distances) if distances else None,
+        band=found[0].band if found else None,
     )
 
 
@@ -990,6 +1028,16 @@ def _widest(ranges: Sequence[tuple[float, float]]) -> tuple[float, float]:
         min((low for low, _ in ranges if np.isfinite(low)), default=-np.inf),
         max((high for _, high in ranges if np.isfinite(high)), default=np.inf),
     )
+
+
+def _joint_of(arrays: Mapping[str, NDArray[Any]]) -> Joint | None:
+    """Read the learned joint number, if the file has one."""
+    found = [arrays[name] for name in JOINT_ARRAYS if name in arrays]
+    if not found:
+        return None
+    if len(found) != len(JOINT_ARRAYS):
+        raise ModelError(f"of {list(JOINT_ARRAYS)} the calibration has only one")
+    return Joint(found[0].astype(np.float64), found[1].astype(np.float64))
 
 
 def read_calibrations(file: DetectorFile) -> dict[str, Calibration]:
@@ -1012,7 +1060,8 @@ def read_calibrations(file: DetectorFile) -> dict[str, Calibration]:
     populations = file.config.get("populations", [])
     if not isinstance(populations, list):
         raise ModelError(f"the populations of a calibration are a list, got {populations!r:.100}")
-    own = {"own_similarities", "own_generators", "own_traits"}
+    own = {"own_similarities", "own_generators", "own_traits", *JOINT_ARRAYS}
+    joint = _joint_of(arrays)
     known = own | set(population_arrays(0))
     names = [BUILT_IN]
     for k, population in enumerate(populations, 1):
@@ -1044,7 +1093,13 @@ def read_calibrations(file: DetectorFile) -> dict[str, Calibration]:
             raise ModelError("the calibration has scores that are not finite")
         if not len(scored_for_all(similarities)):
             raise ModelError("the calibration has no photo with a score for every head")
-        found[name] = Calibration(similarities, traits, sources, strata)
+        found[name] = Calibration(
+            similarities,
+            None if traits is None else with_all_traits(traits),
+            sources,
+            strata,
+            joint,
+        )
     return found
 
 

@@ -38,6 +38,7 @@ HEADLINES: Mapping[str, str] = {
     "evidence": "Evidence of a generator's pattern",
     "weak evidence": "Weak evidence of a generator's pattern",
     "no evidence": "No evidence of a known generator's pattern",
+    "fragile": "A generator's pattern is there, but does not survive a small re-encoding",
     "inconclusive": "Inconclusive: this image does not allow an answer",
     "uncalibrated": "Not calibrated: nothing can be said about how rare this is",
 }

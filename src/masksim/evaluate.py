@@ -69,7 +69,7 @@ def _start_worker(model: str) -> None:
     detector = load_detector(model, threads=1)
 
     def score(view: View) -> Sequence[float]:
-        similarities, traits = detector.measure_pixels(view.pixels, view.quality)
+        similarities, traits = detector.measure_pixels(view.pixels, view.quality, view.format)
         return [*similarities.tolist(), *traits.tolist()]
 
     _worker["score"] = score

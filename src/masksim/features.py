@@ -15,7 +15,15 @@ import numpy as np
 
 from masksim import preprocess
 from masksim.errors import UsageError
-from masksim.spectrum import array_namespace, pool_cells, welch_log_power
+from masksim.residual import BANK
+from masksim.spectrum import (
+    array_namespace,
+    log_power_by_part,
+    phase_coherence,
+    pool_cells,
+    segment_energies,
+    welch_log_power,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -41,6 +49,13 @@ class FeatureConfig:
     segment, hops, floor, cell
         Of `masksim.spectrum.welch_log_power` (one hop for luma, one for chroma) and of
         `masksim.spectrum.pool_cells`.
+    parts
+        Luma's segments are ranked by their energy and averaged in so many groups of as many
+        segments each, the quietest first: a pattern shows best where the image is quiet, and a
+        texture is no pattern. 1: all together.
+    coherence
+        Whether `masksim.spectrum.phase_coherence` of R, G and B at half the resolution is a
+        feature as well.
     """
 
     window: int = 512
@@ -52,6 +67,13 @@ class FeatureConfig:
     hops: tuple[int, int] = (96, 64)
     floor: float = 0.05
     cell: int = 2
+    parts: int = 1
+    coherence: bool = False
+
+    @property
+    def channels(self) -> int:
+        """Number C of channels of the features, with the bank as the residual."""
+        return len(BANK) * (self.parts + 2) + 3 * self.coherence
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> FeatureConfig:
@@ -79,7 +101,10 @@ class FeatureConfig:
             config.spacing,
             config.segment,
             config.cell,
+            config.parts,
         )
+        if type(config.coherence) is not bool:
+            raise UsageError(f"coherence is true or false: {config}")
         if any(type(n) is not int or n < 1 for n in (*numbers, *config.hops)):
             raise UsageError(f"sizes and counts must be positive integers: {config}")
         # Side of the smallest window there can be.
@@ -169,6 +194,12 @@ def shared_features(
         spacing=config.spacing,
     )
 
+    if not corners:
+        raise UsageError("a detector needs at least one window")
+    placed = [(x, y, width, height) for y, x in corners]
+    if config.parts > 1 or config.coherence:
+        return _in_parts(pixels, corners, (height, width), config, residual, threads), placed
+
     def cells(corner: tuple[int, int]) -> NDArray[np.float32]:
         y, x = corner
         planes = preprocess.luma_chroma(pixels[None, y : y + height, x : x + width])
@@ -181,14 +212,64 @@ def shared_features(
         )[0]
         return found
 
-    if not corners:
-        raise UsageError("a detector needs at least one window")
-    if threads > 1 and len(corners) > 1:
-        with ThreadPoolExecutor(min(threads, len(corners))) as pool:
-            each = list(pool.map(cells, corners))
-    else:
-        each = [cells(corner) for corner in corners]
+    each = _of_each(cells, corners, threads)
     total = each[0]
     for found in each[1:]:  # in order: a sum depends on it
         total = total + found
-    return total / np.float32(len(corners)), [(x, y, width, height) for y, x in corners]
+    return total / np.float32(len(corners)), placed
+
+
+def _of_each(function: Callable[[Any], Any], items: Sequence[Any], threads: int) -> list[Any]:
+    """Apply a function, in threads where there are several; in the order of the items."""
+    if threads > 1 and len(items) > 1:
+        with ThreadPoolExecutor(min(threads, len(items))) as pool:
+            return list(pool.map(function, items))
+    return [function(item) for item in items]
+
+
+def _in_parts(
+    pixels: NDArray[np.uint8],
+    corners: Sequence[tuple[int, int]],
+    size: tuple[int, int],
+    config: FeatureConfig,
+    residual: Callable[[NDArray[np.float32]], NDArray[np.float32]],
+    threads: int,
+) -> NDArray[np.float32]:
+    """Features of windows whose segments are ranked together by their energy: (C, R, R // 2).
+
+    Channels: those of luma for the quietest part, then for the next, ...; those of chroma; the
+    coherence of R with G, G with B and R with B.
+    """
+    height, width = size
+    segment, (hop, chroma_hop) = config.segment, config.hops
+
+    def residuals(corner: tuple[int, int]) -> list[NDArray[np.float32]]:
+        y, x = corner
+        window = pixels[None, y : y + height, x : x + width]
+        planes = [residual(plane)[0] for plane in preprocess.luma_chroma(window)]
+        if config.coherence:
+            planes.append(preprocess.half_cross_difference(window)[0])
+        return planes
+
+    windows = _of_each(residuals, corners, threads)
+    # The cross difference is the bank's first channel.
+    energies = np.stack([segment_energies(planes[0][0], segment, hop) for planes in windows])
+    ranks = np.argsort(np.argsort(energies, axis=None, kind="stable"), kind="stable")
+    parts = (ranks * config.parts // energies.size).reshape(energies.shape)
+
+    def spectra(k: int) -> tuple[NDArray[np.float32], ...]:
+        luma, chroma, *rest = windows[k]
+        sums = log_power_by_part(luma, segment, hop, config.floor, parts[k], config.parts)
+        return (
+            sums,
+            welch_log_power(chroma, segment, chroma_hop, config.floor),
+            *(phase_coherence(planes, segment, chroma_hop) for planes in rest),
+        )
+
+    each = _of_each(spectra, range(len(windows)), threads)
+    counts = np.bincount(parts.ravel(), minlength=config.parts).astype(np.float32)
+    luma = sum(found[0] for found in each) / counts[:, None, None, None]
+    means = [sum(rest) / np.float32(len(each)) for rest in zip(*(e[1:] for e in each), strict=True)]
+    luma = luma.reshape(-1, *luma.shape[2:])
+    out: NDArray[np.float32] = pool_cells(np.concatenate([luma, *means]), config.cell)
+    return out

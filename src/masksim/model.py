@@ -376,6 +376,34 @@ def standardise(features: Array, mean: Array, deviation: Array, limit: float) ->
     return xp.clip((features - level - mean) / deviation, -limit, limit)
 
 
+def whiten(z: Array, basis: Array, shrink: Array) -> Array:
+    """Shrink what real photos and generated images alike vary by.
+
+    With the eigenvectors of the covariance within the classes as the basis, this is the linear map
+    after which they all vary by as much: the similarity then counts what is rare, not what is
+    large. Beyond the basis nothing changes.
+
+    Parameters
+    ----------
+    z : array, shape (..., C, R, S)
+        From `standardise`.
+    basis : array, shape (K, C, R, S)
+        Orthonormal.
+    shrink : array, shape (K,)
+        In [0, 1]: the share of each component that is taken away.
+
+    Returns
+    -------
+    array, shape (..., C, R, S)
+    """
+    xp = array_namespace(z, basis)
+    *batch, c, r, s = z.shape
+    flat = xp.reshape(z, (*batch, c * r * s))
+    vectors = xp.reshape(basis, (basis.shape[0], c * r * s))
+    parts = xp.matmul(flat, xp.matrix_transpose(vectors)) * shrink
+    return xp.reshape(flat - xp.matmul(parts, vectors), z.shape)
+
+
 @dataclass(frozen=True)
 class SharedHeads:
     """Masks and references of all generators on one residual.
@@ -395,6 +423,8 @@ class SharedHeads:
         Of `probability`.
     limit : float
         See `standardise`.
+    basis, shrink : array, shape (K, C, R, S) and (K,)
+        See `whiten`; None where the spectrum is compared as it is.
     """
 
     mean: Array
@@ -404,39 +434,28 @@ class SharedHeads:
     a: Array
     b: Array
     limit: float
+    basis: Array = None
+    shrink: Array = None
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Array], limit: float) -> SharedHeads:
-        """Read the arrays of a detector file, in single precision.
+        """Read the arrays of a detector file with one set of heads, in single precision.
 
         Raises
         ------
         ModelError
             Code ``model_invalid``, if one is missing, unknown or misshapen.
         """
-        names = ("mean", "deviation", "masks", "references", "a", "b")
-        if set(tensors) != set(names):
-            raise ModelError(
-                f"shared heads have the arrays {sorted(tensors)}, expected {sorted(names)}",
-                code="model_invalid",
-            )
-        shape = tuple(tensors["masks"].shape)
-        expected = {
-            "mean": shape[1:], "deviation": shape[1:], "masks": shape, "references": shape,
-            "a": shape[:1], "b": shape[:1],
-        }  # fmt: skip
-        wrong = [name for name in names if tuple(tensors[name].shape) != expected[name]]
-        if wrong or len(shape) != 4:
-            raise ModelError(f"shared heads have misshapen arrays: {wrong}", code="model_invalid")
-        xp = array_namespace(tensors["masks"])
-        single = {name: xp.astype(tensors[name], xp.float32) for name in names}
-        norm = xp.sqrt(xp.sum(single["references"] ** 2, axis=(-3, -2, -1), keepdims=True))
-        single["references"] = single["references"] / xp.clip(norm, COSINE_EPSILON, None)
-        return cls(**single, limit=limit)
+        return heads_by_band({name: array[None] for name, array in tensors.items()}, limit)[0]
 
     def standardise(self, features: Array) -> Array:
         """Give features in deviations of real photos: (..., C, R, S), see `standardise`."""
         return standardise(features, self.mean, self.deviation, self.limit)
+
+    def compared(self, features: Array) -> Array:
+        """Give what masks are laid over: standardised and, with a basis, whitened."""
+        z = self.standardise(features)
+        return z if self.basis is None else whiten(z, self.basis, self.shrink)
 
     def maps(self, features: Array) -> Array:
         """Contribution of each cell to each generator's similarity.
@@ -452,8 +471,7 @@ class SharedHeads:
             Its sum over the last three axes is the similarity, in [-1, 1].
         """
         xp = array_namespace(features)
-        z = self.standardise(features)
-        masked = z[..., None, :, :, :] * self.masks
+        masked = self.compared(features)[..., None, :, :, :] * self.masks
         norm = xp.sqrt(xp.sum(masked * masked, axis=(-3, -2, -1), keepdims=True))
         return masked / xp.clip(norm, COSINE_EPSILON, None) * self.references
 
@@ -469,3 +487,66 @@ class SharedHeads:
     def probability(self, similarity: Array) -> Array:
         """``sigmoid(exp(a) * similarity + b)`` of each generator, (..., G)."""
         return probability(similarity, self.a, self.b)
+
+
+_BY_BAND = ("mean", "deviation", "masks", "references", "a", "b")
+_FOR_ALL = ("basis", "shrink")
+
+
+def heads_by_band(tensors: Mapping[str, Array], limit: float) -> tuple[SharedHeads, ...]:
+    """Read heads of which there is a set for each band of compression, in single precision.
+
+    Parameters
+    ----------
+    tensors
+        Those of `SharedHeads`, each with the bands (B,) as its first axis, but for ``basis`` and
+        ``shrink``, which all bands share and which need not be there. Bands of length one are the
+        same for all.
+    limit
+        See `standardise`.
+
+    Returns
+    -------
+    tuple of SharedHeads
+        One a band.
+
+    Raises
+    ------
+    ModelError
+        Code ``model_invalid``, if an array is missing, unknown or misshapen.
+    """
+    names = _BY_BAND + (_FOR_ALL if "basis" in tensors else ())
+    if set(tensors) != set(names):
+        raise ModelError(
+            f"shared heads have the arrays {sorted(tensors)}, expected {sorted(names)}",
+            code="model_invalid",
+        )
+    sizes = {name: tuple(tensors[name].shape) for name in names}
+    bands = max((sizes[name] or (0,))[0] for name in _BY_BAND)
+    shape = sizes["masks"][1:]
+    expected = {
+        "mean": shape[1:], "deviation": shape[1:], "masks": shape, "references": shape,
+        "a": shape[:1], "b": shape[:1],
+    }  # fmt: skip
+    wrong = [
+        name
+        for name, rest in expected.items()
+        if sizes[name][:1] not in ((1,), (bands,)) or sizes[name][1:] != rest
+    ]
+    if "basis" in tensors and sizes["basis"] != (*sizes["shrink"], *shape[1:]):
+        wrong.append("basis")
+    if wrong or len(shape) != 4:
+        raise ModelError(f"shared heads have misshapen arrays: {wrong}", code="model_invalid")
+    xp = array_namespace(tensors["masks"])
+    single = {name: xp.astype(tensors[name], xp.float32) for name in names}
+    norm = xp.sqrt(xp.sum(single["references"] ** 2, axis=(-3, -2, -1), keepdims=True))
+    single["references"] = single["references"] / xp.clip(norm, COSINE_EPSILON, None)
+    common = {name: single.get(name) for name in _FOR_ALL}
+    return tuple(
+        SharedHeads(
+            **{name: single[name][min(k, single[name].shape[0] - 1), ...] for name in _BY_BAND},
+            **common,
+            limit=limit,
+        )
+        for k in range(bands)
+    )

@@ -247,6 +247,29 @@ def luma_chroma(pixels: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
     return [luma, np.clip(chroma, 0, 2, out=chroma)]
 
 
+def half_cross_difference(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Cross difference of R, G and B at half the resolution, where chroma is in every file.
+
+    Parameters
+    ----------
+    pixels : ndarray of uint8, shape (B, H, W, 3)
+        sRGB; H and W even.
+
+    Returns
+    -------
+    ndarray of float32, shape (B, 3, H / 2, W / 2)
+        In levels times four, last row and column 0.
+    """
+    levels = np.moveaxis(pixels, -1, 1).astype(np.float32)
+    rows = levels[..., 0::2, :] + levels[..., 1::2, :]
+    half = rows[..., 0::2] + rows[..., 1::2]
+    out = np.zeros_like(half)
+    out[..., :-1, :-1] = (
+        half[..., :-1, :-1] + half[..., 1:, 1:] - half[..., 1:, :-1] - half[..., :-1, 1:]
+    )
+    return out
+
+
 def _weighted(channels: NDArray[np.float32], weights: Sequence[int]) -> NDArray[np.float32]:
     """Sum of the channels times their weights: (3, ...) -> (...)."""
     total: NDArray[np.float32] = channels[0] * np.float32(weights[0])

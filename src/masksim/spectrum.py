@@ -175,13 +175,10 @@ def welch_log_power(residual: Array, segment: int, hop: int, floor: float) -> Ar
     if min(height, width) < segment or hop < 1:
         raise UsageError(f"no segment of {segment} with hop {hop} fits {width}x{height} pixels")
     window = xp.asarray(hann_window(segment), dtype=residual.dtype, device=_device(residual))
-    corners = [
-        (y, x)
-        for y in range(0, height - segment + 1, hop)
-        for x in range(0, width - segment + 1, hop)
-    ]
+    corners = _corners(residual.shape[-2:], segment, hop)
     if _NUMPY_CONFORMS and isinstance(residual, np.ndarray) and residual.dtype == np.float32:
-        return _sum_in_place(residual, window, corners, floor) / len(corners)
+        parts = np.zeros(len(corners), dtype=np.int64)
+        return _sum_in_place(residual, window, corners, floor, parts, 1)[0] / len(corners)
     total: Array = None
     for y, x in corners:
         patch = residual[..., y : y + segment, x : x + segment] * window
@@ -193,27 +190,126 @@ def welch_log_power(residual: Array, segment: int, hop: int, floor: float) -> Ar
     return total / len(corners)
 
 
+def _corners(size: Sequence[int], segment: int, hop: int) -> list[tuple[int, int]]:
+    """Upper left corners (y, x) of the segments of a plane (height, width), row by row."""
+    height, width = size
+    return [
+        (y, x)
+        for y in range(0, height - segment + 1, hop)
+        for x in range(0, width - segment + 1, hop)
+    ]
+
+
+def segment_energies(plane: NDArray[np.float32], segment: int, hop: int) -> NDArray[np.float32]:
+    """Mean square of a residual in each segment of `welch_log_power`, row by row.
+
+    Parameters
+    ----------
+    plane
+        float32 (H, W), any unit u.
+    segment, hop
+        See `welch_log_power`.
+
+    Returns
+    -------
+    ndarray
+        float32 (n,), u**2.
+    """
+    squared = plane * plane
+    return np.array(
+        [
+            squared[y : y + segment, x : x + segment].mean()
+            for y, x in _corners(plane.shape, segment, hop)
+        ],
+        dtype=np.float32,
+    )
+
+
+def log_power_by_part(
+    residual: NDArray[np.float32],
+    segment: int,
+    hop: int,
+    floor: float,
+    parts: NDArray[np.integer[Any]],
+    count: int,
+) -> NDArray[np.float32]:
+    """Sum of the log-power spectra of the segments of each part of an image.
+
+    Parameters
+    ----------
+    residual
+        float32 (C, H, W).
+    segment, hop, floor
+        See `welch_log_power`.
+    parts
+        int (n,): the part of each segment, row by row, from 0.
+    count
+        Number of parts.
+
+    Returns
+    -------
+    ndarray
+        float32 (count, C, segment, segment // 2 + 1): the sum, not the mean, in FFT order.
+    """
+    corners = _corners(residual.shape[-2:], segment, hop)
+    return _sum_in_place(residual, hann_window(segment), corners, floor, parts, count)
+
+
+def phase_coherence(planes: NDArray[np.float32], segment: int, hop: int) -> NDArray[np.float32]:
+    """Mean cosine of the phase difference of each pair of three planes, at each frequency.
+
+    1 where two planes carry the same pattern, 0 where they know nothing of each other. Every
+    segment counts the same, however strong its texture.
+
+    Parameters
+    ----------
+    planes
+        float32 (3, H, W).
+    segment, hop
+        See `welch_log_power`.
+
+    Returns
+    -------
+    ndarray
+        float32 (3, segment, segment // 2 + 1) in [-1, 1], in FFT order: planes 0 and 1, 1 and 2,
+        0 and 2. 0 where a plane has no power.
+    """
+    window = hann_window(segment)
+    corners = _corners(planes.shape[-2:], segment, hop)
+    total = np.zeros((3, segment, segment // 2 + 1), dtype=np.float32)
+    for y, x in corners:
+        patch = planes[:, y : y + segment, x : x + segment] * window
+        transform = np.fft.rfft2(patch).astype(np.complex64)
+        transform /= np.abs(transform) + np.float32(1e-6)
+        other = transform[[1, 2, 2]]
+        first = transform[[0, 1, 0]]
+        total += first.real * other.real + first.imag * other.imag
+    return total / np.float32(len(corners))
+
+
 def _sum_in_place(
     residual: NDArray[np.float32],
     window: NDArray[np.float32],
     corners: Sequence[tuple[int, int]],
     floor: float,
+    parts: NDArray[np.integer[Any]],
+    count: int,
 ) -> NDArray[np.float32]:
-    """Sum of the log-powers of `welch_log_power`, the same operations without new arrays.
+    """Sum of the log-powers of `welch_log_power` by part, the same operations without new arrays.
 
     Memory from the system for each of some hundred transforms takes a fifth of the time.
     """
     fft: Any = np.fft  # `out` is not in the types of every NumPy
     segment = len(window)
     planes = residual.reshape(-1, *residual.shape[-2:])
-    total = np.zeros((len(planes), segment, segment // 2 + 1), dtype=np.float32)
+    total = np.zeros((count, len(planes), segment, segment // 2 + 1), dtype=np.float32)
     for first in range(0, len(planes), _PLANES_AT_ONCE):
         some = planes[first : first + _PLANES_AT_ONCE]
-        logs = total[first : first + _PLANES_AT_ONCE]
+        logs = total[:, first : first + _PLANES_AT_ONCE]
         patch = np.empty((len(some), segment, segment), dtype=np.float32)
-        transform = np.empty(logs.shape, dtype=np.complex64)
-        power, imaginary = np.empty_like(logs), np.empty_like(logs)
-        for y, x in corners:
+        transform = np.empty(logs.shape[1:], dtype=np.complex64)
+        power, imaginary = (np.empty(transform.shape, dtype=np.float32) for _ in range(2))
+        for (y, x), part in zip(corners, parts.tolist(), strict=True):
             np.multiply(some[:, y : y + segment, x : x + segment], window, out=patch)
             fft.rfft(patch, axis=-1, norm="ortho", out=transform)
             fft.fft(transform, axis=-2, norm="ortho", out=transform)
@@ -222,8 +318,8 @@ def _sum_in_place(
             power += imaginary
             power += np.float32(floor)
             np.log(power, out=power)
-            logs += power
-    return total.reshape(*residual.shape[:-2], *total.shape[1:])
+            logs[part] += power
+    return total.reshape(count, *residual.shape[:-2], *total.shape[2:])
 
 
 def pool_cells(half: Array, side: int) -> Array:

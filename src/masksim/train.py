@@ -698,6 +698,15 @@ def reference_images(
     return photos, keep(own, np.array(sorted(chosen))) if config.images else None
 
 
+def software() -> dict[str, str]:
+    """Versions that a run depends on."""
+    return {
+        "masksim": __version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
+
+
 # --- the run -----------------------------------------------------------------------------------
 
 
@@ -822,9 +831,7 @@ def train_shared(
             },
             "cross_validated_auroc": {k: round(v, 4) for k, v in fit.cross_validated_auroc.items()},
             "skipped": dict(Counter(table.failures.values())),
-            "masksim": __version__,
-            "numpy": np.__version__,
-            "python": platform.python_version(),
+            **software(),
         },
     )
     return file.save(out, overwrite=overwrite), fit

@@ -8,7 +8,7 @@ photos that the rates were measured on is told by the same numbers.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Trait: TypeAlias = Literal[
-    "side", "energy", "sharpness", "chroma", "brightness", "flat", "quality", "distance"
+    "side", "energy", "sharpness", "chroma", "brightness", "flat", "quality", "distance", "band"
 ]
 TRAITS: tuple[Trait, ...] = (
     "side",
@@ -29,12 +29,52 @@ TRAITS: tuple[Trait, ...] = (
     "flat",
     "quality",
     "distance",
+    "band",
 )
 """Names of the columns of a table of traits, in order; see `measure`."""
+
+BANDS = ("lossless", "high", "middle", "low", "other")
+"""What a file shows of its own last compression, by the number that `compression_band` gives:
+none that can be seen, JPEG of high, middle and low quality, and other formats (WebP, AVIF, HEIC).
+"""
+
+_HIGH, _MIDDLE, _LOW = 96, 86, 66  # JPEG qualities under which the next band begins
 
 _BLOCK = 32  # pixels
 _LEAST = 0.05  # levels squared, added to energies: what rounding to 8 bits decides is hidden
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
+
+
+def compression_band(format: str, quality: int | None) -> int:
+    """Tell what a file shows of its own last compression: a number of `BANDS`.
+
+    Parameters
+    ----------
+    format
+        Pillow's name, or ``"array"`` for pixels without a file.
+    quality
+        Estimated quality of a JPEG, 1 to 100; None if it is no JPEG.
+    """
+    if quality is not None:
+        return 0 if quality >= _HIGH else 1 if quality >= _MIDDLE else 2 if quality >= _LOW else 3
+    return 4 if format in ("WEBP", "AVIF", "HEIF") else 0
+
+
+def bands_of(traits: NDArray[np.floating[Any]], count: int) -> NDArray[np.int64]:
+    """Read the band of compression from traits (..., T), as an index below `count`.
+
+    Where it is not known, 0: that of files without a trace of it.
+    """
+    band = traits[..., TRAITS.index("band")]
+    return np.clip(np.nan_to_num(band, nan=0.0), 0, count - 1).astype(np.int64)
+
+
+def with_all_traits(values: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
+    """Complete a table (n, t) written when there were fewer traits: the others are not known."""
+    missing = len(TRAITS) - values.shape[-1] if values.ndim == 2 else 0
+    if missing <= 0:
+        return values
+    return np.pad(values, ((0, 0), (0, missing)), constant_values=np.nan)
 
 
 def measure(
@@ -43,6 +83,7 @@ def measure(
     *,
     quality: int | None = None,
     distance: float | None = None,
+    band: int | None = None,
 ) -> NDArray[np.float64]:
     """Measure the traits of an image in its analysed windows.
 
@@ -57,11 +98,13 @@ def measure(
     distance
         Logarithm of the mean squared standardised feature, see `masksim.model.standardise`; None
         where the heads have none.
+    band
+        See `compression_band`; None where nothing is known of the file.
 
     Returns
     -------
     ndarray
-        float64 (8,), in the order of `TRAITS`:
+        float64 (9,), in the order of `TRAITS`:
 
         ``side``        the shorter side of the image, pixels;
         ``energy``      of the residual: mean over blocks of 32x32 pixels of the logarithm of the
@@ -72,7 +115,8 @@ def measure(
         ``brightness``  mean luma, 0 to 255;
         ``flat``        `flat_share`, 0 to 1;
         ``quality``     as given, NaN for None;
-        ``distance``    as given, NaN for None.
+        ``distance``    as given, NaN for None;
+        ``band``        as given, NaN for None.
 
     Raises
     ------
@@ -93,6 +137,7 @@ def measure(
             flat_share(pixels, windows),
             np.nan if quality is None else quality,
             np.nan if distance is None else distance,
+            np.nan if band is None else band,
         ],
         dtype=np.float64,
     )

@@ -15,7 +15,13 @@ from masksim.calibration import UNCLEAR, Interval, LikelihoodRatio, number_of_fa
 from masksim.errors import UsageError
 
 Level: TypeAlias = Literal[
-    "inconclusive", "strong evidence", "evidence", "weak evidence", "no evidence", "uncalibrated"
+    "inconclusive",
+    "strong evidence",
+    "evidence",
+    "weak evidence",
+    "fragile",
+    "no evidence",
+    "uncalibrated",
 ]
 
 LEVELS: tuple[tuple[float, Level], ...] = (
@@ -33,7 +39,7 @@ EVIDENCE, NONE = LEVELS[1][0], LEVELS[-1][0]
 """Joint rates: up to the first there is evidence, above the second there is none."""
 
 BETWEEN = 0.07
-"""After a small re-encoding evidence must be left at most at this rate, and none have come below.
+"""After a small re-encoding evidence must be left at most at this rate.
 
 In the middle between `EVIDENCE` and `NONE`: an image one more small step away has a verdict, too.
 """
@@ -47,7 +53,7 @@ class Reason:
     ----------
     code
         ``"too_small"``, ``"too_dark"``, ``"flat"``, ``"heavily_compressed"``, ``"resized"``,
-        ``"screenshot_like"``, ``"out_of_range"`` or ``"unstable"``.
+        ``"screenshot_like"`` or ``"out_of_range"``.
     text
         In words, as the middle of a sentence.
     hides
@@ -66,15 +72,17 @@ class Verdict:
     Attributes
     ----------
     level
-        One of `LEVELS`; ``"no evidence"``; ``"inconclusive"`` where `reasons` speak against either
-        answer; ``"uncalibrated"`` where the detector has no scores of real photos to compare with.
+        One of `LEVELS`; ``"no evidence"``; ``"fragile"`` where a pattern is there that a small
+        re-encoding takes away; ``"inconclusive"`` where `reasons` speak against any answer;
+        ``"uncalibrated"`` where the detector has no scores of real photos to compare with.
     generator
         The generator whose pattern is matched best, that is with the lowest rate of its own; None
         where there is no evidence, and where it is not clear which one it is
         (`unknown_generator`). `cautions` names others that match nearly as well (`NEAR`).
     false_positive_rate
         Joint over all generators: the share of real photos, the image itself counted as one,
-        that resemble some generator at least as much. In (0, 1]; None if uncalibrated.
+        that resemble some generator at least as much. In (0, 1]; None if uncalibrated. Where the
+        evidence does not survive a small re-encoding, the largest rate after one of them.
     sample_size
         How many real photos that was measured on.
     text
@@ -99,6 +107,8 @@ class Verdict:
         The a-contrario reading: how many of the generators a photo is expected to match as well.
     stability
         The joint rate after each small re-encoding that was tried.
+    as_found
+        The joint rate of the image itself, where `false_positive_rate` is that after a re-encoding.
     likelihood_ratio
         If it was asked for.
     population
@@ -121,10 +131,11 @@ class Verdict:
     stability: Mapping[str, float] | None = None
     likelihood_ratio: LikelihoodRatio | None = None
     population: str = ""
+    as_found: float | None = None
 
 
-def unstable(joint: float, after: Mapping[str, float]) -> Reason | None:
-    """Tell whether small re-encodings lead from evidence to none, or the other way.
+def lost_after(joint: float, after: Mapping[str, float]) -> str | None:
+    """Name the small re-encoding after which hardly any evidence is left, the worst one.
 
     Parameters
     ----------
@@ -135,19 +146,13 @@ def unstable(joint: float, after: Mapping[str, float]) -> Reason | None:
 
     Returns
     -------
-    Reason or None
+    str or None
+        None where there was no evidence, or it stands after all of them.
     """
-    if joint <= EVIDENCE:
-        changed = [name for name, rate in after.items() if rate > BETWEEN]
-        how = "there is hardly any evidence left"
-    elif joint > NONE:
-        changed = [name for name, rate in after.items() if rate <= BETWEEN]
-        how = "there would be some evidence"
-    else:
+    worst = max(after, key=lambda name: after[name], default=None)
+    if worst is None or joint > EVIDENCE or after[worst] <= BETWEEN:
         return None
-    if not changed:
-        return None
-    return Reason("unstable", f"after {' or '.join(changed)} {how}", hides=True)
+    return worst
 
 
 def decide(
@@ -164,6 +169,8 @@ def decide(
     stratum: str = "all",
     sources: int = 0,
     population: str = "",
+    as_found: float | None = None,
+    lost: str = "",
 ) -> Verdict:
     """Turn the rates of one image into a verdict.
 
@@ -186,8 +193,10 @@ def decide(
     clarity
         See `masksim.calibration.Attribution`; None where the detector has no scores of the
         generators' own images.
-    interval, stratum, sources, population
-        See `Verdict`.
+    interval, stratum, sources, population, as_found
+        See `Verdict`; where there is an `as_found`, the others are those after the re-encoding.
+    lost
+        Name of that re-encoding.
 
     Returns
     -------
@@ -213,7 +222,8 @@ def decide(
         )
     if len(false_positive_rates) != len(generators):
         raise UsageError("a verdict needs one rate for each generator")
-    level: Level = next((level for limit, level in LEVELS if joint <= limit), "no evidence")
+    weakest: Level = "no evidence" if as_found is None else "fragile"
+    level: Level = next((level for limit, level in LEVELS if joint <= limit), weakest)
     against = tuple(r for r in reasons if r.hides or level != "no evidence")
     if against:
         level = "inconclusive"
@@ -227,6 +237,7 @@ def decide(
         "reasons": against,
         "number_of_false_alarms": float(number_of_false_alarms(false_positive_rates)),
         "population": population,
+        "as_found": as_found,
     }
     details = [part for part in (population, stratum if stratum != "all" else "") if part]
     if interval is not None:
@@ -237,6 +248,18 @@ def decide(
     if level == "inconclusive":
         why = "; ".join(reason.text for reason in against)
         text = f"Inconclusive: {why}. By itself {rate} score as high."
+        return Verdict(generator=None, text=text, cautions=tuple(cautions), **common)
+    if as_found is not None:
+        cautions = (
+            *cautions,
+            f"As found, {format_rate(as_found, sample_size)} of real photos score as high; the "
+            f"rate given is the one after {lost}, since evidence should survive that.",
+        )
+    if level == "fragile":
+        text = (
+            "Fragile: a generator's spectral pattern is there, but does not survive "
+            f"{lost}, after which {rate} score at least this high."
+        )
         return Verdict(generator=None, text=text, cautions=tuple(cautions), **common)
     if level == "no evidence":
         text = (

@@ -64,6 +64,7 @@ export function heading(verdict) {
   switch (verdict.level) {
     case "inconclusive": return "Inconclusive";
     case "no evidence": return "No evidence of a known generator’s pattern";
+    case "fragile": return "A pattern is there, but does not last";
     case "uncalibrated": return "Not calibrated";
     default:
       return verdict.generator === null
@@ -93,6 +94,9 @@ export function plainly(verdict) {
     case "inconclusive":
       return "Something about this image speaks against any answer. The rate below is what was " +
         "measured; do not rely on it.";
+    case "fragile":
+      return "The image shows a generator’s pattern, but one small re-encoding, as any site may do, " +
+        `takes it away. ${photos}`;
     case "no evidence":
       return `${photos} That does not show that the image is a photo.`;
     default:
