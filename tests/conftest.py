@@ -103,12 +103,17 @@ def make_png(values: NDArray[Any], *, size: tuple[int, int] | None = None) -> by
     )
 
 
-def make_tiff(tags: dict[int, tuple[int, list[int]]], strip: bytes) -> bytes:
-    """Write a little-endian TIFF of one strip by hand; `tags` is tag -> (type, values).
+def make_tiff(
+    tags: dict[int, tuple[int, list[int]]], strip: bytes, *, strips: list[int] | None = None
+) -> bytes:
+    """Write a little-endian TIFF by hand; `tags` is tag -> (type, values).
 
-    Types are 3 (16 bits) and 4 (32 bits); tags 273 and 279 are added.
+    Types are 3 (16 bits) and 4 (32 bits); tags 273 and 279 are added. `strips` are the lengths of
+    several strips that stand in `strip` one after the other.
     """
-    tags = {**tags, 273: (4, [8]), 279: (4, [len(strip)])}
+    lengths = strips or [len(strip)]
+    starts = [8 + sum(lengths[:i]) for i in range(len(lengths))]
+    tags = {**tags, 273: (4, starts), 279: (4, lengths)}
     strip += b"\0" * (len(strip) % 2)
     at = 8 + len(strip)
     extra_at = at + 2 + 12 * len(tags) + 4

@@ -234,6 +234,24 @@ def test_the_larger_rate_counts(trained: Any, own: Path, photos: Path) -> None:
         load_detector(own, population="nowhere")
 
 
+def test_what_is_measured_is_what_verdicts_claim(own: Path, photos: Path) -> None:
+    from masksim.evaluate import scale_of
+    from masksim.image import load_image
+
+    detector = load_detector(own, stability=False)
+    scale = scale_of(detector)
+    assert scale.calibration is not None
+    asked = [path for path in sorted(photos.rglob("*.jpg")) if path.name != "broken.jpg"]
+    assert len(asked) > 6
+    for path in asked[:6]:
+        loaded = load_image(path, part=detector.part)
+        scores, traits = detector.measure_pixels(
+            loaded.pixels, loaded.facts.jpeg_quality, loaded.facts.format
+        )
+        measured = scale.calibration.all_rates(scores[None], traits[None])[1][0]
+        assert measured == detector.detect(path).verdict.false_positive_rate
+
+
 def test_a_population_is_replaced_by_name(
     own: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

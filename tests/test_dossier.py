@@ -270,6 +270,8 @@ def test_an_uncalibrated_detector(detector: Detector, small: bytes) -> None:
     text = Page(made.html).text
     assert "Not calibrated" in text
     assert "nothing can be said about how rare that is" in text
+    assert "Each rate is" not in text
+    assert "how rare such a similarity is among them is not known" in text
     assert verify_report(made.html, bare, small).passed
 
 

@@ -17,7 +17,7 @@ PACKAGE = Path(masksim.__file__).parent
 # A module imports only from strictly lower layers. A new module must be placed here, with thought,
 # and in docs/architecture.md.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "generators", "jumbf", "plain"),
+    ("errors", "containers", "generators", "jumbf", "plain", "tiff"),
     (
         *("image", "augment", "preprocess", "residual", "spectrum", "traits"),
         *("answers", "manifest", "metrics", "sources", "tables"),

@@ -419,7 +419,13 @@ def prepare_sets(
         elif manifest is not None:
             if place != "in-place" and manifest.absolute() == (out / "manifest.csv").absolute():
                 raise UsageError(f"--out {out} would overwrite {manifest}; give another folder")
-            items = plan_manifest(read_manifest(manifest, split=split), variant or ["files"])
+            listed = read_manifest(manifest, split=split)
+            if len({row.split for row in listed.rows}) == 1:
+                warnings = [
+                    f"all {len(listed.rows)} images are in the split {listed.rows[0].split}; where "
+                    "the list has no column of splits, --split names it"
+                ]
+            items = plan_manifest(listed, variant or ["files"])
         elif original is not None:
             chosen = variant or ["JPEG_Qrandom"]
             if len(chosen) > 1:

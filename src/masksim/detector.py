@@ -25,6 +25,7 @@ from masksim.calibration import (
     Calibration,
     Joint,
     LikelihoodRatios,
+    Populations,
     Rates,
     Strata,
     design_effect,
@@ -649,11 +650,9 @@ class Detector:
         Of several populations of photos the one with the largest joint rate counts: what is rare
         among some photos only is not evidence.
         """
-        found = [
-            replace(c.rates(similarity, traits), population=name)
-            for name, c in self.calibrations.items()
-        ]
-        return max(found, key=lambda rates: rates.joint, default=None)
+        if not self.calibrations:
+            return None
+        return Populations(self.calibrations).rates(similarity, traits)
 
     def measure_pixels(
         self, pixels: Pixels, quality: int | None = None, format: str = "array"

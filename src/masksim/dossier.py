@@ -295,14 +295,14 @@ def _gather(
     detector: Detector, data: bytes, name: str, maps: Maps
 ) -> tuple[Detection, dict[str, Any], dict[str, bytes]]:
     """Compute all that a report shows of an image: plain values, and pictures by name."""
-    loaded = load_image(data, name=name)
+    loaded = load_image(data, name=name, part=detector.part, whole=True)
     detection, explained = detector.explain(loaded)
     metadata = read_metadata(data)
     detection = replace(detection, origin=origins.origin_of(metadata))
     pictures: dict[str, bytes] = {}
     found = to_json(detection)
     del found["seconds"]  # it is of the machine, not of the image
-    shown = _reduced(to_display(loaded), _LONGER_SIDE)
+    shown = _displayed(loaded, _LONGER_SIDE)
     pictures["image"] = _jpeg(shown)
     ranked = [score.generator for score in detection.scores]
     count = len(ranked) if maps == "all" else maps
@@ -312,7 +312,7 @@ def _gather(
         "image": {
             "width": shown.width,
             "height": shown.height,
-            "reduced": max(loaded.pixels.shape[:2]) > _LONGER_SIDE,
+            "reduced": max(loaded.facts.width, loaded.facts.height) > _LONGER_SIDE,
         },
         "maps": [
             _explained(explained[generator], k, pictures, drawn=k < count, opened=k < 3)
@@ -349,12 +349,32 @@ def _describe(detector: Detector) -> dict[str, Any]:
     }
 
 
-def _reduced(image: Image.Image, side: int) -> Image.Image:
-    if max(image.size) <= side:
-        return image
-    scale = side / max(image.size)
-    width, height = (max(1, round(scale * n)) for n in image.size)
-    return image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
+def _displayed(loaded: LoadedImage, side: int) -> Image.Image:
+    """Reduce an image to a longer side of at most `side`, turned as a viewer shows it.
+
+    By strips: blocks of pixels are averaged first, so that no second copy of a large image is made.
+    """
+    height, width = loaded.facts.height, loaded.facts.width
+    scale = min(1.0, side / max(width, height))
+    size = max(1, round(scale * width)), max(1, round(scale * height))
+    across, down = (max(1, int(n / m / 3)) for n, m in zip((width, height), size, strict=True))
+    rows = down * max(1, _BYTES_AT_ONCE // (3 * width * down))
+    strips = [
+        np.asarray(
+            Image.fromarray(loaded.region(y, 0, min(rows, height - y), width)).reduce(
+                (across, down)
+            )
+        )
+        for y in range(0, height, rows)
+    ]
+    small = Image.fromarray(np.concatenate(strips))
+    if scale < 1:
+        box = (0.0, 0.0, width / across, height / down)
+        small = small.resize(size, Image.Resampling.LANCZOS, box=box)
+    return to_display(replace(loaded, pixels=np.asarray(small), whole=None))
+
+
+_BYTES_AT_ONCE = 1 << 24
 
 
 def _jpeg(image: Image.Image) -> bytes:
@@ -569,7 +589,7 @@ def _by_window(
 
     None where the image has room for one window only.
     """
-    height, width = loaded.pixels.shape[:2]
+    height, width = loaded.facts.height, loaded.facts.width
     side_x, side_y = max((w, h) for _, _, w, h in detection.windows)
     columns, rows = _positions(width, side_x), _positions(height, side_y)
     if len(columns) * len(rows) == 1 and len(detection.windows) == 1:
@@ -586,7 +606,7 @@ def _by_window(
         return [
             {
                 **dict(zip(("x", "y", "width", "height"), window, strict=True)),
-                "similarity": _similarity(detector, loaded.pixels, window, g),
+                "similarity": _similarity(detector, loaded, window, g),
             }
             for window in windows
         ]
@@ -621,12 +641,11 @@ def _positions(length: int, side: int, count: int | None = None) -> list[int]:
 
 
 def _similarity(
-    detector: Detector, pixels: NDArray[np.uint8], window: _Rectangle, g: int
+    detector: Detector, loaded: LoadedImage, window: _Rectangle, g: int
 ) -> float | None:
     x, y, width, height = window
-    part = np.ascontiguousarray(pixels[y : y + height, x : x + width])
     try:
-        return float(detector.similarities(part)[g])
+        return float(detector.similarities(loaded.region(y, x, height, width))[g])
     except ImageError:  # no pattern in a perfectly flat part
         return None
 
@@ -637,8 +656,8 @@ def _windows_picture(
     grid: Sequence[Mapping[str, Any]],
     limit: float,
 ) -> Image.Image:
-    height, width = loaded.pixels.shape[:2]
-    grey = _reduced(to_display(loaded).convert("L"), _WINDOWS_SIDE)
+    height, width = loaded.facts.height, loaded.facts.width
+    grey = _displayed(loaded, _WINDOWS_SIDE).convert("L")
     # Pale, so that the colours are those of the legend.
     canvas = grey.point([round(110 + 0.55 * v) for v in range(256)]).convert("RGB")
     turned = loaded.facts.orientation
@@ -757,7 +776,7 @@ def verify_report(
         why = f"the data in the report cannot be read: {error}"
         return Verification((*checks, Check("content", False, why)))
     checks.append(_check_content(report, stated, pictures, made_by))
-    own = load_image(data, name=name)
+    own = load_image(data, name=name, part=detector.part)
     same_image = own.facts.sha256 == sha256
     checks.append(
         Check("image", True, f"the image is the one reported on (sha256 {sha256[:12]})")
@@ -799,6 +818,7 @@ def verify_report(
         if part == "windows" and not problem and stated["windows"] not in (None, found["windows"]):
             # The picture holds numbers, of which the last digit may fall otherwise.
             values = stated["windows"]
+            own = load_image(data, name=name, part=detector.part, whole=True)
             again = _windows_picture(own, values["analysed"], values["grid"], values["limit"])
             drawn = {**drawn, "windows": _jpeg(again)}
     checks.append(_check_pictures(pictures, drawn))

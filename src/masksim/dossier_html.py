@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from masksim import origin as origins
-from masksim.report import MEANING, diverging_colours
+from masksim.report import MEANING, UNCALIBRATED, diverging_colours
 from masksim.verdict import format_rate
 
 __all__ = ["SEAL", "UnreadableError", "embedded", "render", "seal_of"]
@@ -386,10 +386,12 @@ def _generators(data: Mapping[str, Any]) -> str:
                 str(int(n)),
             )
         )
+    rated = any(score["false_positive_rate"] is not None for score in detection["scores"])
+    meaning = f"; the rate says how rare it is. {_e(MEANING)}" if rated else f". {_e(UNCALIBRATED)}"
     return (
         '<section aria-labelledby="generators"><h2 id="generators">The generators</h2>'
         "<p>Similarity is between -1 and 1: how alike the image's spectrum is to the generator's "
-        f"pattern. By itself it says little; the rate says how rare it is. {_e(MEANING)}</p>"
+        f"pattern. By itself it says little{meaning}</p>"
         + _table(
             "Each generator, the most telling first",
             ("Generator", "Similarity", "Real photos as high", "Rarer: longer", "Photos"),

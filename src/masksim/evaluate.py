@@ -28,7 +28,7 @@ import numpy as np
 
 from masksim import metrics, protocols
 from masksim.augment import rng_for
-from masksim.calibration import Calibration
+from masksim.calibration import Populations
 from masksim.dataset import (
     HISTORIES,
     History,
@@ -449,13 +449,13 @@ def scale_of(detector: Detector) -> Scale:
         offset.append(np.asarray(branch.tensors[b], dtype=np.float64).reshape(-1))
     return Scale(
         detector.generators, np.concatenate(slope), np.concatenate(offset),
-        calibration=next(iter(detector.calibrations.values()), None),
+        calibration=Populations(detector.calibrations) if detector.calibrations else None,
         attribution=detector.attribution,
     )  # fmt: skip
 
 
-def _calibration(detector: Detector) -> Calibration:
-    """Return the calibration to measure.
+def _calibration(detector: Detector) -> Populations:
+    """Return the calibrations to measure: all that verdicts rank among.
 
     Raises
     ------
@@ -464,7 +464,7 @@ def _calibration(detector: Detector) -> Calibration:
     """
     if not detector.calibrations:
         raise DataError("only a calibrated detector can be measured in full")
-    return next(iter(detector.calibrations.values()))
+    return Populations(detector.calibrations)
 
 
 def weighing(table: ScoreTable, shares: Mapping[str, float]) -> protocols.Weigh:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 
 from masksim import metrics
-from masksim.calibration import Attribution, Calibration
+from masksim.calibration import Attribution, Calibration, Populations
 from masksim.errors import DataError, UsageError
 from masksim.manifest import REAL
 from masksim.tables import Cell, Column, Interval, Table
@@ -281,11 +281,13 @@ class Scale:
     slope: Floats | None = None
     offset: Floats | None = None
     probabilities: bool = False
-    calibration: Calibration | None = None
+    calibration: Calibration | Populations | None = None
     attribution: Attribution | None = None
 
     @classmethod
-    def of_table(cls, table: ScoreTable, calibration: Calibration | None = None) -> Scale:
+    def of_table(
+        cls, table: ScoreTable, calibration: Calibration | Populations | None = None
+    ) -> Scale:
         """Scale of a table without its detector: numbers all in [0, 1] are probabilities."""
         s = table.similarities
         within = bool(((s >= 0) & (s <= 1)).all())

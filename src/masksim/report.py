@@ -58,6 +58,19 @@ MEANING = (
 )
 """What a result does and does not mean, in a line."""
 
+UNCALIBRATED = (
+    "This detector comes without scores of real photos: how rare such a similarity is among them "
+    "is not known. Neither the similarity nor its head's probability is the probability that the "
+    "image is fake."
+)
+"""The same for a detector that has no rates."""
+
+
+def meaning(detection: DetectionLike) -> str:
+    """Say what a result does and does not mean: `MEANING`, or `UNCALIBRATED` without rates."""
+    rated = any(score.false_positive_rate is not None for score in detection.scores)
+    return MEANING if rated else UNCALIBRATED
+
 
 class ScoreLike(Protocol):
     """How alike the image is to the images of one generator."""
@@ -271,7 +284,7 @@ def to_text(detection: DetectionLike, width: int = 80, *, ascii_only: bool = Fal
     lines.append("")
     lines.extend(_table(detection, width, ascii_only))
     lines.append("")
-    paragraph(MEANING)
+    paragraph(meaning(detection))
     paragraph(_file_facts(detection.image), "  File: ", "    ")
     # Never broken, for it is to be copied.
     of = "" if detection.image.sha256_of == "file" else f"of the {detection.image.sha256_of} "
@@ -414,7 +427,9 @@ def to_html(detection: DetectionLike) -> str:
             f'<div style="width:{100 * share:.0f}%;height:.7em;background:#3b7dc4"></div></div>'
             "</td></tr>"
         )
-    parts.append(f'</tbody></table><div style="font-size:.85em;opacity:.75">{escape(MEANING)}')
+    parts.append(
+        f'</tbody></table><div style="font-size:.85em;opacity:.75">{escape(meaning(detection))}'
+    )
     parts.append(
         f" Detector {escape(detection.detector)} ({escape(detection.detector_sha256[:12])})."
     )
