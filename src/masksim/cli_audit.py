@@ -12,11 +12,14 @@ import typer
 
 from masksim.console import (
     Cache,
+    DetectorArgument,
     Format,
     Json,
     Overwrite,
     Workers,
+    cache_folder,
     errors,
+    need_for_files,
     say,
     stages,
     to_json,
@@ -27,10 +30,6 @@ from masksim.errors import UsageError
 NOT_HELD = 1
 """Exit code of ``masksim audit --strict`` where a claimed rate is exceeded."""
 
-_Which = Annotated[
-    Path, typer.Argument(metavar="DETECTOR", help="A detector's folder, or `default`.")
-]
-
 
 class By(str, Enum):
     """What the rows of the table are."""
@@ -39,20 +38,15 @@ class By(str, Enum):
     stratum = "stratum"
 
 
-def _path(which: Path) -> Path | None:
-    """Take the word for the detector of the package, unless there is a folder of that name."""
-    return None if str(which) == "default" and not which.exists() else which
-
-
 def calibrate(
-    detector: _Which,
+    detector: DetectorArgument,
     real: Annotated[
         list[Path],
         typer.Option("--real", metavar="DIR", help="Real photos; a sub-folder is a source."),
     ],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The detector to write.")],
     name: Annotated[str, typer.Option("--name", help="Of these photos.")] = "own",
-    cache: Cache = Path("runs/cache"),
+    cache: Cache = None,
     workers: Workers = 1,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -63,9 +57,10 @@ def calibrate(
         from masksim.checkpoint import check_target
 
         check_target(out, overwrite)
+        place = cache_folder(cache)
         with stages() as progress:
             made, added = add(
-                _path(detector), real, name=name, cache=cache, workers=workers, progress=progress
+                detector, real, name=name, cache=place, workers=workers, progress=progress
             )
         saved = made.save(out, overwrite=overwrite)
         if as_json:
@@ -92,7 +87,7 @@ def calibrate(
 
 
 def audit(
-    detector: _Which,
+    detector: DetectorArgument,
     real: Annotated[
         list[Path] | None,
         typer.Option("--real", metavar="DIR", help="Real photos; a sub-folder is a source."),
@@ -113,7 +108,7 @@ def audit(
     strict: Annotated[
         bool, typer.Option("--strict", help=f"Exit with {NOT_HELD} if a claim is exceeded.")
     ] = False,
-    cache: Cache = Path("runs/cache"),
+    cache: Cache = None,
     workers: Workers = 1,
     as_json: Json = False,
 ) -> None:
@@ -124,14 +119,16 @@ def audit(
 
         if bool(real) == (manifest is not None):
             raise UsageError("give either folders of photos (--real) or a manifest (--manifest)")
+        need_for_files(manifest)
         left_out: dict[str, int] = {}
         if manifest is not None:
             images = read_manifest(manifest).select(split)
         else:
             images, left_out = rooms.photos_in(real or [])
+        place = cache_folder(cache)
         with stages() as progress:
             found = rooms.audit(
-                _path(detector), images, cache=cache, population=population, stability=not quick,
+                detector, images, cache=place, population=population, stability=not quick,
                 workers=workers, progress=progress,
             )  # fmt: skip
         if as_json:

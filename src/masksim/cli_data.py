@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from masksim.console import bars
+from masksim.console import bars, cache_folder, errors, need, need_for_files
 from masksim.errors import MasksimError, UsageError
 
 if TYPE_CHECKING:
@@ -51,14 +51,14 @@ def _print_json(value: Any) -> None:
 
 @contextmanager
 def _errors(as_json: bool) -> Iterator[None]:
-    """Turn our errors into a message, a JSON document if wanted, and the exit code."""
-    try:
-        yield
-    except MasksimError as error:
-        if as_json:
-            _print_json({"ok": False, "error": {"code": error.code, "message": str(error)}})
-        _stderr().print(f"error: {error}", markup=False, style="red")
-        raise typer.Exit(error.exit_code) from error
+    """Turn what goes wrong into a message and an exit code, as `errors`; into JSON if wanted."""
+    with errors():
+        try:
+            yield
+        except MasksimError as error:
+            if as_json:
+                _print_json({"ok": False, "error": {"code": error.code, "message": str(error)}})
+            raise
 
 
 def _bytes(n: int) -> str:
@@ -181,7 +181,10 @@ def list_sets(sources: Table = None, as_json: Json = False) -> None:
 def download_sets(
     names: Annotated[list[str], typer.Argument(metavar="SET...", help="Names, or all.")],
     data: Annotated[Path, typer.Option(help="Where the images go.")] = Path("data"),
-    cache: Annotated[Path, typer.Option(help="Where archives go.")] = Path("cache"),
+    cache: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Where archives go; default: see `masksim cache`."),
+    ] = None,
     url: Annotated[
         list[str] | None,
         typer.Option(help="Another address for a moved file: URL, or FILE=URL (repeatable)."),
@@ -203,6 +206,7 @@ def download_sets(
     """Download and unpack public sets; run it again to go on after an interruption."""
     console = _stderr()
     with _errors(as_json):
+        need("data", "downloading", "httpx")
         from masksim.manifest import image_problem
         from masksim.sources import (
             Retry,
@@ -217,6 +221,7 @@ def download_sets(
         wanted = pick_sources(known, names)
         if (url or table) and len(wanted) > 1:
             raise UsageError("--url and --table go with one set")
+        place = cache_folder(cache, "archives")
         reports = []
         for source in wanted:
             source = apply_overrides(source, url or [])
@@ -229,7 +234,7 @@ def download_sets(
                     report = download_source(
                         source,
                         data=data,
-                        cache=cache,
+                        cache=place,
                         table=table,
                         workers=workers,
                         retry=Retry(attempts=attempts),
@@ -340,6 +345,9 @@ def prepare_sets(
     """Prepare images and write a manifest; run it again to go on after an interruption."""
     console = _stderr()
     with _errors(as_json):
+        need_for_files(manifest)
+        if parquet:
+            need("parquet", "--parquet", "pyarrow")
         from masksim.manifest import read_manifest, scan_folders
         from masksim.prepare import (
             PrepareConfig,
@@ -445,6 +453,11 @@ def verify_set(
     """Verify a prepared set: files, duplicates, balance, and what gives the answer away."""
     console = _stderr()
     with _errors(as_json):
+        if near >= 0:
+            need("data", "the search for near duplicates", "imagehash")
+        if probe:
+            need("data", "the leak probe", "sklearn", "scipy")
+        need_for_files(manifest)
         from masksim.manifest import read_manifest
         from masksim.verify import verify
 

@@ -16,14 +16,17 @@ from masksim.console import (
     Model,
     Overwrite,
     Workers,
+    cache_folder,
     errors,
     leads,
+    need,
+    need_for_files,
     say,
     stages,
     to_json,
     write,
 )
-from masksim.errors import ModelError, UsageError
+from masksim.errors import UsageError
 
 
 class Recipe(str, Enum):
@@ -103,7 +106,7 @@ def train(
     recipe: Annotated[
         Recipe | None, typer.Option("--recipe", help="Default: what CONFIG says, else shared.")
     ] = None,
-    cache: Cache = Path("runs/cache"),
+    cache: Cache = None,
     workers: RunWorkers = 1,
     seed: Seed = None,
     overwrite: Overwrite = False,
@@ -160,6 +163,8 @@ def train(
 ) -> None:
     """Train a detector of every generator in a manifest's train split."""
     with errors():
+        need("train", "`masksim train`", "sklearn", "scipy", "onnx")
+        need_for_files(manifest)
         from masksim.train import read_toml
 
         values = {} if config is None else read_toml(config)
@@ -213,15 +218,11 @@ def _quality(text: str | None) -> Any:
 def _options(
     device: Device, precision: Precision, workers: int, save_every: int, tensorboard: bool
 ) -> Any:
-    try:
-        from masksim.runs import RunOptions
-    except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] != "torch":
-            raise
-        raise ModelError(
-            "this recipe trains with torch; install it with: pip install 'masksim[train]'",
-            code="torch_missing",
-        ) from error
+    need("train", "training by gradient", "torch")
+    if tensorboard:
+        need("tensorboard", "--tensorboard", "tensorboard")
+    from masksim.runs import RunOptions
+
     return RunOptions(
         device=device.value, precision=precision.value, workers=workers,
         save_every=save_every, tensorboard=tensorboard,
@@ -232,7 +233,7 @@ def _train_shared(
     values: Mapping[str, Any],
     manifest: Path,
     out: Path,
-    cache: Path,
+    cache: Path | None,
     workers: int,
     overwrite: bool,
     shown: bool,
@@ -242,10 +243,12 @@ def _train_shared(
     from masksim.train import TrainConfig, train_shared
 
     config = TrainConfig.from_dict(values)
+    listed = read_manifest(manifest)
+    place = cache_folder(cache)
     with stages(shown) as progress:
         made, fit = train_shared(
-            read_manifest(manifest), out, config,
-            cache=cache, workers=workers, overwrite=overwrite, progress=progress,
+            listed, out, config,
+            cache=place, workers=workers, overwrite=overwrite, progress=progress,
         )  # fmt: skip
     auroc = {name: round(value, 4) for name, value in fit.cross_validated_auroc.items()}
     if as_json:
@@ -320,9 +323,7 @@ def train_residual(
     colour: Annotated[str | None, typer.Option("--colour", help="Colour space.")] = None,
     workers: RunWorkers = 1,
     seed: Seed = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a network that is there.")
-    ] = False,
+    overwrite: Overwrite = False,
     progress: Bar = True,
     as_json: Json = False,
     device: RunDevice = Device.auto,
@@ -334,6 +335,7 @@ def train_residual(
     """Train a residual network: a denoiser of the real photos of the train split."""
     with errors():
         options = _options(device, precision, workers, save_every, tensorboard)
+        need_for_files(manifest)
         from masksim.manifest import read_manifest
         from masksim.train import read_toml
         from masksim.train_residual import DenoiserConfig, train_denoiser
@@ -381,13 +383,14 @@ def enroll(
     ] = None,
     model: Model = None,
     views: Annotated[int, typer.Option(min=1, help="Draws of processing for each image.")] = 6,
-    cache: Cache = Path("runs/cache"),
+    cache: Cache = None,
     workers: Workers = 1,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Add a generator to a detector, from a folder of 50 to 500 of its images."""
     with errors():
+        need("enroll", "`masksim enroll`", "sklearn", "scipy")
         from masksim.checkpoint import DetectorFile, check_target
         from masksim.detector import bundled_path
         from masksim.enroll import EnrollConfig
@@ -395,9 +398,10 @@ def enroll(
 
         check_target(out, overwrite)  # before minutes of work, not after
         before = DetectorFile.load(bundled_path() if model is None else model)
+        place = cache_folder(cache)
         with stages() as progress:
             made, outcome = add(
-                before, name, images, real=real or (), cache=cache, workers=workers,
+                before, name, images, real=real or (), cache=place, workers=workers,
                 config=EnrollConfig(views=views), progress=progress,
             )  # fmt: skip
         saved = made.save(out, overwrite=overwrite)

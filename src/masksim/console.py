@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import re
+import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from enum import Enum
 from pathlib import Path
@@ -13,22 +16,67 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from masksim.errors import MasksimError
+from masksim.errors import ImageError, MasksimError, UsageError, extra_missing
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 INTERRUPTED, NO_READER = 130, 141  # as shells count SIGINT and SIGPIPE
 
+CACHE = "MASKSIM_CACHE"
+"""Name of the environment variable that may hold the folder of the cache."""
+
+BUNDLED = "default"
+"""The word for the detector of the package, wherever a command takes a detector."""
+
+
+def detector_path(text: str) -> Path:
+    """Find the folder that an argument names: a detector's, or `BUNDLED` for the package's own.
+
+    A folder that is called like that word goes before it.
+
+    Raises
+    ------
+    typer.BadParameter
+        It is an address: nothing is fetched.
+    """
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", text):
+        raise typer.BadParameter(
+            f"{text} is an address, and masksim fetches nothing: download the detector, then give "
+            "its folder"
+        )
+    if text == BUNDLED and not Path(text).exists():
+        from masksim.detector import bundled_path
+
+        return bundled_path()
+    return Path(text)
+
+
+_DETECTOR: Any = {"parser": detector_path, "metavar": "DIR"}
+
 Model = Annotated[
     Path | None,
-    typer.Option(metavar="DIR", help="A detector's folder; default: the one of the package."),
+    typer.Option(
+        "--model", help="A detector's folder, or `default`: the package's own.", **_DETECTOR
+    ),
+]
+DetectorArgument = Annotated[
+    Path,
+    typer.Argument(
+        help="A detector's folder, or `default`: the package's own.",
+        **{**_DETECTOR, "metavar": "DETECTOR"},
+    ),
 ]
 ManifestFile = Annotated[
     Path, typer.Option("--manifest", metavar="FILE", help="From `masksim data prepare`, or alike.")
 ]
 Cache = Annotated[
-    Path, typer.Option("--cache", metavar="DIR", help="Finished pieces: a killed run goes on.")
+    Path | None,
+    typer.Option(
+        "--cache",
+        metavar="DIR",
+        help="Finished pieces, so that a killed run goes on; default: see `masksim cache`.",
+    ),
 ]
 Workers = Annotated[int, typer.Option("--workers", min=1, help="Processes.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object.")]
@@ -43,7 +91,7 @@ class Format(str, Enum):
     csv = "csv"
 
 
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a detector that is there.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 
 
 def leads() -> bool:
@@ -65,6 +113,117 @@ def errors() -> Iterator[None]:
     except KeyboardInterrupt as error:
         say("interrupted")
         raise typer.Exit(INTERRUPTED) from error
+
+
+_PACKAGES: Mapping[str, str] = {
+    "multipart": "python-multipart",
+    "prometheus_client": "prometheus-client",
+    "sklearn": "scikit-learn",
+}
+
+
+def need(extra: str, what: str, *modules: str) -> None:
+    """Ask for the packages of an extra before any work is begun.
+
+    Parameters
+    ----------
+    extra
+        What brings them.
+    what
+        What needs them, at the start of a sentence.
+    *modules
+        By the names that they are imported by.
+
+    Raises
+    ------
+    UsageError
+        Code ``extra_missing``: one is not installed.
+    """
+    for module in modules:
+        try:
+            there = importlib.util.find_spec(module) is not None
+        except (ImportError, ValueError):  # a finder refuses it; a stand-in without a spec
+            there = module in sys.modules
+        if not there:
+            raise extra_missing(what, _PACKAGES.get(module, module), extra)
+
+
+def need_for_files(*paths: Path | None) -> None:
+    """Ask for what Parquet files need; the others need nothing.
+
+    Raises
+    ------
+    UsageError
+        Code ``extra_missing``.
+    """
+    if any(path is not None and path.suffix.lower() == ".parquet" for path in paths):
+        need("parquet", "Parquet", "pyarrow")
+
+
+def check_free(*paths: Path, overwrite: bool) -> None:
+    """Refuse to write where something is, before any work is begun.
+
+    Raises
+    ------
+    UsageError
+        A path is there, and is not to be replaced.
+    """
+    for path in paths:
+        try:
+            there = path.exists()
+        except OSError as error:
+            raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
+        if there and not overwrite:
+            raise UsageError(f"{path} is there; --overwrite replaces it")
+
+
+def cache_folder(given: Path | None = None, part: str = "pieces") -> Path:
+    """Find where what can be made again is kept, and tell so if nobody has asked for that place.
+
+    Parameters
+    ----------
+    given
+        What an option names.
+    part
+        Folder of the cache: ``pieces`` of runs or ``archives`` of public sets.
+    """
+    if given is not None:
+        return given
+    folder = user_cache() / part
+    say(f"cache: {folder} (`masksim cache` shows and empties it)")
+    return folder
+
+
+def user_cache() -> Path:
+    """Return the cache's folder: the user's for caches, or what ``MASKSIM_CACHE`` names."""
+    if named := os.environ.get(CACHE):
+        return Path(named)
+    from platformdirs import user_cache_path
+
+    return user_cache_path("masksim", appauthor=False)
+
+
+def explained(source: str, error: ImageError) -> str:
+    """Say what is wrong with an image, and which command takes what is no image.
+
+    Parameters
+    ----------
+    source
+        As it was given.
+    error
+        Of reading it.
+    """
+    if error.code == "not_a_file" and os.path.isdir(source):
+        return (
+            f"{source} is a folder; for all images in it: "
+            f"masksim batch {shlex.quote(source)} --out results.jsonl"
+        )
+    if error.code == "not_found" and any(sign in source for sign in "*?["):
+        return (
+            f"{error.message}; for all images of a pattern: "
+            f"masksim batch {shlex.quote(source)} --out results.jsonl"
+        )
+    return error.message
 
 
 def forget_stdout() -> None:

@@ -18,7 +18,7 @@ from importlib import import_module
 from pathlib import Path, PurePath
 from typing import Any
 
-from masksim.errors import DataError, ImageError, UsageError
+from masksim.errors import DataError, ImageError, UsageError, extra_missing
 from masksim.manifest import EXTENSIONS
 
 SUFFIXES = frozenset(EXTENSIONS) - {".dng"} | {".mpo", ".hif"}
@@ -286,7 +286,7 @@ def _parquet_column(path: str, column: str) -> Iterator[str]:
     try:
         parquet = import_module("pyarrow.parquet")
     except ImportError as error:
-        raise UsageError("Parquet needs pyarrow: pip install 'masksim[parquet]'") from error
+        raise extra_missing("Parquet", "pyarrow", "parquet") from error
     try:
         file = parquet.ParquetFile(path)
     except ValueError as error:  # all of pyarrow's
@@ -306,9 +306,7 @@ def _fsspec() -> Any:
     try:
         return import_module("fsspec")
     except ImportError as error:
-        raise UsageError(
-            "a URL needs fsspec and what it needs for it: pip install fsspec"
-        ) from error
+        raise extra_missing("a URL", "fsspec", "remote") from error
 
 
 def _remote(url: str, recursive: bool) -> Iterator[str]:

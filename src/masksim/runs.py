@@ -32,7 +32,7 @@ import torch
 from torch import distributed, nn
 from torch.utils.data import DataLoader, Dataset
 
-from masksim.errors import DataError, ModelError, UsageError
+from masksim.errors import DataError, ModelError, UsageError, extra_missing
 
 Device: TypeAlias = Literal["auto", "cpu", "cuda"]
 Precision: TypeAlias = Literal["auto", "float32", "bfloat16"]
@@ -603,7 +603,5 @@ def _curves(folder: Path) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise UsageError(
-            "--tensorboard needs the package tensorboard: pip install tensorboard"
-        ) from error
+        raise extra_missing("--tensorboard", "tensorboard", "tensorboard") from error
     return SummaryWriter(str(folder / "tensorboard"))

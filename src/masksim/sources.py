@@ -36,7 +36,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
 from urllib.parse import quote, unquote, urlsplit
 
-from masksim.errors import DataError, UsageError
+from masksim.errors import DataError, UsageError, extra_missing
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -306,7 +306,7 @@ def _httpx() -> Any:
     try:
         import httpx
     except ImportError as error:
-        raise UsageError('downloads need httpx: pip install "masksim[data]"') from error
+        raise extra_missing("downloading", "httpx", "data") from error
     return httpx
 
 

@@ -740,7 +740,7 @@ def train_shared(
         See `fit_heads` and `DetectorFile.save`.
     """
     if Path(out).exists() and not overwrite:
-        raise UsageError(f"{out} is there already; --overwrite replaces a detector")
+        raise UsageError(f"{out} is there; --overwrite replaces it")
     if config.views.window != config.features.window:
         raise UsageError(
             f"views have a window of {config.views.window}, features of {config.features.window}"
