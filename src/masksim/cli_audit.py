@@ -57,7 +57,7 @@ def calibrate(
         from masksim.checkpoint import check_target
 
         check_target(out, overwrite)
-        place = cache_folder(cache)
+        place = cache_folder(cache, *real)
         with stages() as progress:
             made, added = add(
                 detector, real, name=name, cache=place, workers=workers, progress=progress
@@ -125,7 +125,7 @@ def audit(
             images = read_manifest(manifest).select(split)
         else:
             images, left_out = rooms.photos_in(real or [])
-        place = cache_folder(cache)
+        place = cache_folder(cache, *([manifest] if manifest else real or []))
         with stages() as progress:
             found = rooms.audit(
                 detector, images, cache=place, population=population, stability=not quick,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from masksim.console import bars, cache_folder, errors, need, need_for_files
+from masksim.console import archive_folder, bars, errors, need, need_for_files, write
 from masksim.errors import MasksimError, UsageError
 
 if TYPE_CHECKING:
@@ -152,26 +152,24 @@ def list_sets(sources: Table = None, as_json: Json = False) -> None:
         if as_json:
             _print_json({"sets": [source.as_dict() for source in known.values()]})
             return
-        from rich.console import Console
-        from rich.table import Table as RichTable
-
-        table = RichTable("set", "use", "size", "access", "licence", box=None)
-        for source in known.values():
-            table.add_row(
+        rows = [("set", "use", "size", "access", "licence")]
+        rows += [
+            (
                 source.name,
                 ", ".join(source.roles),
                 _bytes(source.size) if source.size else "?",
                 source.access,
                 source.licence,
             )
-        console = Console()
-        console.print(table)
-        console.print()
+            for source in known.values()
+        ]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for row in rows:
+            cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+            write("  ".join(cells).rstrip())
         for source in known.values():
-            text = f"{source.name}: {source.title}\n  {source.home}\n  {source.notes}"
-            if source.manual:
-                text += f"\n  {source.manual}"
-            console.print(text, markup=False, highlight=False, soft_wrap=True)
+            text = f"\n{source.name}: {source.title}\n  {source.home}\n  {source.notes}"
+            write(f"{text}\n  {source.manual}" if source.manual else text)
 
 
 # ---------------------------------------------------------------- download
@@ -221,7 +219,7 @@ def download_sets(
         wanted = pick_sources(known, names)
         if (url or table) and len(wanted) > 1:
             raise UsageError("--url and --table go with one set")
-        place = cache_folder(cache, "archives")
+        place = archive_folder(cache)
         reports = []
         for source in wanted:
             source = apply_overrides(source, url or [])

@@ -128,7 +128,8 @@ def evaluate(
         wanted = _degradations(degrade)  # a name that is wrong is told before hours of scoring
         detector = _detector(manifest, scores, original_scores, model)
         images = _images(manifest)
-        place = Path() if images is None else cache_folder(cache)  # only images have pieces
+        # Only images have pieces.
+        place = Path() if manifest is None else cache_folder(cache, manifest)
         results: Results = rooms.Results({}, ())
         table: ScoreTable | None = None
         scale: Scale | None = None

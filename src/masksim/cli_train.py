@@ -244,7 +244,7 @@ def _train_shared(
 
     config = TrainConfig.from_dict(values)
     listed = read_manifest(manifest)
-    place = cache_folder(cache)
+    place = cache_folder(cache, manifest)
     with stages(shown) as progress:
         made, fit = train_shared(
             listed, out, config,
@@ -398,7 +398,7 @@ def enroll(
 
         check_target(out, overwrite)  # before minutes of work, not after
         before = DetectorFile.load(bundled_path() if model is None else model)
-        place = cache_folder(cache)
+        place = cache_folder(cache, *images, *(real or ()))
         with stages() as progress:
             made, outcome = add(
                 before, name, images, real=real or (), cache=place, workers=workers,

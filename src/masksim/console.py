@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -11,11 +12,13 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from enum import Enum
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from masksim import __version__
 from masksim.errors import ImageError, MasksimError, UsageError, extra_missing
 
 if TYPE_CHECKING:
@@ -177,21 +180,44 @@ def check_free(*paths: Path, overwrite: bool) -> None:
             raise UsageError(f"{path} is there; --overwrite replaces it")
 
 
-def cache_folder(given: Path | None = None, part: str = "pieces") -> Path:
-    """Find where what can be made again is kept, and tell so if nobody has asked for that place.
+def cache_folder(given: Path | None, *inputs: Path) -> Path:
+    """Find where the finished pieces of a run are kept; tell so if nobody has asked for that place.
 
     Parameters
     ----------
     given
-        What an option names.
-    part
-        Folder of the cache: ``pieces`` of runs or ``archives`` of public sets.
+        What ``--cache`` names.
+    *inputs
+        The manifest or the folders that the run is about. A piece is known by what a manifest says
+        of its images, not by where they are, nor by what has computed it; so in the user's cache,
+        which all runs share, each of these, and each set of versions, has a folder of its own.
     """
     if given is not None:
         return given
-    folder = user_cache() / part
-    say(f"cache: {folder} (`masksim cache` shows and empties it)")
+    told = "\n".join([*_versions(), *(os.path.abspath(one) for one in inputs)])
+    folder = user_cache() / "pieces" / hashlib.sha256(os.fsencode(told)).hexdigest()[:16]
+    _tell_cache(folder)
     return folder
+
+
+def _versions() -> Iterator[str]:
+    """Tell all that a computed number may depend on."""
+    yield __version__
+    for name in ("numpy", "onnxruntime", "onnxruntime-gpu", "pillow", "pillow-heif"):
+        with suppress(PackageNotFoundError):  # of the two runtimes one is there
+            yield f"{name} {version(name)}"
+
+
+def archive_folder(given: Path | None) -> Path:
+    """Find where the archives of public sets are kept; tell so if nobody has asked for it."""
+    if given is not None:
+        return given
+    _tell_cache(user_cache() / "archives")
+    return user_cache() / "archives"
+
+
+def _tell_cache(folder: Path) -> None:
+    say(f"cache: {folder} (`masksim cache` shows its size and empties it)")
 
 
 def user_cache() -> Path:
