@@ -437,6 +437,33 @@ def test_extras_are_asked_for_first(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["evaluate", "--manifest", "m.csv", "--split", "train"],
+        ["audit", "default", "--manifest", "m.csv", "--split", "train"],
+        ["export", "verify", "g.onnx", "default", "--manifest", "m.csv", "--split", "train"],
+        ["data", "verify", "m.csv", "--split", "train"],
+        ["train", "--manifest", "m.csv", "--out", "d"],
+        ["train", "--recipe", "original", "--manifest", "m.csv", "--out", "d"],
+        ["train-residual", "--manifest", "m.csv", "--out", "d"],
+    ],
+    ids=lambda words: " ".join(words[:3]),
+)
+def test_a_split_without_images_is_named(
+    run: Callable[..., Any], words: list[str], photo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A list of names and kinds, as the original's, has all its images in the split test."""
+    if "original" in words or words[0] == "train-residual":
+        pytest.importorskip("torch")
+    monkeypatch.chdir(photo.parent)
+    Path("m.csv").write_text("filename,typ\nphoto.jpg,real\n")
+    done = run(*words)
+    assert (done.exit_code, done.stdout) == (5, ""), done.output
+    assert "no image is in the split 'train'; images by split: test 1" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_version_and_help(run: Callable[..., Any]) -> None:
     assert run("--version").stdout == f"masksim {masksim.__version__}\n"
     assert run("-V").stdout == run("--version").stdout

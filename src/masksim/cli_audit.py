@@ -19,13 +19,14 @@ from masksim.console import (
     Workers,
     cache_folder,
     errors,
+    images_of,
     need_for_files,
     say,
     stages,
     to_json,
     write,
 )
-from masksim.errors import UsageError
+from masksim.errors import UsageError, counted
 
 NOT_HELD = 1
 """Exit code of ``masksim audit --strict`` where a claimed rate is exceeded."""
@@ -81,7 +82,7 @@ def calibrate(
             write(f"{out}: calibrated on {added.photos} photos of {added.sources} sources as well")
             write(f"  sha256 {saved.sha256}")
             if added.skipped:
-                say(f"note: files left out, by reason: {to_json(dict(added.skipped))}")
+                say(f"note: files left out: {counted(added.skipped)}")
         for warning in added.warnings:
             say(f"warning: {warning}")
 
@@ -115,14 +116,13 @@ def audit(
     """Count false alarms among photos that are known to be real, by source, with intervals."""
     with errors():
         from masksim import audit as rooms
-        from masksim.manifest import read_manifest
 
         if bool(real) == (manifest is not None):
             raise UsageError("give either folders of photos (--real) or a manifest (--manifest)")
         need_for_files(manifest)
         left_out: dict[str, int] = {}
         if manifest is not None:
-            images = read_manifest(manifest).select(split)
+            images = images_of(manifest, split)
         else:
             images, left_out = rooms.photos_in(real or [])
         place = cache_folder(cache, *([manifest] if manifest else real or []))
@@ -140,7 +140,7 @@ def audit(
         reasons = Counter(left_out)
         reasons.update(found.failures.values())
         if reasons:
-            say(f"note: photos left out, by reason: {to_json(dict(reasons))}")
+            say(f"note: photos left out: {counted(reasons)}")
         for claimed in found.exceeded:
             say(
                 f"warning: the claimed rate of {100 * claimed:g} % is exceeded on these photos, "

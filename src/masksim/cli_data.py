@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from masksim.console import archive_folder, bars, errors, need, need_for_files, write
+from masksim.console import archive_folder, bars, errors, images_of, need, need_for_files, write
 from masksim.errors import MasksimError, UsageError
 
 if TYPE_CHECKING:
@@ -463,9 +463,7 @@ def verify_set(
         if path.is_dir():
             found = [path / f"manifest.{suffix}" for suffix in ("csv", "parquet")]
             path = next((p for p in found if p.is_file()), found[0])
-        listed = read_manifest(path)
-        if split is not None:
-            listed = listed.select(split=split)
+        listed = read_manifest(path) if split is None else images_of(path, split)
         with _counter(console, quiet, "verifying") as progress:
             report = verify(
                 listed,

@@ -21,6 +21,7 @@ from masksim.console import (
     cache_folder,
     check_free,
     errors,
+    images_of,
     need,
     need_for_files,
     say,
@@ -126,8 +127,9 @@ def evaluate(
         if out is not None:
             check_free(*(out / name for name in _RESULTS), overwrite=overwrite)
         wanted = _degradations(degrade)  # a name that is wrong is told before hours of scoring
+        saved = scores is not None or original_scores is not None
         detector = _detector(manifest, scores, original_scores, model)
-        images = _images(manifest)
+        images = _images(manifest, None if saved else split)
         # Only images have pieces.
         place = Path() if manifest is None else cache_folder(cache, manifest)
         results: Results = rooms.Results({}, ())
@@ -213,9 +215,12 @@ def _detector(
     return None if saved and model is None else load_detector(_path(model))
 
 
-def _images(manifest: Path | None) -> Manifest | None:
+def _images(manifest: Path | None, split: str | None) -> Manifest | None:
+    """Read all images; where some of a split are to be scored there must be some."""
     from masksim.manifest import read_manifest
 
+    if manifest is not None and split is not None:
+        images_of(manifest, split)
     return None if manifest is None else read_manifest(manifest)
 
 

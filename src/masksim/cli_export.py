@@ -14,6 +14,7 @@ from masksim.console import (
     Overwrite,
     check_free,
     errors,
+    images_of,
     need,
     need_for_files,
     say,
@@ -21,7 +22,7 @@ from masksim.console import (
     to_json,
     write,
 )
-from masksim.errors import UsageError
+from masksim.errors import UsageError, counted
 
 if TYPE_CHECKING:
     from masksim.detector import Detector
@@ -140,7 +141,6 @@ def verify(
     with errors():
         from masksim.exported import GraphRunner
         from masksim.exported import verify as compare
-        from masksim.manifest import read_manifest
 
         if bool(images) == (manifest is not None):
             raise UsageError("give either images or a manifest (--manifest)")
@@ -149,7 +149,7 @@ def verify(
             need("export", "running this file", "openvino")
         paths = list(images or [])
         if manifest is not None:
-            chosen = read_manifest(manifest).select(split)
+            chosen = images_of(manifest, split)
             step = max(1.0, len(chosen.rows) / count)
             paths = [
                 chosen.file(chosen.rows[int(k * step)]) for k in range(min(count, len(chosen.rows)))
@@ -163,7 +163,7 @@ def verify(
         else:
             rated = bool(loaded.calibrations)
             write(f"{file}, run by {found.backend}: {'the same' if found.same else 'NOT the same'}")
-            write(f"  images: {found.images}, left out: {to_json(dict(found.left_out))}")
+            write(f"  images: {found.images}, left out: {counted(found.left_out)}")
             write("  largest difference")
             write(f"    similarity: {found.similarity:.1e} (at most {found.tolerance:g})")
             write(f"    probability: {found.probability:.1e}")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,6 +18,7 @@ from masksim.console import (
     Workers,
     cache_folder,
     errors,
+    images_of,
     leads,
     need,
     need_for_files,
@@ -26,7 +27,10 @@ from masksim.console import (
     to_json,
     write,
 )
-from masksim.errors import UsageError
+from masksim.errors import UsageError, counted
+
+if TYPE_CHECKING:
+    from masksim.manifest import Manifest
 
 
 class Recipe(str, Enum):
@@ -243,6 +247,7 @@ def _train_shared(
     from masksim.train import TrainConfig, train_shared
 
     config = TrainConfig.from_dict(values)
+    images_of(manifest, "train")
     listed = read_manifest(manifest)
     place = cache_folder(cache, manifest)
     with stages(shown) as progress:
@@ -250,6 +255,7 @@ def _train_shared(
             listed, out, config,
             cache=place, workers=workers, overwrite=overwrite, progress=progress,
         )  # fmt: skip
+    _note_too_few(listed, made.generators, config.smallest_class)
     auroc = {name: round(value, 4) for name, value in fit.cross_validated_auroc.items()}
     if as_json:
         write(to_json({"detector": str(out), "sha256": made.sha256, "auroc": auroc}))
@@ -280,13 +286,17 @@ def _train_original(
             "note: the residual network starts from random numbers; `masksim train-residual` makes "
             "one to start from (--residual-weights)"
         )
+    images_of(manifest, "train")
+    listed = read_manifest(manifest)
     with stages(shown) as progress:
         made = train_original(
-            read_manifest(manifest), out, config, residual_weights=residual_weights, run=run,
+            listed, out, config, residual_weights=residual_weights, run=run,
             options=options, overwrite=overwrite, progress=progress,
         )  # fmt: skip
     if not leads():
         return
+    if not config.generators:
+        _note_too_few(listed, made.file.generators, config.smallest_class)
     best = {name: dict(values) for name, values in made.best.items()}
     if as_json:
         write(to_json({"detector": str(out), "sha256": made.file.sha256, "best": best}))
@@ -300,9 +310,22 @@ def _train_original(
     _note_skipped(made.skipped)
 
 
+def _note_too_few(listed: Manifest, made: Sequence[str], smallest: int) -> None:
+    """Say which generators have got no head."""
+    from masksim.manifest import REAL
+
+    counts = listed.counts().get("train", {})
+    missing = {n: count for n, count in counts.items() if n != REAL and n not in made}
+    if missing:
+        say(
+            f"warning: no head for generators of fewer than {smallest} usable images in the train "
+            f"split: {', '.join(f'{name} ({count})' for name, count in missing.items())}"
+        )
+
+
 def _note_skipped(skipped: Mapping[str, int]) -> None:
     if skipped:
-        say(f"note: images left out, by reason: {to_json(dict(skipped))}")
+        say(f"note: images left out: {counted(skipped)}")
 
 
 def train_residual(
@@ -352,6 +375,7 @@ def train_residual(
                 **{key: value for key, value in given.items() if value is not None},
             }
         )
+        images_of(manifest, "train")
         with stages(progress) as report:
             made = train_denoiser(
                 read_manifest(manifest), out, chosen, run=run, options=options,
@@ -424,6 +448,6 @@ def enroll(
                 f"{elsewhere.low:.3f} to {elsewhere.high:.3f}"
             )
         if outcome.skipped:
-            say(f"note: images left out, by reason: {to_json(dict(outcome.skipped))}")
+            say(f"note: images left out: {counted(outcome.skipped)}")
         for warning in outcome.warnings:
             say(f"warning: {warning}")

@@ -19,10 +19,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from masksim import __version__
-from masksim.errors import ImageError, MasksimError, UsageError, extra_missing
+from masksim.errors import DataError, ImageError, MasksimError, UsageError, extra_missing
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
+
+    from masksim.manifest import Manifest
 
 INTERRUPTED, NO_READER = 130, 141  # as shells count SIGINT and SIGPIPE
 
@@ -161,6 +163,28 @@ def need_for_files(*paths: Path | None) -> None:
     """
     if any(path is not None and path.suffix.lower() == ".parquet" for path in paths):
         need("parquet", "Parquet", "pyarrow")
+
+
+def images_of(manifest: Path, split: str) -> Manifest:
+    """Read the images of a split.
+
+    Raises
+    ------
+    DataError
+        The manifest cannot be read, or the split has no image.
+    """
+    from masksim.manifest import read_manifest
+
+    listed = read_manifest(manifest)
+    chosen = listed.select(split)
+    if not chosen.rows:
+        splits = {name: sum(found.values()) for name, found in listed.counts().items()}
+        raise DataError(
+            f"{manifest}: no image is in the split {split!r}; images by split: "
+            + (", ".join(f"{name} {count}" for name, count in splits.items()) or "none"),
+            code="manifest_invalid",
+        )
+    return chosen
 
 
 def check_free(*paths: Path, overwrite: bool) -> None:

@@ -11,6 +11,7 @@ and its message, for people, says what was expected and what was found.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "MasksimError",
     "ModelError",
     "UsageError",
+    "counted",
     "extra_missing",
     "install",
 ]
@@ -162,3 +164,14 @@ def extra_missing(what: str, package: str, extra: str) -> UsageError:
         The extra that brings it.
     """
     return UsageError(f"{what} needs the package {package}: {install(extra)}", code="extra_missing")
+
+
+def counted(counts: Mapping[str, int]) -> str:
+    """Write counts as a person would: ``"3 truncated, 1 too_small"``.
+
+    Parameters
+    ----------
+    counts
+        Of each name, or of each code of an error.
+    """
+    return ", ".join(f"{count} {name}" for name, count in counts.items() if count) or "none"

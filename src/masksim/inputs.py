@@ -294,7 +294,9 @@ def _parquet_column(path: str, column: str) -> Iterator[str]:
     with file:
         names = file.schema_arrow.names
         if column not in names:
-            raise DataError(f"{path}: no column {column!r} among {names}", code="manifest_invalid")
+            raise DataError(
+                f"{path}: no column {column!r} among {', '.join(names)}", code="manifest_invalid"
+            )
         for batch in file.iter_batches(columns=[column]):
             yield from (str(value) for value in batch.column(0).to_pylist() if value)
 

@@ -169,7 +169,9 @@ def _table(rows: Iterable[Row]) -> tuple[list[str], list[dict[str, Any]]]:
     extras = sorted({name for row in ordered for name in row.extra})
     clash = set(extras) & set(CORE)
     if clash:
-        raise DataError(f"extra columns {sorted(clash)} are core ones", code="manifest_invalid")
+        raise DataError(
+            f"extra columns {', '.join(sorted(clash))} are core ones", code="manifest_invalid"
+        )
     table = [
         {**{name: getattr(row, name) for name in CORE},
          **{name: row.extra.get(name, "") for name in extras}}

@@ -899,7 +899,8 @@ def extract_archive(
         raise DataError(f"{archive.name}: {error}", code="archive_unsupported") from error
     if not files:
         raise DataError(
-            f"{archive.name}: none of the folders {sorted(mapping)} is in it", code="archive_layout"
+            f"{archive.name}: none of the folders {', '.join(sorted(mapping))} is in it",
+            code="archive_layout",
         )
     return files
 
@@ -992,7 +993,7 @@ def table_files(table: UrlTable, text: str) -> list[tuple[RemoteFile, str]]:
     columns = [c for c in table.columns if c in (reader.fieldnames or [])]
     if not columns:
         raise DataError(
-            f"the table has none of the columns {list(table.columns)}", code="table_invalid"
+            f"the table has none of the columns {', '.join(table.columns)}", code="table_invalid"
         )
     files: list[tuple[RemoteFile, str]] = []
     taken: set[tuple[str, str]] = set()
