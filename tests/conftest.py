@@ -131,6 +131,12 @@ def make_tiff(
     return b"II*\0" + struct.pack("<I", at) + strip + ifd + extra
 
 
+@pytest.fixture(autouse=True)
+def cache_of_the_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep commands that are given no ``--cache`` out of the user's own."""
+    monkeypatch.setenv("MASKSIM_CACHE", str(tmp_path / "user-cache"))
+
+
 @pytest.fixture(scope="session")
 def natural_image() -> Callable[..., NDArray[np.uint8]]:
     """``natural_image(height, width, seed=0)``: see `make_natural`."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -144,7 +145,7 @@ def load_detector(
     path: Any = None, *, threads: Any = None, providers: Any = None, **options: Any
 ) -> Detector:
     calls.append({"path": path, "threads": threads, "providers": providers, **options})
-    if path is not None:
+    if path is not None and Path(path) != masksim.detector.bundled_path():
         raise ModelError(f"there is no detector in {path}", code="model_not_found")
     found = Detector()
     found.metadata = options.get("metadata", True)

@@ -359,7 +359,10 @@ def test_the_command_calibrate(
 ) -> None:
     base = ["calibrate", str(trained.folder), "--real", str(photos), "--cache", str(tmp_path / "c")]
     out = ["--out", str(tmp_path / "d")]
-    assert runner.invoke(app, [*base, *out]).exit_code == 5  # too few
+    done = runner.invoke(app, [*base, *out])
+    assert done.exit_code == 5
+    assert "24 different photos could be analysed (left out: " in done.stderr
+    assert not set("{}") & set(done.stderr)  # no form of the language's own
     monkeypatch.setattr(audit, "FEWEST", 20)
     done = runner.invoke(app, [*base, *out, "--name", "desk", "--json"])
     assert done.exit_code == 0, done.output

@@ -749,6 +749,6 @@ def test_without_torch_the_command_is_named(
     path = tmp_path / "sd1.ckpt"
     path.write_bytes(torch_like_zip(pickle.dumps({"state_dict": {}}, 2)))
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(ModelError, match=r"pip install 'masksim\[train\]'") as caught:
+    with pytest.raises(ModelError, match=r'python -m pip install "\.\[train\]"') as caught:
         read_original_checkpoint(path)
     assert caught.value.code == "torch_missing"

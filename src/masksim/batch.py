@@ -30,7 +30,14 @@ from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from masksim import __version__
 from masksim.detector import Detection, GeneratorScore, load_detector
-from masksim.errors import DataError, ImageError, MasksimError, ModelError, UsageError
+from masksim.errors import (
+    DataError,
+    ImageError,
+    MasksimError,
+    ModelError,
+    UsageError,
+    extra_missing,
+)
 from masksim.inputs import LONGEST, Inputs, is_url, open_remote, path_key, same_file
 from masksim.origin import COLUMNS
 
@@ -399,7 +406,9 @@ class _Output:
         self.errors: Counter[str] = Counter()
         there = [path for path in (self.file_name, out) if path.exists()]
         if there and not (resume or overwrite):
-            raise UsageError(f"{there[0]} is there already: --resume goes on, --overwrite replaces")
+            raise UsageError(
+                f"{there[0]} is there; --resume goes on with it, --overwrite replaces it"
+            )
         if odd := [path for path in there if not path.is_file()]:
             raise UsageError(f"{odd[0]} is not a file: results cannot be written there")
         if encode.form == "parquet":
@@ -624,7 +633,7 @@ def _pyarrow() -> tuple[Any, Any]:
     try:
         return import_module("pyarrow"), import_module("pyarrow.parquet")
     except ImportError as error:
-        raise UsageError("Parquet needs pyarrow: pip install 'masksim[parquet]'") from error
+        raise extra_missing("Parquet", "pyarrow", "parquet") from error
 
 
 def _schema(columns: Mapping[str, str]) -> Any:
@@ -1045,7 +1054,7 @@ def _import_ray() -> tuple[Any, Any]:
     try:
         return import_module("ray"), import_module("ray.data")
     except ImportError as error:
-        raise UsageError("the engine ray needs Ray: pip install 'masksim[ray]'") from error
+        raise extra_missing("the engine ray", "ray", "ray") from error
 
 
 def _map(dataset: Any, actor: type, arguments: Mapping[str, Any], pool: Mapping[str, int]) -> Any:

@@ -40,7 +40,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from masksim import model
-from masksim.errors import ModelError, UsageError
+from masksim.errors import ModelError, UsageError, install
 from masksim.preprocess import COLOUR_SPACES, ColourSpace
 from masksim.residual import ResidualConfig, check_weights, residual_onnx, weight_shapes
 from masksim.spectrum import EPSILON
@@ -421,7 +421,7 @@ def check_target(target: Path, overwrite: bool) -> None:
     if not any(target.iterdir()):
         return
     if not overwrite:
-        raise UsageError(f"{target} is there; choose another folder or ask to overwrite it")
+        raise UsageError(f"{target} is there; --overwrite replaces it")
     if not (target / _DESCRIPTION).is_file():
         raise UsageError(f"{target} is not a detector: it is not overwritten")
 
@@ -665,8 +665,7 @@ def _load_checkpoint(data: bytes, name: str) -> dict[str, Any]:
         import torch
     except ImportError as error:
         raise ModelError(
-            "the original's checkpoints are read with torch; install it with: "
-            "pip install 'masksim[train]'",
+            f"reading the original's checkpoints needs the package torch: {install('train')}",
             code="torch_missing",
         ) from error
     allowed: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [

@@ -14,7 +14,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from masksim.console import Json, Model, bars, errors, say, to_json, write
+from masksim.console import (
+    Json,
+    Model,
+    Overwrite,
+    bars,
+    errors,
+    need,
+    need_for_files,
+    say,
+    to_json,
+    write,
+)
 from masksim.errors import ImageError, UsageError
 
 if TYPE_CHECKING:
@@ -64,9 +75,7 @@ def batch(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the results that are there.")
     ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace results that are there.")
-    ] = False,
+    overwrite: Overwrite = False,
     shard: Annotated[
         str | None, typer.Option("--shard", metavar="I/N", help="Only the I-th of N parts.")
     ] = None,
@@ -103,6 +112,9 @@ def batch(
 ) -> None:
     """Analyse many images into one file: a row an image, errors too; can be gone on with."""
     with errors():
+        need_for_files(out, *(path for path in map(Path, images) if path.is_file()))
+        if engine is Engine.ray:
+            need("ray", "the engine ray", "ray")
         from dataclasses import replace
 
         from masksim import inputs

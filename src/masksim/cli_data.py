@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from masksim.console import bars
+from masksim.console import archive_folder, bars, errors, images_of, need, need_for_files, write
 from masksim.errors import MasksimError, UsageError
 
 if TYPE_CHECKING:
@@ -51,14 +51,14 @@ def _print_json(value: Any) -> None:
 
 @contextmanager
 def _errors(as_json: bool) -> Iterator[None]:
-    """Turn our errors into a message, a JSON document if wanted, and the exit code."""
-    try:
-        yield
-    except MasksimError as error:
-        if as_json:
-            _print_json({"ok": False, "error": {"code": error.code, "message": str(error)}})
-        _stderr().print(f"error: {error}", markup=False, style="red")
-        raise typer.Exit(error.exit_code) from error
+    """Turn what goes wrong into a message and an exit code, as `errors`; into JSON if wanted."""
+    with errors():
+        try:
+            yield
+        except MasksimError as error:
+            if as_json:
+                _print_json({"ok": False, "error": {"code": error.code, "message": str(error)}})
+            raise
 
 
 def _bytes(n: int) -> str:
@@ -152,26 +152,24 @@ def list_sets(sources: Table = None, as_json: Json = False) -> None:
         if as_json:
             _print_json({"sets": [source.as_dict() for source in known.values()]})
             return
-        from rich.console import Console
-        from rich.table import Table as RichTable
-
-        table = RichTable("set", "use", "size", "access", "licence", box=None)
-        for source in known.values():
-            table.add_row(
+        rows = [("set", "use", "size", "access", "licence")]
+        rows += [
+            (
                 source.name,
                 ", ".join(source.roles),
                 _bytes(source.size) if source.size else "?",
                 source.access,
                 source.licence,
             )
-        console = Console()
-        console.print(table)
-        console.print()
+            for source in known.values()
+        ]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for row in rows:
+            cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+            write("  ".join(cells).rstrip())
         for source in known.values():
-            text = f"{source.name}: {source.title}\n  {source.home}\n  {source.notes}"
-            if source.manual:
-                text += f"\n  {source.manual}"
-            console.print(text, markup=False, highlight=False, soft_wrap=True)
+            text = f"\n{source.name}: {source.title}\n  {source.home}\n  {source.notes}"
+            write(f"{text}\n  {source.manual}" if source.manual else text)
 
 
 # ---------------------------------------------------------------- label
@@ -230,7 +228,10 @@ def label_files(
 def download_sets(
     names: Annotated[list[str], typer.Argument(metavar="SET...", help="Names, or all.")],
     data: Annotated[Path, typer.Option(help="Where the images go.")] = Path("data"),
-    cache: Annotated[Path, typer.Option(help="Where archives go.")] = Path("cache"),
+    cache: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Where archives go; default: see `masksim cache`."),
+    ] = None,
     url: Annotated[
         list[str] | None,
         typer.Option(help="Another address for a moved file: URL, or FILE=URL (repeatable)."),
@@ -252,6 +253,7 @@ def download_sets(
     """Download and unpack public sets; run it again to go on after an interruption."""
     console = _stderr()
     with _errors(as_json):
+        need("data", "downloading", "httpx")
         from masksim.manifest import image_problem
         from masksim.sources import (
             Retry,
@@ -266,6 +268,7 @@ def download_sets(
         wanted = pick_sources(known, names)
         if (url or table) and len(wanted) > 1:
             raise UsageError("--url and --table go with one set")
+        place = archive_folder(cache)
         reports = []
         for source in wanted:
             source = apply_overrides(source, url or [])
@@ -278,7 +281,7 @@ def download_sets(
                     report = download_source(
                         source,
                         data=data,
-                        cache=cache,
+                        cache=place,
                         table=table,
                         workers=workers,
                         retry=Retry(attempts=attempts),
@@ -389,6 +392,9 @@ def prepare_sets(
     """Prepare images and write a manifest; run it again to go on after an interruption."""
     console = _stderr()
     with _errors(as_json):
+        need_for_files(manifest)
+        if parquet:
+            need("parquet", "--parquet", "pyarrow")
         from masksim.manifest import read_manifest, scan_folders
         from masksim.prepare import (
             PrepareConfig,
@@ -500,6 +506,11 @@ def verify_set(
     """Verify a prepared set: files, duplicates, balance, and what gives the answer away."""
     console = _stderr()
     with _errors(as_json):
+        if near >= 0:
+            need("data", "the search for near duplicates", "imagehash")
+        if probe:
+            need("data", "the leak probe", "sklearn", "scipy")
+        need_for_files(manifest)
         from masksim.manifest import read_manifest
         from masksim.verify import verify
 
@@ -507,9 +518,7 @@ def verify_set(
         if path.is_dir():
             found = [path / f"manifest.{suffix}" for suffix in ("csv", "parquet")]
             path = next((p for p in found if p.is_file()), found[0])
-        listed = read_manifest(path)
-        if split is not None:
-            listed = listed.select(split=split)
+        listed = read_manifest(path) if split is None else images_of(path, split)
         with _counter(console, quiet, "verifying") as progress:
             report = verify(
                 listed,

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from masksim import origin as origins
-from masksim.report import MEANING, UNCALIBRATED, diverging_colours
+from masksim.report import MEANING, UNCALIBRATED, channel_words, diverging_colours
 from masksim.verdict import format_rate
 
 __all__ = ["SEAL", "UnreadableError", "embedded", "render", "seal_of"]
@@ -54,11 +54,6 @@ _TRAITS: Mapping[str, str] = {
     "quality": "estimated JPEG quality",
     "distance": "how unlike typical photos the spectrum is, on a logarithmic scale",
 }
-_CHANNELS = (
-    ("luma", "brightness"),
-    ("chroma Cb", "blue difference (Cb)"),
-    ("chroma Cr", "red difference (Cr)"),
-)
 
 
 class UnreadableError(ValueError):
@@ -204,14 +199,6 @@ def _percent(rate: float) -> str:
 def _rate(rate: float, n: int) -> str:
     """Write a rate as HTML that no line breaks before its sign."""
     return _e(format_rate(rate, n)).replace(" %", "&nbsp;%")
-
-
-def channel_words(name: str) -> str:
-    """Say a channel's name in words: ``"luma, median"`` is ``"brightness, median"``."""
-    for short, words in _CHANNELS:
-        if name == short or name.startswith(f"{short},"):
-            return words + name[len(short) :]
-    return name
 
 
 # ---------------------------------------------------------------------------------------- page

@@ -30,7 +30,7 @@ from masksim.dataset import (
     source_folds,
     training_weights,
 )
-from masksim.errors import DataError, UsageError
+from masksim.errors import DataError, UsageError, counted
 from masksim.features import FeatureConfig
 from masksim.manifest import REAL, Manifest, Row, manifest_hash, scan_folders
 from masksim.metrics import Estimate
@@ -232,8 +232,8 @@ def enroll(
     n_images = len(np.unique(own.images))
     if n_images < config.smallest:
         raise DataError(
-            f"only {n_images} of {len(rows)} images of {name} could be used ({dict(skipped)}); at "
-            f"least {config.smallest} are needed",
+            f"only {n_images} of {len(rows)} images of {name} could be used (left out: "
+            f"{counted(skipped)}); at least {config.smallest} are needed",
             code="too_few_images",
         )
     kit, others = (None, None) if file.photos is None else unpack(file.photos())

@@ -835,8 +835,8 @@ def measure(
     real = table.typ == REAL
     if not real.any() or not np.isin(table.typ, table.generators).any():
         raise DataError(
-            f"the images are of {sorted(set(table.typ.tolist()))}; needed are {REAL!r} and at "
-            f"least one of the detector's generators: {', '.join(table.generators)}",
+            f"the images are of {', '.join(sorted(set(table.typ.tolist())))}; needed are {REAL!r} "
+            f"and at least one of the detector's generators: {', '.join(table.generators)}",
             code="manifest_invalid",
         )
     known = np.array([(t, s) in seen for t, s in zip(table.typ, table.sources, strict=True)])

@@ -441,8 +441,13 @@ def _read(source: Any, limits: Limits, name: str | None) -> tuple[bytes, str]:
     )
 
 
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")  # two letters or more: no Windows drive
+
+
 def _read_path(path: Any, limits: Limits, name: str | None) -> tuple[bytes, str]:
-    label = name or str(Path(os.fsdecode(path)))
+    text = os.fsdecode(path)
+    address = _ADDRESS.match(text) is not None
+    label = name or (text if address else str(Path(text)))
     try:
         status = os.stat(path)
         # Opening a pipe would wait for its writer, so ask first.
@@ -454,7 +459,12 @@ def _read_path(path: Any, limits: Limits, name: str | None) -> tuple[bytes, str]
         with open(path, "rb") as file:
             return _read_stream(file, limits, label), label
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise ImageError(f"{label}: no such file", code="not_found") from error
+        why = (
+            "an address, and masksim fetches nothing: download the image, then give its file"
+            if address
+            else "no such file"
+        )
+        raise ImageError(f"{label}: {why}", code="not_found") from error
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
         code = "not_found" if isinstance(error, ValueError) else "unreadable"
         raise ImageError(f"{label}: cannot be read: {error}", code=code) from error

@@ -528,8 +528,8 @@ def check(table: ScoreTable) -> None:
     """
     if REAL not in table.typ or not tested(table):
         raise DataError(
-            f"the images are of {sorted(set(table.typ.tolist()))}; needed are {REAL!r} and at "
-            "least one generator",
+            f"the images are of {', '.join(sorted(set(table.typ.tolist())))}; needed are {REAL!r} "
+            "and at least one generator",
             code="manifest_invalid",
         )
     if np.isnan(table.similarities).any():

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from masksim import origin as origins
-from masksim.errors import UsageError
+from masksim.errors import UsageError, extra_missing
 from masksim.verdict import LEVELS, format_rate
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ __all__ = [
     "PatternLike",
     "PlaneLike",
     "ScoreLike",
+    "channel_words",
     "colour_limit",
     "colour_scale",
     "diverging_colours",
@@ -473,9 +474,7 @@ def rates_figure(detection: DetectionLike) -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise UsageError(
-            "pictures need matplotlib: python -m pip install 'masksim[plot]'"
-        ) from error
+        raise extra_missing("this picture", "matplotlib", "plot") from error
     scores = detection.scores[::-1]  # the most telling on top
     names = [_plain(score.generator) for score in scores]
     figure = Figure(figsize=(7.0, 1.4 + 0.32 * len(scores)), layout="constrained")
@@ -658,9 +657,33 @@ def patterns_png(
         ]
         share = _power(plane) / (total or 1.0)
         label = f"{100 * share:.1f} % of the weight"
-        rows.append(_row(plane.name, label, panels, side))
+        rows.append(_row(channel_words(plane.name), label, panels, side))
     section = _titled(generator, "what its head looks for", rows, 72)
     return _png([section], _PATTERNS_NOTE, path)
+
+
+_CHANNELS: Mapping[str, str] = {
+    "luma": "brightness",
+    "chroma Cb": "blue-yellow colour",
+    "chroma Cr": "red-green colour",
+}
+
+
+def channel_words(name: str) -> str:
+    """Say a plane's name as people see it, alike in pictures, reports and the service.
+
+    Parameters
+    ----------
+    name
+        Of a plane of a similarity map: ``"luma, median"``.
+
+    Returns
+    -------
+    str
+        ``"brightness, median"``; a name that is not known stays as it is.
+    """
+    channel, comma, kind = name.partition(",")
+    return _CHANNELS.get(channel, channel) + comma + kind
 
 
 def _power(plane: PatternLike) -> float:
@@ -768,7 +791,8 @@ def _section(item: MapLike, detection: DetectionLike | None) -> Image.Image:
             _Panel("this image's spectrum", spectrum, *ticks, *colour_scale(spectrum)),
         ]
         total = float(np.sum(plane.values, dtype=np.float64))
-        rows.append(_row(plane.name, f"sum of this map {total:+.4f}", panels, side))
+        label = f"sum of this map {total:+.4f}"
+        rows.append(_row(channel_words(plane.name), label, panels, side))
     title_height = 84 if detection is not None else 72
     return _titled(item.generator, _subtitle(item, detection), rows, title_height)
 
@@ -793,7 +817,8 @@ def _subtitle(item: MapLike, detection: DetectionLike | None) -> str:
         if own is not None and (rate := own.false_positive_rate) is not None:
             text = format_rate(rate, own.sample_size)
             parts.append(f"false-positive rate {text} ({own.sample_size} real photos)")
-        parts.append(detection.image.name)
+        # Not the folders that it is in: pictures are passed on.
+        parts.append(os.path.basename(detection.image.name) or detection.image.name)
     return "    ".join(parts)
 
 
