@@ -148,29 +148,32 @@ def main() -> None:
 
 
 def markdown(result: dict[str, Any]) -> str:
+    names = [mark.name for mark in MARKS]
     lines = [
-        "| images of | images | mark | bits | agree on average | at most | found |",
-        "|---|---:|---|---:|---:|---:|---:|",
+        "Images with a match, and in brackets the most bits that agreed on any image:",
+        "",
+        "| images of | images | " + " | ".join(f"{m.name} ({len(m.bits)})" for m in MARKS) + " |",
+        "|---" + "|---:" * (len(MARKS) + 1) + "|",
     ]
     for name, folder in result["folders"].items():
-        for mark, of in folder["marks"].items():
-            lines.append(
-                f"| {name} | {folder['images']} | {mark} | {of['bits']} | {of['mean']} | "
-                f"{of['most']} | {of['found']} |"
-            )
+        cells = [f"{folder['marks'][m]['found']} ({folder['marks'][m]['most']})" for m in names]
+        lines.append(f"| {name} | {folder['images']} | " + " | ".join(cells) + " |")
     if encoded := result.get("encoded"):
+        of = {(row["mark"], row["quality"]): row for row in encoded}
+        qualities = list(dict.fromkeys(row["quality"] for row in encoded))
+        heads = ["as written" if q is None else f"JPEG {q}" for q in qualities]
         lines += [
             "",
-            "| written into photos | after | photos | found | the package reads all bits | "
-            "another mark found |",
-            "|---|---|---:|---:|---:|---:|",
+            f"Of {encoded[0]['images']} photos that a mark was written into those where it is "
+            "found, and in brackets those where the package reads all bits right; another mark was "
+            f"found in {sum(row['wrong'] for row in encoded)}:",
+            "",
+            "| mark | " + " | ".join(heads) + " |",
+            "|---" + "|---:" * len(heads) + "|",
         ]
-        for row in encoded:
-            after = "nothing" if row["quality"] is None else f"JPEG {row['quality']}"
-            lines.append(
-                f"| {row['mark']} | {after} | {row['images']} | {row['found']} | "
-                f"{row['package']} | {row['wrong']} |"
-            )
+        for name in names:
+            cells = [f"{of[name, q]['found']} ({of[name, q]['package']})" for q in qualities]
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

@@ -107,6 +107,16 @@ def test_it_survives_jpeg(mark: Mark, quality: int) -> None:
     assert names(jpeg(written(mark, 768, 768), quality)) == [mark.name]
 
 
+@pytest.mark.parametrize(
+    "text", ["test", "abcdefgh", "InvokeAI", "made by nobody", "Some other text, 32 bytes long.."]
+)
+@pytest.mark.parametrize("seed", range(4))
+def test_other_texts_are_not_taken_for_one_that_is_known(text: str, seed: int) -> None:
+    bits = np.unpackbits(np.frombuffer(text.encode(), np.uint8)).astype(bool)
+    found = names(encode(make_natural(512, 512, seed), bits))
+    assert found == ([text] if text in BY_NAME else [])
+
+
 def test_red_and_blue_may_have_been_exchanged() -> None:
     mark = BY_NAME["SDXL"]
     pixels = make_natural(512, 512, 3)
@@ -300,9 +310,12 @@ def test_a_match_is_rarer_than_the_bound(monkeypatch: pytest.MonkeyPatch) -> Non
         tail = np.cumsum([float(math.comb(n, k)) for k in range(n + 1)]) / 2.0**n
         least = n - int(np.searchsorted(tail, CHANCE, side="right")) + 1
         for agree in (least - 1, least):
+            wrong = np.linspace(0, n - 1, n - agree).astype(int)  # spread over all letters
+            read = mark.bits.astype(float)
+            read[wrong] = 1 - read[wrong]
             monkeypatch.setattr(
-                "masksim.watermark.agreements",
-                lambda pixels, name=mark.name, agree=agree: {name: agree},
+                "masksim.watermark._best_shares",
+                lambda pixels, name=mark.name, read=read: {name: read},
             )
             assert names(np.zeros((512, 512, 3), np.uint8)) == [mark.name] * (agree == least)
         # Real photos stay well below.

@@ -40,6 +40,9 @@ SMALLEST = 256 * 256
 CHANCE = 1e-6
 """A reading is a match where fair coins would agree as well at most this often."""
 
+OTHER_TEXT = 1e-3
+"""Also that much a match must be unlikely for another text."""
+
 PHOTOS = 690
 """Real photos, of 132 repositories, that `Mark.most_on_photos` was measured on."""
 
@@ -137,7 +140,7 @@ MARKS: tuple[Mark, ...] = (
         "the scripts of Stable Diffusion 1 (CompVis)",
         _text("StableDiffusionV1"),
         ("bytes",),
-        84,
+        85,
     ),
     Mark(
         "SDV2",
@@ -152,16 +155,16 @@ MARKS: tuple[Mark, ...] = (
         _number("101100111110110010010000011110111011000110011110"),
         # diffusers has handed over R, G, B where the encoder expects B, G, R.
         ("floats", "bytes", "floats, red and blue exchanged"),
-        36,
+        34,
     ),
     Mark(
         "FLUX",
         "the reference code of FLUX.1 (Black Forest Labs)",
         _number("001010101111111010000111100111001111010100101110"),
         ("floats", "bytes"),
-        32,
+        35,
     ),
-    Mark("InvokeAI", "the watermark nodes of InvokeAI", _text("InvokeAI"), ("bytes",), 43),
+    Mark("InvokeAI", "the watermark nodes of InvokeAI", _text("InvokeAI"), ("bytes",), 45),
 )
 """All that are looked for."""
 
@@ -190,12 +193,14 @@ def find_watermarks(pixels: NDArray[np.uint8]) -> tuple[WatermarkMatch, ...]:
         The array has another type or shape.
     """
     readings = sum(len(mark.readings) for mark in MARKS)
-    agreed = agreements(pixels)
+    shares = _best_shares(pixels)
     found = []
     for mark in MARKS:
-        agree, n = agreed.get(mark.name, 0), len(mark.bits)
-        chance = sum(math.comb(n, k) for k in range(agree, n + 1)) / 2**n
-        if chance <= CHANCE:
+        if mark.name not in shares:
+            continue
+        agree, n = _agree(shares[mark.name], mark.bits), len(mark.bits)
+        chance = _tail(agree, n)
+        if chance <= CHANCE and _letters_agree(shares[mark.name], mark.bits):
             found.append(
                 WatermarkMatch(
                     mark.name,
@@ -228,6 +233,12 @@ def agreements(pixels: NDArray[np.uint8]) -> dict[str, int]:
     UsageError
         The array has another type or shape.
     """
+    shares = _best_shares(pixels)
+    return {m.name: _agree(shares[m.name], m.bits) for m in MARKS if m.name in shares}
+
+
+def _best_shares(pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.float64]]:
+    """Of each mark the reading that agrees best: which share of a bit's blocks says 1."""
     _check(pixels)
     if pixels.shape[0] * pixels.shape[1] < SMALLEST:
         return {}
@@ -237,11 +248,36 @@ def agreements(pixels: NDArray[np.uint8]) -> dict[str, int]:
         "floats": _votes(top, _ones_of_floats),
         "floats, red and blue exchanged": _votes(top, partial(_ones_of_floats, exchanged=True)),
     }
-    found = {}
-    for mark in MARKS:
-        shares = [_shares(votes[reading], len(mark.bits)) for reading in mark.readings]
-        found[mark.name] = max(int(((s > s.mean()) == mark.bits).sum()) for s in shares)
-    return found
+    return {
+        mark.name: max(
+            (_shares(votes[reading], len(mark.bits)) for reading in mark.readings),
+            key=lambda share, bits=mark.bits: _agree(share, bits),  # type: ignore[misc]
+        )
+        for mark in MARKS
+    }
+
+
+def _agree(shares: NDArray[np.float64], bits: NDArray[np.bool_]) -> int:
+    return int(((shares > shares.mean()) == bits).sum())
+
+
+def _tail(agree: int, n: int) -> float:
+    """How often at least so many of n fair coins agree."""
+    return sum(math.comb(n, k) for k in range(agree, n + 1)) / 2**n
+
+
+def _letters_agree(shares: NDArray[np.float64], bits: NDArray[np.bool_]) -> bool:
+    """Whether a mark of whole bytes is there, and not just some other text.
+
+    All letters begin with like bits: another text, of another length even, agrees with those.
+    So each bit is compared with the mean of its place in all bytes, where not all are the same.
+    """
+    if len(bits) % 8:
+        return True
+    read, wanted = shares.reshape(-1, 8), bits.reshape(-1, 8)
+    told = wanted.any(axis=0) & ~wanted.all(axis=0)
+    agree = ((read > read.mean(axis=0)) == wanted)[:, told]
+    return _tail(int(agree.sum()), agree.size) <= OTHER_TEXT
 
 
 def decode_bits(
