@@ -300,6 +300,8 @@ def beside(level: str, generator: str | None, origin: Origin | None) -> str | No
     claims = origin.says in ("generator", "part", "both")
     if level == "no evidence" and claims:
         return f"No evidence of a known pattern. But the file carries {claim}."
+    if level == "fragile" and claims:
+        return f"A pattern is there that does not last. The file carries {claim}."
     if level not in _FOUND:
         return None
     pattern = f"{generator}'s pattern" if generator else "a generator's pattern"

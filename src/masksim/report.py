@@ -664,6 +664,10 @@ def patterns_png(
 
 _CHANNELS: Mapping[str, str] = {
     "luma": "brightness",
+    "luma quiet": "brightness of quiet parts",
+    "luma middle": "brightness of middling parts",
+    "luma busy": "brightness of busy parts",
+    "coherence": "colours that go together",
     "chroma Cb": "blue-yellow colour",
     "chroma Cr": "red-green colour",
 }
