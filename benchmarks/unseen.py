@@ -23,7 +23,7 @@ from masksim.calibration import Calibration, grouped_interval
 from masksim.dataset import FeatureTable
 from masksim.manifest import REAL, read_manifest
 from masksim.train import read_toml
-from masksim.train_bands import BandsConfig, BandsFit, fit_bands, fit_joint, views_of
+from masksim.train_bands import BandsConfig, BandsFit, detector_file, fit_bands, fit_joint, views_of
 from masksim.traits import BANDS, TRAITS, bands_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -290,6 +290,8 @@ def main() -> None:
     parser.add_argument("--manifest", type=Path, required=True)
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--out", type=Path, help="Also write the detector, as `masksim train`.")
+    parser.add_argument("--scores", type=Path, help="Write the left-out scores here (.npz).")
     parser.add_argument("--json", type=Path, default=ROOT / "benchmarks/results/unseen.json")
     parser.add_argument("--page", type=Path, default=ROOT / "docs/results.md")
     given = parser.parse_args()
@@ -297,6 +299,14 @@ def main() -> None:
     config = BandsConfig.from_dict(values)
     table = views_of(read_manifest(given.manifest), config, given.cache, workers=given.workers)
     fit = fit_bands(table, config)
+    if given.out:
+        detector_file(table, fit, config).save(given.out, overwrite=True)
+    if given.scores:
+        np.savez(
+            given.scores, similarities=fit.similarities, folds=fit.folds, traits=fit.traits,
+            generators=table.generators, sources=table.sources, images=table.images,
+            histories=table.histories, names=np.array(fit.generators),
+        )  # fmt: skip
     found = {
         "config": given.config.name,
         "folds": config.folds,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from masksim.calibration import Calibration
 from masksim.detector import Detection, GeneratorScore, PlaneMap, SimilarityMap
 from masksim.errors import ImageError, ModelError
 from masksim.image import ImageFacts, LoadedImage, load_image
+from masksim.origin import read_origin
 from masksim.verdict import decide
 
 GENERATORS = ("dalle3", "gpt-image", "sd1")
@@ -105,6 +107,7 @@ class Detector:
     name = "fake"
     sha256 = "0123456789abcdef" * 4
     sample_size = SAMPLE_SIZE
+    metadata = True
     file = File()
     calibrations = {  # noqa: RUF012
         "built-in": Calibration(np.linspace(0, 1, SAMPLE_SIZE)[:, None].repeat(3, axis=1))
@@ -114,11 +117,17 @@ class Detector:
         return 0, 0, height, width
 
     def detect(self, image: Any, *, name: str | None = None) -> Detection:
-        loaded = image if isinstance(image, LoadedImage) else load_image(image, name=name)
+        loaded = (
+            image
+            if isinstance(image, LoadedImage)
+            else load_image(image, name=name, keep=self.metadata)
+        )
         if min(loaded.pixels.shape[:2]) < 256:
             raise ImageError(f"{loaded.facts.name}: under 256 pixels", code="too_small")
         rate = 0.001 + 0.998 * float(loaded.pixels.mean()) / 255
-        return detection({"dalle3": rate, "gpt-image": 0.95, "sd1": 1.0}, image=loaded.facts)
+        found = detection({"dalle3": rate, "gpt-image": 0.95, "sd1": 1.0}, image=loaded.facts)
+        said = None if loaded.encoded is None else read_origin(loaded.encoded)
+        return dataclasses.replace(found, origin=said)
 
     def similarity_maps(self, image: Any) -> dict[str, SimilarityMap]:
         values = np.random.default_rng(1).normal(size=(32, 32)) / 1024
@@ -136,9 +145,11 @@ def load_detector(
     path: Any = None, *, threads: Any = None, providers: Any = None, **options: Any
 ) -> Detector:
     calls.append({"path": path, "threads": threads, "providers": providers, **options})
-    if path is not None:
+    if path is not None and Path(path) != masksim.detector.bundled_path():
         raise ModelError(f"there is no detector in {path}", code="model_not_found")
-    return Detector()
+    found = Detector()
+    found.metadata = options.get("metadata", True)
+    return found
 
 
 def install() -> None:

@@ -236,6 +236,24 @@ def test_the_larger_rate_counts(trained: Any, own: Path, photos: Path) -> None:
         load_detector(own, population="nowhere")
 
 
+def test_what_is_measured_is_what_verdicts_claim(own: Path, photos: Path) -> None:
+    from masksim.evaluate import scale_of
+    from masksim.image import load_image
+
+    detector = load_detector(own, stability=False)
+    scale = scale_of(detector)
+    assert scale.calibration is not None
+    asked = [path for path in sorted(photos.rglob("*.jpg")) if path.name != "broken.jpg"]
+    assert len(asked) > 6
+    for path in asked[:6]:
+        loaded = load_image(path, part=detector.part)
+        scores, traits = detector.measure_pixels(
+            loaded.pixels, loaded.facts.jpeg_quality, loaded.facts.format
+        )
+        measured = scale.calibration.all_rates(scores[None], traits[None])[1][0]
+        assert measured == detector.detect(path).verdict.false_positive_rate
+
+
 def test_a_population_is_replaced_by_name(
     own: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -343,7 +361,10 @@ def test_the_command_calibrate(
 ) -> None:
     base = ["calibrate", str(trained.folder), "--real", str(photos), "--cache", str(tmp_path / "c")]
     out = ["--out", str(tmp_path / "d")]
-    assert runner.invoke(app, [*base, *out]).exit_code == 5  # too few
+    done = runner.invoke(app, [*base, *out])
+    assert done.exit_code == 5
+    assert "24 different photos could be analysed (left out: " in done.stderr
+    assert not set("{}") & set(done.stderr)  # no form of the language's own
     monkeypatch.setattr(audit, "FEWEST", 20)
     done = runner.invoke(app, [*base, *out, "--name", "desk", "--json"])
     assert done.exit_code == 0, done.output

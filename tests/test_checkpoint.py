@@ -455,6 +455,80 @@ def test_a_fixed_kernel_in_the_checkpoint_must_be_the_one(tmp_path: Path) -> Non
         read_original_checkpoint(path)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_cross_difference_of_the_original_is_read_and_checked(
+    tmp_path: Path, dtype: str
+) -> None:
+    torch = pytest.importorskip("torch")
+    tensors = {n: torch.from_numpy(v) for n, v in fixture.state("cross_diff", WINDOW, 1).items()}
+    kernel = torch.tensor([[1.0, -1], [-1, 1]], dtype=getattr(torch, dtype))
+    kernel = kernel.expand(3, 1, 2, 2).clone()
+    path = tmp_path / "sd1.ckpt"
+    checkpoint(path, "cross_diff", state_dict={**tensors, "conv_filter.weight": kernel})
+    found = read_original_checkpoint(path)
+    assert (found.residual, found.residual_weights) == (ResidualConfig("cross_diff"), {})
+    assert "conv_filter.weight" not in found.tensors
+    for wrong, kind in ((2 * kernel, "cross_diff"), (kernel[:1], "cross_diff"), (kernel, "none")):
+        checkpoint(path, kind, state_dict={**tensors, "conv_filter.weight": wrong})
+        with pytest.raises(ModelError, match=r"conv_filter\.weight") as caught:
+            read_original_checkpoint(path)
+        assert caught.value.code == "model_invalid"
+
+
+@pytest.mark.parametrize("word", ["none", "None", "", "identity", "Mihcak"])
+def test_a_word_that_the_original_does_not_know_means_no_residual(
+    tmp_path: Path, word: str
+) -> None:
+    pytest.importorskip("torch")
+    hyper = {"img_size": WINDOW, "num_masks": 1, "preprocess": word}
+    found = read_original_checkpoint(
+        checkpoint(tmp_path / "a.ckpt", "none", hyper_parameters=hyper)
+    )
+    assert found.residual == ResidualConfig("none")
+    assert found.facts["hyper_parameters"]["preprocess"] == word
+
+
+@pytest.mark.parametrize("masks", [1, 4])
+@pytest.mark.parametrize("kernel", [3, 5])
+def test_masks_and_their_blur(tmp_path: Path, masks: int, kernel: int) -> None:
+    pytest.importorskip("torch")
+    arrays = fixture.state("linear3x3", WINDOW, masks, kernel=kernel)
+    path = fixture.save_checkpoint(
+        tmp_path / "a.ckpt", "linear3x3", WINDOW, masks, arrays=dict(arrays)
+    )
+    found = read_original_checkpoint(path)
+    assert sum(name.startswith("ref_pattern_list.") for name in found.tensors) == masks
+
+
+def test_a_reference_pattern_among_the_hyper_parameters_is_passed_over(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    hyper = {
+        "img_size": WINDOW,
+        "num_masks": 1,
+        "preprocess": "linear3x3",
+        "lr": np.float64(0.001),
+        "reference_pattern": np.random.default_rng(0).random((3, WINDOW, WINDOW)),
+    }
+    found = read_original_checkpoint(checkpoint(tmp_path / "a.ckpt", hyper_parameters=hyper))
+    assert found.facts["hyper_parameters"]["reference_pattern"] == "(an array of NumPy)"
+    json.dumps(found.facts, allow_nan=False)
+
+
+def test_the_latest_of_a_generator_is_no_generator_of_its_own(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    source = tmp_path / "newsynth"
+    source.mkdir()
+    checkpoint(source / "latest-sd1-epoch=49-valid_acc=0.97.ckpt")
+    for version in ("", "-v1", "-v2"):
+        checkpoint(
+            source / f"sd1-epoch=31-valid_auroc=1.00-valid_loss=0.060-low_loss{version}.ckpt"
+        )
+    file = import_original(source, tmp_path / "detector")
+    assert [branch.generators for branch in file.branches] == [("sd1",)]
+    assert file.provenance["imported_from"][0]["file"].endswith("-low_loss-v2.ckpt")
+    assert len(file.provenance["notes"]) == 3
+
+
 def test_a_folder_becomes_a_detector(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     source = tmp_path / "newsynth"
@@ -675,6 +749,6 @@ def test_without_torch_the_command_is_named(
     path = tmp_path / "sd1.ckpt"
     path.write_bytes(torch_like_zip(pickle.dumps({"state_dict": {}}, 2)))
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(ModelError, match=r"pip install 'masksim\[train\]'") as caught:
+    with pytest.raises(ModelError, match=r'python -m pip install "\.\[train\]"') as caught:
         read_original_checkpoint(path)
     assert caught.value.code == "torch_missing"

@@ -5,6 +5,7 @@ The first part runs with the detector of `fake_detector`; the last with the pack
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
@@ -13,9 +14,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -27,22 +27,13 @@ import fake_detector as fake  # type: ignore[import-not-found]
 import masksim
 from masksim import cli
 from masksim.errors import ImageError
+from masksim.origin import Origin, Says
 from masksim.verdict import LEVELS
+from terminal import FAKE, MAIN, TESTS, on_terminal, process, without  # type: ignore[import-not-found]
 
-TESTS = Path(__file__).parent
 BUNDLED = Path(masksim.__file__).parent / "weights" / "default" / "detector.json"
 
-# What a fresh interpreter does before `main`, in the place of the console script.
-FAKE = f"import sys; sys.path.insert(0, {str(TESTS)!r}); import fake_detector as f; f.install()\n"
-NO_TORCH = (
-    "import sys\n"
-    "class NoTorch:\n"
-    "    def find_spec(self, name, path=None, target=None):\n"
-    "        if name.split('.')[0] in ('torch', 'onnx', 'matplotlib'):\n"
-    "            raise ModuleNotFoundError(name + ' is not here', name=name)\n"
-    "sys.meta_path.insert(0, NoTorch())\n"
-)
-MAIN = "from masksim.cli import main; main()"
+NO_TORCH = without("torch", "onnx", "matplotlib")
 
 
 @pytest.fixture
@@ -65,49 +56,6 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     return invoke
 
 
-def process(
-    *arguments: Any, before: str = FAKE, **options: Any
-) -> subprocess.CompletedProcess[bytes]:
-    """Run the command in a fresh interpreter whose warnings are errors."""
-    command = [sys.executable, "-W", "error", "-c", before + MAIN, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, timeout=120, check=False, **options)
-
-
-def on_terminal(
-    *arguments: Any, before: str = FAKE
-) -> tuple[subprocess.CompletedProcess[bytes], bytes]:
-    """Run the command with a pseudo-terminal as stderr; also give what it showed there."""
-    import pty
-    from threading import Thread
-
-    reader, writer = pty.openpty()
-    shown: list[bytes] = []
-
-    def read() -> None:
-        with suppress(OSError):  # how a pseudo-terminal says that its writers are gone
-            while chunk := os.read(reader, 65536):
-                shown.append(chunk)
-
-    thread = Thread(target=read)
-    thread.start()
-    command = [sys.executable, "-W", "error", "-c", before + MAIN, *map(str, arguments)]
-    try:
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=writer,
-            timeout=120,
-            check=False,
-            env={**os.environ, "TERM": "xterm"},
-        )
-    finally:
-        os.close(writer)
-        thread.join(30)
-        os.close(reader)
-    return done, b"".join(shown)
-
-
 def rows(text: str) -> list[dict[str, Any]]:
     """Read JSON Lines: each line is one object, and there is nothing else."""
     assert text.endswith("\n")
@@ -128,22 +76,30 @@ def test_text_of_one_image(run: Callable[..., Any], photo: Path) -> None:
         {
             "path": None, "threads": None, "providers": ["CPUExecutionProvider"],
             "stability": True, "population": "auto", "likelihood_ratio": False,
+            "metadata": True,
         }
     ]  # fmt: skip
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals are POSIX")
-@pytest.mark.parametrize("options", [("--json",), ()])
-def test_results_reach_stdout_while_a_bar_shows(photo: Path, options: tuple[str, ...]) -> None:
-    """stderr a terminal, stdout a file: the bar draws there, the results come here."""
-    images = [photo] * 6
-    expected = process("detect", *options, *images)
-    done, shown = on_terminal("detect", *options, *images)
-    assert done.returncode == 0
-    assert done.stdout == expected.stdout != b""
-    assert b"detecting" in shown
-    assert b"verdict" not in shown
-    assert b"evidence" not in shown
+def test_the_file_s_own_words_stand_apart(run: Callable[..., Any], tmp_path: Path) -> None:
+    tags = Image.Exif()
+    tags[0x0131] = "ChatGPT"
+    path = tmp_path / "made.png"
+    Image.new("RGB", (300, 300), "white").save(path, exif=tags)
+    text = run("detect", path).stdout
+    assert (
+        "\n  The file says:\n    The file carries an unchecked claim that ChatGPT made it." in text
+    )
+    assert "No evidence of a known pattern. But the file carries an unchecked claim" in text
+    (row,) = rows(run("detect", "--json", path).stdout)
+    assert row["origin"]["generator"] == "ChatGPT"
+    assert row["origin"]["beside"].startswith("No evidence")
+    piped = rows(run("detect", "--json", "-", input=path.read_bytes()).stdout)
+    assert piped[0]["origin"] == row["origin"]
+    assert "The file says" not in run("detect", "--no-metadata", path).stdout
+    (bare,) = rows(run("detect", "--json", "--no-metadata", path).stdout)
+    assert bare["origin"] is None
+    assert bare["verdict"] == row["verdict"]
 
 
 def test_json_lines_in_the_order_given(run: Callable[..., Any], photo: Path) -> None:
@@ -230,7 +186,10 @@ def test_pictures(run: Callable[..., Any], photo: Path, tmp_path: Path) -> None:
     with Image.open(first["maps"]["dalle3"]) as image:
         assert image.format == "PNG"
 
-    text = run("detect", "--maps", folder, photo).stdout
+    done = run("detect", "--maps", folder, photo)  # before any image is analysed
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "is there; --overwrite replaces it" in done.stderr
+    text = run("detect", "--maps", folder, "--overwrite", photo).stdout
     assert text.count("  Picture: ") == len(fake.GENERATORS)
     done = run("detect", "--maps", photo, photo)  # not a folder
     assert (done.exit_code, done.stdout) == (2, "")
@@ -297,11 +256,240 @@ def test_ctrl_c(run: Callable[..., Any], photo: Path, monkeypatch: pytest.Monkey
     assert (done.exit_code, done.stdout, done.stderr) == (130, "", "interrupted\n")
 
 
+def test_a_folder_or_a_pattern_leads_to_batch(run: Callable[..., Any], photo: Path) -> None:
+    folder = photo.parent / "my photos"
+    folder.mkdir()
+    for given in (folder, photo.parent / "*.jpg"):
+        for option in ([], ["--maps", photo.parent / "maps"]):
+            done = run("detect", "--json", *option, given)
+            assert done.exit_code == 3
+            (row,) = rows(done.stdout)
+            assert row["error"]["code"] == ("not_a_file" if given == folder else "not_found")
+            assert f"masksim batch '{given}' --out results.jsonl" in row["error"]["message"]
+    assert "masksim batch" in " ".join(run("detect", folder).stdout.split())
+    assert "masksim batch" in run("report", folder, "-o", photo.parent / "r.html").stderr
+
+
+@pytest.mark.parametrize(
+    "address", ["https://example.com/a//b.jpg?x=1", "s3://bucket/a.png", "file:///tmp/a.png"]
+)
+def test_an_address_is_not_fetched(run: Callable[..., Any], address: str, tmp_path: Path) -> None:
+    done = run("detect", "--json", address)
+    assert done.exit_code == 3
+    (row,) = rows(done.stdout)
+    assert row["image"]["name"] == address
+    assert row["error"]["code"] == "not_found"
+    assert row["error"]["message"].startswith(f"{address}: ")
+    assert "fetches nothing" in row["error"]["message"]
+    done = run("report", address, "-o", tmp_path / "r.html")
+    assert (done.exit_code, address in done.stderr) == (3, True)
+    done = run("info", "--model", address)
+    assert done.exit_code == 2
+    assert "fetches nothing" in " ".join(done.stderr.replace("│", " ").split())
+
+
 # ------------------------------------------------------------------------------ other commands
+
+
+def every_command(app: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The words of every command and group."""
+    yield words
+    for one in app.registered_commands:
+        yield *words, one.name or one.callback.__name__.replace("_", "-")
+    for group in app.registered_groups:
+        yield from every_command(group.typer_instance, (*words, group.typer_instance.info.name))
+
+
+@pytest.mark.parametrize("words", list(every_command(cli.app)), ids=" ".join)
+def test_short_help(run: Callable[..., Any], words: tuple[str, ...]) -> None:
+    short, long = run(*words, "-h"), run(*words, "--help")
+    assert (short.exit_code, short.stdout) == (0, long.stdout)
+    assert "Usage" in short.stdout
+
+
+def test_the_help_of_report_shows_its_options(run: Callable[..., Any]) -> None:
+    shown = run("report", "--help").stdout
+    for option in ("--out", "-o", "--maps", "--overwrite", "--json", "--model", "verify", "IMAGE"):
+        assert option in shown, option
+
+
+def test_no_colour_when_none_is_wanted() -> None:
+    """Neither in help nor in wrong usage, on a terminal; `NO_COLOR` empty counts as not set."""
+    for arguments in (["--help"], ["detect", "--help"], ["detect", "--unknown"], ["report", "-h"]):
+        for force in ({}, {"FORCE_COLOR": "1"}):
+            plain = on_terminal(*arguments, stdout=True, env={"NO_COLOR": "1", **force})
+            assert plain.shown
+            assert b"\x1b" not in plain.shown
+    coloured = on_terminal("--help", stdout=True, env={"NO_COLOR": ""})
+    assert b"\x1b[" in coloured.shown
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_tab_completion(shell: str) -> None:
+    before = "import sys; sys.argv[0] = 'masksim'\n"
+    asked = {
+        **os.environ, "_MASKSIM_COMPLETE": f"complete_{shell}", "COMP_WORDS": "masksim de",
+        "COMP_CWORD": "1", "_TYPER_COMPLETE_ARGS": "masksim de",
+        "_TYPER_COMPLETE_FISH_ACTION": "get-args",
+    }  # fmt: skip
+    done = process(before=before, env=asked)
+    assert b"detect" in done.stdout, done
+    assert b"info" not in done.stdout
+    script = {**os.environ, "_MASKSIM_COMPLETE": f"source_{shell}"}
+    assert b"masksim" in process(before=before, env=script).stdout
+
+
+def test_the_word_for_the_detector_of_the_package(
+    run: Callable[..., Any], photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from masksim.detector import bundled_path
+
+    monkeypatch.chdir(tmp_path)
+    assert run("detect", "--model", "default", photo).exit_code == 0
+    assert fake.calls[-1]["path"] == bundled_path()
+    assert run("info", "--model", "default").exit_code == 0
+    (tmp_path / "default").mkdir()  # a folder of that name goes before
+    assert run("info", "--model", "default").exit_code == 4
+    assert fake.calls[-1]["path"] == Path("default")
+
+
+def test_every_command_takes_the_detector_alike() -> None:
+    """`--model` and DETECTOR are declared once: an address and `default` mean the same anywhere."""
+
+    def callbacks(app: Any) -> Iterator[Any]:
+        yield from (one.callback for one in app.registered_commands)
+        for group in app.registered_groups:
+            yield from callbacks(group.typer_instance)
+
+    found = [
+        parameter.annotation
+        for callback in callbacks(cli.app)
+        for name, parameter in inspect.signature(callback).parameters.items()
+        if name in ("model", "detector")
+    ]
+    assert len(found) >= 12
+    assert set(found) == {"Model", "DetectorArgument"}
+
+
+def test_cache(run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "kept"
+    monkeypatch.setenv("MASKSIM_CACHE", str(folder))
+    (folder / "pieces" / "a").mkdir(parents=True)
+    (folder / "pieces" / "a" / "0.npz").write_bytes(b"x" * 2_000_000)
+    (folder / "mine.txt").write_text("of somebody else")
+    assert json.loads(run("cache", "--json").stdout) == {
+        "cache": str(folder), "bytes": {"pieces": 2_000_000, "archives": 0},
+    }  # fmt: skip
+    assert "pieces: 2.0 MB" in run("cache").stdout
+    assert "pieces: 0.0 MB" in run("cache", "--clear").stdout
+    assert [path.name for path in folder.iterdir()] == ["mine.txt"]
+    monkeypatch.delenv("MASKSIM_CACHE")
+    from platformdirs import user_cache_dir
+
+    shown = json.loads(run("cache", "--json").stdout)
+    assert shown["cache"] == user_cache_dir("masksim", appauthor=False)
+
+
+# Each with files that are not there: what is missing is told before any file is looked for.
+EXTRAS = [
+    ("enroll", ["enroll", "new", "nowhere", "--out", "d"], "scipy", "enroll"),
+    ("enroll", ["enroll", "new", "nowhere", "--out", "d"], "sklearn", "enroll"),
+    ("train", ["train", "--manifest", "none.csv", "--out", "d"], "sklearn", "train"),
+    ("train", ["train", "--manifest", "none.csv", "--out", "d"], "onnx", "train"),
+    (
+        "original",
+        ["train", "--recipe", "original", "--manifest", "none.csv", "--out", "d"],
+        "torch", "train",
+    ),
+    ("residual", ["train-residual", "--manifest", "none.csv", "--out", "d"], "torch", "train"),
+    (
+        "board",
+        ["train-residual", "--manifest", "none.csv", "--out", "d", "--tensorboard"],
+        "tensorboard", "tensorboard",
+    ),
+    ("import", ["import-original", "nowhere", "d"], "torch", "train"),
+    ("evaluate", ["evaluate", "--manifest", "none.csv"], "sklearn", "evaluate"),
+    (
+        "pictures",
+        ["evaluate", "--manifest", "none.csv", "--out", "d", "--pictures"], "matplotlib", "plot",
+    ),
+    ("parquet", ["evaluate", "--manifest", "none.parquet"], "pyarrow", "parquet"),
+    ("batch", ["batch", "nowhere", "--out", "r.parquet"], "pyarrow", "parquet"),
+    ("ray", ["batch", "nowhere", "--out", "r.csv", "--engine", "ray"], "ray", "ray"),
+    ("remote", ["batch", "s3://bucket/x", "--out", "r.csv"], "fsspec", "remote"),
+    ("audit", ["audit", "nowhere", "--manifest", "none.parquet"], "pyarrow", "parquet"),
+    ("onnx", ["export", "onnx", "nowhere", "--out", "g.onnx"], "onnx", "export"),
+    ("openvino", ["export", "openvino", "nowhere", "--out", "g"], "openvino", "export"),
+    ("verify", ["export", "verify", "g.xml", "nowhere", "a.jpg"], "openvino", "export"),
+    ("download", ["data", "download", "nothing"], "httpx", "data"),
+    (
+        "prepare",
+        ["data", "prepare", "--real", "nowhere", "--parquet"], "pyarrow", "parquet",
+    ),
+    ("near", ["data", "verify", "none.csv"], "imagehash", "data"),
+    ("probe", ["data", "verify", "none.csv", "--near", "-1"], "sklearn", "data"),
+    ("serve", ["serve", "--model", "nowhere"], "fastapi", "serve"),
+    ("serve", ["serve", "--model", "nowhere"], "uvicorn", "serve"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "package", "extra"), [one[1:] for one in EXTRAS])
+def test_extras_are_asked_for_first(
+    run: Callable[..., Any],
+    arguments: list[str],
+    package: str,
+    extra: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Missing:
+        @staticmethod
+        def find_spec(name: str, path: Any = None, target: Any = None) -> None:
+            if name.split(".")[0] == package:
+                raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in sys.modules if name.split(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [Missing, *sys.meta_path])
+    done = run(*arguments)
+    assert (done.exit_code, done.stdout) == (2, ""), done.output
+    assert f'python -m pip install ".[{extra}]"' in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "[extra_missing]" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["evaluate", "--manifest", "m.csv", "--split", "train"],
+        ["audit", "default", "--manifest", "m.csv", "--split", "train"],
+        ["export", "verify", "g.onnx", "default", "--manifest", "m.csv", "--split", "train"],
+        ["data", "verify", "m.csv", "--split", "train"],
+        ["train", "--manifest", "m.csv", "--out", "d"],
+        ["train", "--recipe", "original", "--manifest", "m.csv", "--out", "d"],
+        ["train-residual", "--manifest", "m.csv", "--out", "d"],
+    ],
+    ids=lambda words: " ".join(words[:3]),
+)
+def test_a_split_without_images_is_named(
+    run: Callable[..., Any], words: list[str], photo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A list of names and kinds, as the original's, has all its images in the split test."""
+    if "original" in words or words[0] == "train-residual":
+        pytest.importorskip("torch")
+    monkeypatch.chdir(photo.parent)
+    Path("m.csv").write_text("filename,typ\nphoto.jpg,real\n")
+    done = run(*words)
+    assert (done.exit_code, done.stdout) == (5, ""), done.output
+    assert "no image is in the split 'train'; images by split: test 1" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_version_and_help(run: Callable[..., Any]) -> None:
     assert run("--version").stdout == f"masksim {masksim.__version__}\n"
+    assert run("-V").stdout == run("--version").stdout
     shown = run("--help").stdout
     assert all(command in shown for command in ("detect", "info", "import-original", "data"))
     assert run("data", "--help").exit_code == 0
@@ -369,6 +557,7 @@ def fields(value: Any) -> Iterator[str]:
 def test_every_field_code_level_and_option_is_documented(run: Callable[..., Any]) -> None:
     page = (TESTS.parent / "docs" / "detect.md").read_text(encoding="utf-8")
     names = {*fields(fake.detection().to_dict()), "maps", "error", *ImageError.codes}
+    names |= {*fields(Origin().to_dict()), "beside", *get_args(Says)}
     names |= {level for _, level in LEVELS} | {"no evidence", "uncalibrated"}
     assert [name for name in sorted(names) if f"`{name}`" not in page and name != "error"] == []
     for option in re.findall(r"--[a-z]+", run("detect", "--help").stdout):

@@ -141,7 +141,7 @@ def test_first_qualities_are_those_of_the_real_photos(tmp_path: Path, natural_im
     assert set(qualities) == {70, 80, 95}
     assert qualities[50] == 80
     assert subsampled == 0.5
-    with pytest.raises(DataError, match="no real JPEG"):
+    with pytest.raises(DataError, match="there is no JPEG"):
         measure_first_qualities(Manifest(tuple(rows[4:]), tmp_path))
 
 

@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 
 import masksim
 from conftest import encode, make_natural, make_png
-from masksim import cli, cli_report, dossier, dossier_html
+from masksim import cli, cli_report, dossier, dossier_html, origin
 from masksim.detector import Detector, PlaneMap, load_detector
 from masksim.dossier import Report, make_report, turn_window, verify_report
 from masksim.errors import ImageError, UsageError
@@ -270,6 +270,8 @@ def test_an_uncalibrated_detector(detector: Detector, small: bytes) -> None:
     text = Page(made.html).text
     assert "Not calibrated" in text
     assert "nothing can be said about how rare that is" in text
+    assert "Each rate is" not in text
+    assert "how rare such a similarity is among them is not known" in text
     assert verify_report(made.html, bare, small).passed
 
 
@@ -622,6 +624,10 @@ def test_manifests_may_differ_in_trust_only(
         data["metadata"]["c2pa"] = stated
         if stated["state"] != "splendid":
             data["metadata"]["statements"] = statements_of(data["metadata"])
+            verdict = data["detection"]["verdict"]
+            said = origin.origin_of_values(data["metadata"])
+            beside = origin.beside(verdict["level"], verdict["generator"], said)
+            data["detection"]["origin"] = {**said.to_dict(), "beside": beside}
 
     result = verify_report(forge(report, change), detector, photo)
     assert checks(result)["metadata"] is same

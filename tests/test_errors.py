@@ -7,7 +7,15 @@ import re
 
 import pytest
 
-from masksim.errors import DataError, ImageError, MasksimError, ModelError, UsageError
+from masksim.errors import (
+    DataError,
+    ImageError,
+    MasksimError,
+    ModelError,
+    UsageError,
+    counted,
+    extra_missing,
+)
 
 TREE = [
     (UsageError, "usage", 2, 400),
@@ -56,3 +64,14 @@ def test_an_error_survives_the_way_between_processes() -> None:
     error = pickle.loads(pickle.dumps(ImageError("no", code="too_many_bytes")))
     assert type(error) is ImageError
     assert (error.code, error.http_status, str(error)) == ("too_many_bytes", 413, "no")
+
+
+def test_counts_in_words() -> None:
+    assert counted({"truncated": 3, "too_small": 1, "duplicate": 0}) == "3 truncated, 1 too_small"
+    assert counted({}) == "none"
+
+
+def test_a_missing_extra_says_how_to_install_it() -> None:
+    error = extra_missing("the leak probe", "scikit-learn", "data")
+    assert (error.code, error.exit_code) == ("extra_missing", 2)
+    assert 'scikit-learn: python -m pip install ".[data]"' in error.message

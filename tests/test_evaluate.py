@@ -197,7 +197,7 @@ def test_train_and_evaluate_on_the_command_line(trained: Any, tmp_path: Path) ->
         app, ["train", str(config), "--manifest", str(manifest), "--out", str(copy)]
     )
     assert result.exit_code == 2
-    assert "there already" in result.stderr
+    assert "is there; --overwrite replaces it" in result.stderr
 
 
 # --- tables from scores --------------------------------------------------------------------------

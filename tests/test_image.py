@@ -9,6 +9,7 @@ import os
 import struct
 import threading
 import warnings
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, JpegImagePlugin
 
-from conftest import GREY, HAS_AVIF, encode, encode_heif, make_natural, make_png, make_tiff
+from conftest import (
+    GREY,
+    HAS_AVIF,
+    encode,
+    encode_heif,
+    make_natural,
+    make_png,
+    make_tiff,
+    png_chunk,
+)
 from masksim.errors import ImageError, UsageError
 from masksim.image import (
     Limits,
@@ -227,7 +237,8 @@ def test_a_pillow_image_is_read_and_left_as_it_was(odd_files: Files) -> None:
         assert loaded.facts.sha256_of == "pixels"
         assert loaded.facts.sha256 == hashlib.sha256(loaded.pixels.tobytes()).hexdigest()
         assert loaded.facts.format == from_file.facts.format
-        assert loaded.facts.jpeg_quality == from_file.facts.jpeg_quality
+        if "tiff" not in name:  # the headers of the JPEG inside are in the file alone
+            assert loaded.facts.jpeg_quality == from_file.facts.jpeg_quality
         assert loaded.facts.orientation == from_file.facts.orientation
         assert len(loaded.facts.treatments) >= len(treatments) - ("16" in name)
 
@@ -395,6 +406,22 @@ def test_grey_is_repeated() -> None:
     grey = make_natural(20, 30)[..., 0]
     loaded = stored(Image.fromarray(grey))
     np.testing.assert_array_equal(loaded.pixels, np.stack([grey] * 3, axis=-1))
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_grey_of_fewer_bits_is_expanded(bits: int) -> None:
+    values = make_natural(20, 32)[..., 0] >> (8 - bits)
+    packed = np.packbits(np.unpackbits(values[..., None], axis=-1)[..., 8 - bits :].reshape(20, -1))
+    rows = packed.reshape(20, -1)
+    content = (
+        b"\x89PNG\r\n\x1a\n"
+        + png_chunk(b"IHDR", struct.pack(">IIBBBBB", 32, 20, bits, 0, 0, 0, 0))
+        + png_chunk(b"IDAT", zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows)))
+        + png_chunk(b"IEND", b"")
+    )
+    loaded = load_image(content)
+    np.testing.assert_array_equal(loaded.pixels[..., 0], values * (255 // (2**bits - 1)))
+    assert loaded.facts.treatments == (f"{bits} bits expanded to 8", GREY)
 
 
 def test_one_bit() -> None:
@@ -646,6 +673,233 @@ def test_damaged_metadata_do_not_spoil_the_picture(format_: str, exif: bytes) ->
     assert loaded.facts.orientation == 1
 
 
+# ------------------------------------------------------- metadata that stop a decoder
+
+
+def png_with(chunk: bytes, *, late: bool) -> tuple[bytes, NDArray[np.uint8]]:
+    pixels = make_natural(40, 60)
+    content = encode(Image.fromarray(pixels), "PNG")
+    at = content.index(b"IEND" if late else b"IDAT") - 4
+    return content[:at] + chunk + content[at:], pixels
+
+
+LONG = zlib.compress(b"w" * (1 << 20) + b"x")
+CHUNKS = {
+    "a long text": png_chunk(b"zTXt", b"workflow\0\0" + LONG),
+    "a long international text": png_chunk(b"iTXt", b"workflow\0\1\0\0\0" + LONG),
+    "a long profile": png_chunk(b"iCCP", b"x\0\0" + LONG),
+    "70 MiB of texts": png_chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(1 << 20))) * 70,
+    "an unknown packing": png_chunk(b"zTXt", b"w\0\7abc"),
+    "a wrong checksum": b"\0\0\0\4tEXta\0bc....",
+    **{
+        f"a short {kind.decode()}": png_chunk(kind, b"\0")
+        for kind in (b"gAMA", b"pHYs", b"cHRM", b"tRNS", b"acTL", b"fcTL", b"iCCP", b"sRGB")
+    },
+}
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("name", CHUNKS)
+def test_a_png_is_read_whatever_its_metadata(name: str, late: bool) -> None:
+    content, pixels = png_with(CHUNKS[name], late=late)
+    loaded = load_image(content)
+    np.testing.assert_array_equal(loaded.pixels, pixels)
+    assert loaded.facts.sha256 == hashlib.sha256(content).hexdigest()
+    assert loaded.facts.n_bytes == len(content)
+
+
+def test_what_was_left_out_is_reported_and_the_rest_kept() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content = encode(
+        Image.fromarray(make_natural(40, 60)), "PNG", exif=exif, icc_profile=b"\0" * 128
+    )
+    at = content.index(b"IDAT") - 4
+    for name in ("a long text", "a short gAMA"):  # the second leaves EXIF and profile out, too
+        loaded = load_image(content[:at] + CHUNKS[name] + content[at:])
+        assert loaded.facts.treatments[-1] == "metadata left out that stop the decoder"
+        assert "ICC profile ignored" in loaded.facts.treatments
+        assert loaded.facts.orientation == 6
+        assert loaded.facts.icc_profile
+
+
+def test_damaged_pixels_stay_damaged() -> None:
+    content, _ = png_with(CHUNKS["a long text"], late=False)
+    at = content.index(b"IDAT") + 40
+    assert code_of(content[:at] + bytes(30) + content[at + 30 :]) == "unreadable"
+    assert code_of(content[: len(content) // 2]) == "truncated"
+
+
+@pytest.mark.parametrize(
+    "segment",
+    [
+        b"\xff\xe2\0\x0fICC_PROFILE\0\1",
+        b"\xff\xe2\0\x0eICC_PROFILE\0",
+        b"\xff\xee\0\7Adobe",
+        b"\xff\xe0\0\6JFIF",
+        b"\xff\xe2\0\x0bMPF\0rubbi",
+        b"\xff\xed\0\x15Photoshop 3.0\x008BIM\4",
+    ],
+)
+def test_a_jpeg_is_read_whatever_its_metadata(segment: bytes) -> None:
+    content = encode(Image.fromarray(make_natural(40, 60)), "JPEG")
+    loaded = load_image(content[:2] + segment + content[2:])
+    np.testing.assert_array_equal(loaded.pixels, load_image(content).pixels)
+
+
+def test_a_webp_is_read_whatever_its_metadata() -> None:
+    pixels = make_natural(40, 60)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content = encode(
+        Image.fromarray(pixels),
+        "WEBP",
+        lossless=True,
+        exif=exif,
+        xmp=b"<x/>",
+        icc_profile=b"\0" * 99,
+    )
+    at = content.index(b"XMP ")
+    broken = content[:at] + b"ZZZZ\xff\xff\xff\x00" + content[at + 8 :]
+    loaded = load_image(broken)
+    np.testing.assert_array_equal(loaded.pixels, pixels)
+    assert loaded.facts.orientation == 6
+    assert loaded.facts.icc_profile
+    assert loaded.facts.treatments[-1] == "metadata left out that stop the decoder"
+
+
+@pytest.mark.skipif(not HAS_AVIF, reason="no encoder for AVIF here")
+def test_an_avif_is_read_whatever_its_metadata() -> None:
+    exif = b"Exif\0\0II*\0\x08\0\0\0" + bytes(6)
+    content = encode(Image.fromarray(make_natural(40, 60)), "AVIF", exif=exif)
+    at = content.index(b"II*\0")
+    loaded = load_image(content[:at] + b"ZZZZZZ" + content[at + 6 :])
+    np.testing.assert_array_equal(loaded.pixels, load_image(content).pixels)
+
+
+# ------------------------------------------------------------------------- words of refusal
+
+
+def test_a_jpeg_of_12_bits_is_not_called_damaged() -> None:
+    content = bytearray(encode(Image.new("RGB", (32, 32)), "JPEG"))
+    content[content.index(b"\xff\xc0") + 4] = 12
+    with pytest.raises(ImageError, match="JPEG of 12 bits is not supported") as caught:
+        load_image(bytes(content))
+    assert caught.value.code == "unsupported"
+
+
+def test_a_jpeg_of_a_rare_process_is_not_called_damaged() -> None:
+    content = bytearray(encode(Image.new("RGB", (32, 32)), "JPEG"))
+    content[content.index(b"\xff\xc0") + 1] = 0xC5
+    with pytest.raises(ImageError, match="SOF5 is not supported") as caught:
+        load_image(bytes(content))
+    assert caught.value.code == "unsupported"
+
+
+def test_only_a_file_that_is_cut_off_is_called_truncated() -> None:
+    image = Image.fromarray(make_natural(40, 60))
+    png = encode(image, "PNG")
+    at = png.index(b"IDAT")
+    # All chunks are there, but the stream inside ends too early.
+    short = zlib.compress(zlib.decompress(png[at + 4 : png.index(b"IEND") - 8])[:-500])
+    whole = png[: at - 4] + png_chunk(b"IDAT", short) + png_chunk(b"IEND", b"")
+    assert code_of(whole) == "unreadable"
+    gif = encode(image.quantize(16), "GIF")
+    assert code_of(gif[: len(gif) // 2] + b";") == "truncated"
+    bmp = bytearray(encode(image, "BMP"))
+    bmp[2:6] = bytes(4)  # many writers leave the length of the file out
+    assert code_of(bytes(bmp[:-100])) == "truncated"
+
+
+# ------------------------------------------------------------------------------ AVIF, HEIF
+
+
+def avif_with(kind: bytes, body: bytes) -> bytes:
+    """Give the primary image of an AVIF one more property, by hand."""
+    content = bytearray(encode(Image.fromarray(make_natural(64, 96)), "AVIF", quality=90))
+    box = struct.pack(">I", 8 + len(body)) + kind + body
+    ipma = content.index(b"ipma")
+    count = ipma + 4 + 4 + 4 + 2
+    number = 1 + len(properties_of(bytes(content)))
+    added = len(box) + 1
+    content[ipma - 4 : ipma] = struct.pack(
+        ">I", int.from_bytes(content[ipma - 4 : ipma], "big") + 1
+    )
+    content[count] += 1
+    content.insert(count + 1, 0x80 | number)
+    at = ipma - 4  # ipco ends where ipma begins
+    content[at:at] = box
+    ipco = content.index(b"ipco")
+    for name, more in ((ipco, len(box)), (content.index(b"iprp"), added)):
+        size = int.from_bytes(content[name - 4 : name], "big")
+        content[name - 4 : name] = struct.pack(">I", size + more)
+    meta = content.index(b"meta")
+    size = int.from_bytes(content[meta - 4 : meta], "big")
+    content[meta - 4 : meta] = struct.pack(">I", size + added)
+    iloc = content.index(b"iloc")
+    # One item: version 0, sizes 4 and 4, no base: the offset stands here.
+    offset = iloc + 4 + 4 + 2 + 2 + 2 + 2 + 2
+    where = int.from_bytes(content[offset : offset + 4], "big")
+    content[offset : offset + 4] = struct.pack(">I", where + added)
+    return bytes(content)
+
+
+def properties_of(content: bytes) -> list[bytes]:
+    at = content.index(b"ipco")
+    end = at - 4 + int.from_bytes(content[at - 4 : at], "big")
+    at += 4
+    found = []
+    while at < end:
+        found.append(content[at + 4 : at + 8])
+        at += int.from_bytes(content[at : at + 4], "big")
+    return found
+
+
+@pytest.mark.skipif(not HAS_AVIF, reason="no encoder for AVIF here")
+@pytest.mark.parametrize(("width", "told"), [(48, True), (96, False)])
+def test_a_crop_of_avif_is_reported(width: int, told: bool) -> None:
+    body = struct.pack(">8i", width, 1, 64, 1, 0, 1, 0, 1)
+    loaded = load_image(avif_with(b"clap", body))
+    assert loaded.pixels.shape == (64, 96, 3)
+    assert loaded.facts.treatments == (("crop of the display not applied",) if told else ())
+
+
+@pytest.mark.parametrize(
+    ("cut", "told"), [((0, 0, 5, 3), False), ((8, 0, 0, 0), True), ((0, 0, 64, 0), True)]
+)
+def test_a_crop_of_heif_is_reported_but_not_an_encoder_s_filling(
+    cut: tuple[int, ...], told: bool
+) -> None:
+    from types import SimpleNamespace
+
+    from masksim.image import _crops
+
+    inner = SimpleNamespace(transformations=(("irot", 90), ("clap", *cut, 96, 64)))
+    image = SimpleNamespace(_heif_file=[SimpleNamespace(_c_image=inner)], tell=lambda: 0)
+    expected = ["crop of the display applied by the decoder"] if told else []
+    assert _crops(image, b"", "HEIF") == expected
+
+
+@pytest.mark.skipif(not HAS_AVIF, reason="no encoder for AVIF here")
+def test_deep_avif_is_reported() -> None:
+    from masksim.containers import iso_facts
+
+    content = bytearray(encode(Image.new("RGB", (64, 64)), "AVIF"))
+    assert iso_facts(bytes(content)).bits == 8
+    at = content.index(b"av1C") + 6
+    for flags, bits in ((0x40, 10), (0x60, 12)):
+        content[at] = content[at] & 0x1F | flags
+        assert iso_facts(bytes(content)).bits == bits
+
+
+@pytest.mark.skipif(not HAS_AVIF, reason="no encoder for AVIF here")
+def test_an_avif_that_breaks_a_rule_is_not_called_damaged() -> None:
+    content = encode(Image.new("RGB", (64, 64)), "AVIF").replace(b"ispe", b"ispX")
+    with pytest.raises(ImageError, match="breaks a rule of AVIF") as caught:
+        load_image(content)
+    assert caught.value.code == "unsupported"
+
+
 # -------------------------------------------------------------------------------- JPEG facts
 
 
@@ -694,20 +948,22 @@ def test_subsampling(subsampling: str) -> None:
     ],
 )
 def test_rare_subsamplings(samplings: tuple[int, int, int], expected: str) -> None:
-    from masksim.image import _jpeg_facts
+    from masksim.image import _jpeg_of
 
     content = bytearray(encode(Image.new("RGB", (32, 32)), "JPEG"))
     at = content.index(b"\xff\xc0") + 10  # of each component: number, sampling, table
     content[at + 1 : at + 9 : 3] = bytes(samplings)
     with Image.open(io.BytesIO(bytes(content))) as image:
-        assert _jpeg_facts(image) == (75, expected)
+        assert isinstance(image, JpegImagePlugin.JpegImageFile)
+        assert _jpeg_of(image) == (75, expected)
 
 
 def test_only_jpeg_has_jpeg_facts(odd_files: Files) -> None:
     for path, _ in odd_files.values():
         facts = load_image(path).facts
-        assert (facts.jpeg_quality is not None) == (facts.format in ("JPEG", "MPO"))
-        colour = facts.format in ("JPEG", "MPO") and facts.mode != "L"
+        is_jpeg = facts.format in ("JPEG", "MPO") or path.name == "jpeg_tiff.tif"
+        assert (facts.jpeg_quality is not None) == is_jpeg
+        colour = is_jpeg and facts.mode != "L"
         assert (facts.jpeg_subsampling is not None) == colour
 
 
@@ -821,10 +1077,10 @@ def test_threads_agree_and_leave_no_trace(odd_files: Files) -> None:
 
 
 def test_only_pillows_warnings_are_silenced(monkeypatch: pytest.MonkeyPatch) -> None:
-    from masksim.image import _quiet_pillow
+    from masksim.image import quiet_pillow
 
-    with _quiet_pillow():
-        with _quiet_pillow(), pytest.warns(UserWarning, match="of ours"):
+    with quiet_pillow():
+        with quiet_pillow(), pytest.warns(UserWarning, match="of ours"):
             warnings.warn("of ours", stacklevel=1)
         warnings.warn_explicit("of Pillow", UserWarning, "x.py", 1, module="PIL.TiffImagePlugin")
     with pytest.warns(UserWarning, match="of Pillow"):
@@ -973,3 +1229,25 @@ def test_images_without_a_file_stay_whole() -> None:
         loaded = load_image(source, part=middle)
         assert loaded.pixels.shape == (8, 9, 3)
         assert loaded.corner == (0, 0)
+
+
+def test_regions_of_a_kept_image(odd_files: Files) -> None:
+    for path, _ in odd_files.values():
+        whole = load_image(path)
+        height, width = whole.pixels.shape[:2]
+        for loaded in (load_image(path, part=middle, keep=True), whole):
+            for y, x, h, w in ((0, 0, height, width), (height // 2, 0, 1, width // 2 or 1)):
+                found = loaded.region(y, x, h, w)
+                np.testing.assert_array_equal(found, whole.pixels[y : y + h, x : x + w])
+                assert found.flags.c_contiguous
+        assert load_image(path, part=middle, keep=True).facts == whole.facts
+
+
+def test_only_what_was_kept_can_be_asked_for() -> None:
+    content = encode(Image.fromarray(make_natural(40, 60)), "PNG")
+    part = load_image(content, part=middle)
+    y, x, height, width = middle(40, 60)
+    np.testing.assert_array_equal(part.region(y, x, height, width), part.pixels)
+    for outside in ((0, 0, 40, 60), (y, x, height + 1, width), (y, x, 0, 1)):
+        with pytest.raises(UsageError, match="not in what was kept"):
+            part.region(*outside)

@@ -68,6 +68,7 @@ def test_the_card_of_an_uncalibrated_detector() -> None:
     card = Fragment(to_html(fake.detection(calibrated=False)))
     assert "Uncalibrated" in card.text
     assert "%" not in card.text.replace("100 %", "")
+    assert "Each rate is" not in card.text
 
 
 @pytest.mark.parametrize("calibrated", [True, False])

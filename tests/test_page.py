@@ -145,6 +145,7 @@ def test_images_are_dropped(opened: Any, files: dict[str, Path]) -> None:
         assert size in found.locator(".file-facts").inner_text()
         assert found.locator(".bars tbody tr").count() == 8
         assert "real photos" in found.locator(".measured").inner_text()
+        assert "says nothing of its origin" in found.locator(".said").inner_text()
         found.locator(".preview img").wait_for()
     wrong = here.result("notes.txt")
     assert wrong.locator(".verdict").inner_text() == "Not analysed"

@@ -77,6 +77,8 @@ def test_the_bar_is_logarithmic_and_ends_where_the_sample_does() -> None:
 
 def test_without_calibration_there_is_no_rate_and_no_bar() -> None:
     text = to_text(fake.detection(calibrated=False))
+    assert "Each rate is" not in text
+    assert "is not known" in " ".join(text.split())
     assert "Most like dalle3" in text
     assert "█" not in text
     assert "rarer" not in text

@@ -298,7 +298,7 @@ def test_importing_needs_neither_torch_nor_onnx() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[0].startswith("torch_missing ")
     assert done.stdout.splitlines()[1].startswith("onnx_missing ")
-    assert done.stdout.count("pip install 'masksim[train]'") == 2
+    assert done.stdout.count('python -m pip install ".[train]"') == 2
 
 
 def test_bank_against_scipy() -> None:

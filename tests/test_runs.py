@@ -386,7 +386,7 @@ def test_two_processes_train_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_tensorboard_is_an_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(MasksimError, match="pip install tensorboard"):
+    with pytest.raises(MasksimError, match=r'pip install "\.\[tensorboard\]"'):
         Setup(tmp_path / "a").run(options=RunOptions(tensorboard=True))
 
 

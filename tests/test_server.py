@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 from typer.testing import CliRunner
 
 from conftest import make_natural
@@ -40,6 +40,7 @@ from local_service import served  # type: ignore[import-not-found]  # noqa: E402
 from masksim import answers, cli, cli_serve, server  # noqa: E402
 from masksim.detector import Detector, load_detector  # noqa: E402
 from masksim.errors import ImageError, UsageError  # noqa: E402
+from masksim.report import channel_words  # noqa: E402
 
 WEB = Path(server.__file__).parent / "web"
 SMALL = {"max_bytes": 1 << 20, "max_batch_bytes": 2 << 20, "max_files": 4}
@@ -107,6 +108,25 @@ def test_an_answer_is_the_detectors(client: Any, detector: Detector) -> None:
         assert found == plain
 
 
+def test_the_file_is_asked_unless_told_not_to(client: Any) -> None:
+    tags = Image.Exif()
+    tags[ExifTags.Base.Software] = "Midjourney"
+    buffer = io.BytesIO()
+    Image.open(io.BytesIO(jpeg(3, (520, 600)))).save(buffer, "JPEG", exif=tags)
+    data = buffer.getvalue()
+    for path, name in (("/v1/detect", "file"), ("/v1/detect/batch", "files")):
+        said = {}
+        for wanted in ("true", "false"):
+            found = client.post(path, files={name: ("a.jpg", data)}, params={"metadata": wanted})
+            (answer,) = found.json().get("results", [found.json()])
+            answers.DetectionAnswer.model_validate(answer)
+            said[wanted] = answer["origin"]
+        assert said["true"]["generator"] == "Midjourney"
+        assert said["false"] is None
+        wrong = client.post(path, files={name: ("a.jpg", data)}, params={"metadata": "perhaps"})
+        assert wrong.status_code == 400
+
+
 def test_maps_can_be_read_back(client: Any, detector: Detector) -> None:
     data = jpeg(4, (520, 600))
     found = client.post("/v1/detect", params={"maps": "true"}, content=data).json()
@@ -128,7 +148,7 @@ def test_maps_can_be_read_back(client: Any, detector: Detector) -> None:
             wanted.similarity, abs=1e-5
         )
         for plane, right in zip(got["planes"], wanted.planes, strict=True):
-            assert plane["name"] == right.name
+            assert plane["name"] == channel_words(right.name)
             half = 0.5001 * plane["values"]["scale"] + 1e-9
             assert np.abs(unpack(plane["values"]) - right.values).max() <= half
             shown = maps["spectra"][plane["spectrum"]]
@@ -224,7 +244,12 @@ def test_the_model_is_described(client: Any, detector: Detector) -> None:
         ("POST", "/v1/model", b"", 405, "no_such_method"),
         ("POST", "/v1/detect?maps=perhaps", b"x", 400, "usage"),
         ("POST", "/v1/detect", b"", 422, "empty_file"),
-        ("POST", "/v1/detect/batch", b"raw", 400, "usage"),
+        ("POST", "/v1/detect/batch", b"raw", 415, "unsupported_type"),
+        ("POST", "/v1/detect?quick=true", b"x", 400, "usage"),
+        ("POST", "/v1/detect?map=true", b"x", 400, "usage"),
+        ("POST", "/v1/detect?maps=true&maps=false", b"x", 400, "usage"),
+        ("POST", "/v1/detect/batch?maps=true", b"x", 400, "usage"),
+        ("GET", "/v1/model?generators=sd1", None, 400, "usage"),
     ],
 )
 def test_wrong_requests(
@@ -232,6 +257,51 @@ def test_wrong_requests(
 ) -> None:
     response = client.request(method, path, content=content)
     assert (response.status_code, response.json()["error"]["code"]) == (status, code)
+
+
+def test_an_unknown_parameter_is_named_beside_the_known_ones(client: Any) -> None:
+    problem = client.post("/v1/detect?quick=true", content=b"x").json()["error"]
+    assert "'quick'" in problem["message"]
+    assert "maps" in problem["message"]
+    for path in ("/healthz", "/readyz", "/metrics", "/", "/static/style.css"):
+        assert client.get(f"{path}?again=1").status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/v1/detect", "/v1/detect/batch"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("application/json", "application/json; charset=utf-8", "text/plain", "application/pdf"),
+        *("video/mp4", "multipart/mixed; boundary=x", "APPLICATION/JSON", "nonsense"),
+    ],
+)
+def test_bodies_of_another_type_are_refused(client: Any, path: str, kind: str) -> None:
+    response = client.post(path, content=b'{"image": "abc"}', headers={"Content-Type": kind})
+    problem = response.json()["error"]
+    assert (response.status_code, problem["code"]) == (415, "unsupported_type")
+    assert "multipart/form-data" in problem["message"]
+
+
+@pytest.mark.parametrize(
+    "kind", [None, "image/png", "image/x-odd", "application/octet-stream", "Image/JPEG; a=b"]
+)
+def test_bodies_of_images_are_taken(client: Any, kind: str | None) -> None:
+    headers = {} if kind is None else {"Content-Type": kind}
+    assert client.post("/v1/detect", content=jpeg(1), headers=headers).status_code == 200
+
+
+def test_what_curl_calls_bytes_is_taken(client: Any) -> None:
+    headers = {"Content-Type": "application/x-www-form-urlencoded"}
+    assert client.post("/v1/detect", content=jpeg(1), headers=headers).status_code == 200
+
+
+def test_options_in_a_form_are_refused(client: Any) -> None:
+    """They would be ignored in silence: `curl -F file=@a.jpg -F maps=true`."""
+    for path in ("/v1/detect", "/v1/detect/batch"):
+        response = client.post(path, files={"file": ("a.jpg", jpeg(1))}, data={"maps": "true"})
+        problem = response.json()["error"]
+        assert (response.status_code, problem["code"]) == (400, "usage")
+        assert "'maps'" in problem["message"]
 
 
 FORM = "multipart/form-data; boundary=x"
@@ -673,13 +743,13 @@ def test_options_reach_the_service(started: list[Any], tmp_path: Path) -> None:
     done = runner.invoke(
         cli.app,
         [
-            *("serve", "--port", "0", "--max-mib", "3", "--max-megapixels", "7", "--queue", "5"),
+            *("serve", "--port", "0", "--max-mb", "3", "--max-megapixels", "7", "--queue", "5"),
             *("--workers", "3", "--max-seconds", "2.5", "--max-files", "2"),
         ],
     )
     assert done.exit_code == 0, done.output
     config = started[0].config
-    assert (config.max_bytes, config.max_pixels, config.queue) == (3 << 20, 7_000_000, 5)
+    assert (config.max_bytes, config.max_pixels, config.queue) == (3_000_000, 7_000_000, 5)
     assert (config.workers, config.max_seconds, config.max_files) == (3, 2.5, 2)
     for content in ("", "two words\n", "\nlater\n", "señal\n"):
         (tmp_path / "token").write_text(content, encoding="utf-8")

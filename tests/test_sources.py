@@ -625,4 +625,4 @@ def test_without_httpx_the_extra_is_named() -> None:
         "try:\n    http_client()\nexcept UsageError as error:\n    print(error)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert 'pip install "masksim[data]"' in done.stdout
+    assert 'python -m pip install ".[data]"' in done.stdout

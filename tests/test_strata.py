@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
 
@@ -17,6 +19,7 @@ from masksim import calibration
 from masksim.calibration import (
     Calibration,
     LikelihoodRatios,
+    Populations,
     Strata,
     clopper_pearson,
     design_effect,
@@ -309,6 +312,58 @@ def test_photos_of_one_kind_tell_less() -> None:
     assert design_effect(independent, sources) < 1.8
     assert design_effect(np.zeros(1000, bool), sources) == 1
     assert design_effect(alike, np.zeros(1000)) == 1
+
+
+@settings(max_examples=400, deadline=None, derandomize=True, database=None)
+@given(
+    sizes=st.lists(st.integers(1, 40), min_size=1, max_size=30),
+    effect=st.floats(1.0, 50.0),
+    others=st.integers(0, 3),
+)
+def test_an_interval_where_every_photo_is_a_hit(
+    sizes: list[int], effect: float, others: int
+) -> None:
+    """The least suspicious image of all, whose count of hits is the number of photos."""
+    sources = np.repeat(np.arange(len(sizes)), sizes)
+    hits = np.ones(len(sources), bool)
+    found = grouped_interval(hits, sources, effect)
+    assert found.high == 1.0
+    assert 0 < found.low < 1
+    hits[:others] = False
+    found = grouped_interval(hits, sources, effect)
+    assert 0 <= found.low <= hits.mean() <= found.high <= 1
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@given(n=st.integers(2, 400), groups=st.integers(1, 60), seed=st.integers(0, 999))
+def test_the_least_suspicious_image_has_a_rate(n: int, groups: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    scores = rng.standard_normal((n, 3))
+    found = Calibration(scores, sources=rng.integers(0, groups, n)).rates(np.full(3, -1e9))
+    assert found.joint == 1.0
+    assert found.interval.high == 1.0
+
+
+def test_the_largest_rate_over_all_populations_counts() -> None:
+    rng = np.random.default_rng(3)
+    here, there = rng.standard_normal((80, 2)), rng.standard_normal((50, 2)) + 0.7
+    parts = {"built-in": Calibration(here), "own": Calibration(there)}
+    both = Populations(parts)
+    asked = rng.standard_normal((40, 2)) * 2
+    own, joint = both.all_rates(asked)
+    single = np.stack([part.all_rates(asked)[1] for part in parts.values()])
+    np.testing.assert_array_equal(joint, single.max(axis=0))
+    assert set(single.argmax(axis=0)) == {0, 1}  # neither population decides alone
+    for k, scores in enumerate(asked):
+        rates = both.rates(scores)
+        assert (rates.joint, both.joint(scores)) == (joint[k], joint[k])
+        np.testing.assert_array_equal(rates.own, own[k])
+        assert rates.population == list(parts)[int(single[:, k].argmax())]
+    part = both.only(np.array([True, False])).all_rates(asked[:, :1])[1]
+    alone = [Calibration(photos[:, :1]).all_rates(asked[:, :1])[1] for photos in (here, there)]
+    np.testing.assert_array_equal(part, np.maximum(*alone))
+    with pytest.raises(UsageError, match="not calibrated"):
+        Populations({})
 
 
 def test_grouped_intervals_cover_rates_that_differ_by_source() -> None:

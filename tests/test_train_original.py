@@ -578,7 +578,7 @@ def test_the_command_line_makes_the_same_detector(
     assert_same_detector(DetectorFile.load(tmp_path / "d"), quick[1].file)
     done = CliRunner().invoke(app, command(small, tmp_path / "d"))
     assert done.exit_code == 2
-    assert "is there; choose another" in done.stderr
+    assert "is there; --overwrite replaces it" in done.stderr
 
 
 def test_recipes_on_the_command_line(small: Manifest, tmp_path: Path) -> None:

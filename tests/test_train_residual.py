@@ -206,7 +206,7 @@ def test_the_command_line(photos: Manifest, tmp_path: Path) -> None:
     assert read_residual(tmp_path / "r")[0] == ResidualConfig.light(5, 4)
     done = CliRunner().invoke(app, base)
     assert done.exit_code == 2
-    assert "there already" in done.stderr
+    assert "is there; --overwrite replaces it" in done.stderr
 
 
 def test_what_goes_wrong(photos: Manifest, tmp_path: Path) -> None:

@@ -164,6 +164,53 @@ class Maps(_Shape):
     spectra: list[Grid] = Field(description="The image's own spectrum, of each channel once.")
 
 
+class Statement(_Shape):
+    """One thing that the file says of its origin."""
+
+    text: str
+    points_to: Literal["generator", "camera", "scanner", "other"]
+
+
+class Origin(_Shape):
+    """What the file says of its own origin: no part of the verdict, easily forged and lost."""
+
+    says: Literal["nothing", "generator", "part", "device", "both", "other"]
+    summary: str = Field(description="The same in a sentence, with names.")
+    generator: str | None = Field(description="The generator that is named.")
+    device: str | None = Field(description="Maker and model of a camera or scanner.")
+    software: str | None
+    c2pa: Literal[
+        "absent",
+        "elsewhere",
+        "not verified",
+        "trusted",
+        "valid",
+        "untrusted",
+        "tampered",
+        "invalid",
+        "unreadable",
+    ] = Field(description="State of a C2PA manifest.")
+    checked: Literal["trusted", "unbroken", "broken", "unchecked"] = Field(
+        description="How far the claim of a generator was checked."
+    )
+    statements: list[Statement] = Field(description="The evidence, the weightiest first.")
+    problems: list[str] = Field(description="What could not be read.")
+    beside: str | None = Field(description="Verdict and file side by side, where they disagree.")
+
+
+class Watermark(_Shape):
+    """A known open watermark in the pixels: evidence of its own, easily written or removed."""
+
+    mark: str
+    program: str = Field(description="What writes it.")
+    bits_agree: int
+    bits: int
+    chance: float = Field(description="How often fair coins agree as well with any known mark.")
+    photos_agree: int = Field(description="The most bits that agreed on any real photo.")
+    photos: int = Field(description="Number of those photos.")
+    text: str = Field(description="All of this in a sentence.")
+
+
 class DetectionAnswer(_Shape):
     """The answer about one image."""
 
@@ -173,6 +220,8 @@ class DetectionAnswer(_Shape):
     windows: list[list[int]] = Field(description="Analysed parts: x, y, width, height.")
     detector: DetectorName
     seconds: float
+    origin: Origin | None = Field(description="Null with `metadata=false`.")
+    watermarks: list[Watermark] = Field(description="Mostly none; no part of the verdict.")
     maps: Maps | None = Field(default=None, description="Only with `maps=true`.")
 
 
@@ -271,6 +320,22 @@ _EXAMPLE: dict[str, Any] = {
         "sha256": "b3eb67dfdbca3a4b6a1ef0e5d4b0a1c6c7d6f1f6b6c0d3b7f1f6a3b9d8e7c6a5",
     },
     "seconds": 0.22,
+    "origin": {
+        "says": "generator",
+        "summary": "The file carries an unchecked claim that DALL·E made it.",
+        "generator": "DALL·E", "device": None, "software": None, "c2pa": "not verified",
+        "checked": "unchecked",
+        "statements": [
+            {
+                "text": "A C2PA manifest by OpenAI-API is there. It was not verified, for the "
+                "package c2pa-python is not installed. It claims, unchecked: made by a generator "
+                "(trained algorithmic media); by DALL·E.",
+                "points_to": "generator",
+            },
+        ],
+        "problems": [], "beside": None,
+    },
+    "watermarks": [],
 }  # fmt: skip
 _FAILED = {
     "image": {"name": "notes.txt"},

@@ -21,7 +21,7 @@ from masksim import __version__
 from masksim.calibration import Interval, clopper_pearson, grouped_interval
 from masksim.checkpoint import DetectorFile, population_arrays
 from masksim.detector import BUILT_IN, JOINT_ARRAYS, Detector, bundled_path, load_detector
-from masksim.errors import DataError, MasksimError, UsageError
+from masksim.errors import DataError, MasksimError, UsageError, counted
 from masksim.evaluate import in_pieces, score_manifest, write_piece
 from masksim.manifest import REAL, Manifest, Row, manifest_hash, scan_folders
 from masksim.sources import file_digest
@@ -161,7 +161,7 @@ def calibrate(
     n = len(table.typ)
     if n < FEWEST:
         raise DataError(
-            f"{n} different photos could be analysed ({dict(skipped)} left out); a calibration "
+            f"{n} different photos could be analysed (left out: {counted(skipped)}); a calibration "
             f"needs at least {FEWEST}",
             code="too_few_images",
         )
@@ -452,7 +452,7 @@ def audit(
     )  # fmt: skip
     if not lines:
         raise DataError(
-            f"none of {len(rows)} photos could be analysed ({dict(Counter(failures.values()))})",
+            f"none of {len(rows)} photos could be analysed ({counted(Counter(failures.values()))})",
             code="manifest_invalid",
         )
     return summarise(

@@ -79,7 +79,9 @@ def encode(pixels: Pixels, format: str, quality: int, subsampling: str = "4:2:0"
     image = Image.fromarray(pixels)
     if format == "JPEG":
         if subsampling not in SUBSAMPLINGS:
-            raise UsageError(f"subsampling must be one of {list(SUBSAMPLINGS)}, got {subsampling}")
+            raise UsageError(
+                f"subsampling must be one of {', '.join(SUBSAMPLINGS)}, got {subsampling}"
+            )
         image.save(out, "JPEG", quality=quality, subsampling=SUBSAMPLINGS[subsampling])
     elif format == "WEBP":
         image.save(out, "WEBP", quality=quality, method=2)

@@ -30,8 +30,16 @@ from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from masksim import __version__
 from masksim.detector import Detection, GeneratorScore, load_detector
-from masksim.errors import DataError, ImageError, MasksimError, ModelError, UsageError
+from masksim.errors import (
+    DataError,
+    ImageError,
+    MasksimError,
+    ModelError,
+    UsageError,
+    extra_missing,
+)
 from masksim.inputs import LONGEST, Inputs, is_url, open_remote, path_key, same_file
+from masksim.origin import COLUMNS
 
 if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess
@@ -148,6 +156,8 @@ def flat_columns(generators: Sequence[str]) -> dict[str, str]:
         if name == "scores":
             for generator in generators:
                 columns |= {f"{part}_{generator}": kind for part, kind in score.items()}
+        elif name == "origin":
+            columns |= {f"origin_{part}": kind for part, kind in COLUMNS.items()}
         elif is_dataclass(hint):
             parts = get_type_hints(hint)
             columns |= {f"{name}_{f.name}": _kind(parts[f.name]) for f in fields(hint)}
@@ -182,6 +192,9 @@ def flatten(row: Mapping[str, Any]) -> Row:
                     for part, found in score.items()
                     if part != "generator"
                 }
+        elif name == "origin":
+            # The rest of it, in JSON Lines, is long.
+            flat |= {f"origin_{part}": _harmless((value or {}).get(part)) for part in COLUMNS}
         elif isinstance(value, Mapping):
             flat |= {f"{name}_{part}": _cell(found) for part, found in value.items()}
         else:
@@ -192,6 +205,11 @@ def flatten(row: Mapping[str, Any]) -> Row:
 
 def _cell(value: Any) -> Any:
     return json.dumps(value) if isinstance(value, (list, tuple, dict)) else value
+
+
+def _harmless(value: Any) -> Any:
+    """Mark a text of the file's that a spreadsheet would take for a formula."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in tuple("=+-@\t\r") else value
 
 
 def _text(value: Any) -> Any:
@@ -388,7 +406,9 @@ class _Output:
         self.errors: Counter[str] = Counter()
         there = [path for path in (self.file_name, out) if path.exists()]
         if there and not (resume or overwrite):
-            raise UsageError(f"{there[0]} is there already: --resume goes on, --overwrite replaces")
+            raise UsageError(
+                f"{there[0]} is there; --resume goes on with it, --overwrite replaces it"
+            )
         if odd := [path for path in there if not path.is_file()]:
             raise UsageError(f"{odd[0]} is not a file: results cannot be written there")
         if encode.form == "parquet":
@@ -613,7 +633,7 @@ def _pyarrow() -> tuple[Any, Any]:
     try:
         return import_module("pyarrow"), import_module("pyarrow.parquet")
     except ImportError as error:
-        raise UsageError("Parquet needs pyarrow: pip install 'masksim[parquet]'") from error
+        raise extra_missing("Parquet", "pyarrow", "parquet") from error
 
 
 def _schema(columns: Mapping[str, str]) -> Any:
@@ -1034,7 +1054,7 @@ def _import_ray() -> tuple[Any, Any]:
     try:
         return import_module("ray"), import_module("ray.data")
     except ImportError as error:
-        raise UsageError("the engine ray needs Ray: pip install 'masksim[ray]'") from error
+        raise extra_missing("the engine ray", "ray", "ray") from error
 
 
 def _map(dataset: Any, actor: type, arguments: Mapping[str, Any], pool: Mapping[str, int]) -> Any:

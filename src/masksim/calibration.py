@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -344,7 +344,8 @@ def grouped_interval(hits: NDArray[Any], sources: NDArray[Any], effect: float = 
     wider = (_t_quantile(0.975, sources_count - 1) / _t_quantile(0.975, n - 1)) ** 2
     effective = n / max(effect, design_effect(hits, sources)) / wider if n > 1 else float(n)
     effective = max(1.0, min(float(n), effective))
-    return clopper_pearson(count * effective / n, effective)
+    # Where all are hits the product may come out a little above the number.
+    return clopper_pearson(min(count * effective / n, effective), effective)
 
 
 def _by_source(
@@ -812,6 +813,54 @@ class Calibration:
             float(np.sort([part.min() for part in parts])[k - 1]),
             float(np.sort([part.max() for part in parts])[-k]),
         )
+
+
+class Populations:
+    """Several calibrations, each of its own photos: the largest joint rate counts.
+
+    What is rare among some photos only is not evidence. Verdicts and measurements both rank here.
+
+    Parameters
+    ----------
+    calibrations
+        At least one, by the name of its population.
+
+    Raises
+    ------
+    UsageError
+        None was given.
+    """
+
+    def __init__(self, calibrations: Mapping[str, Calibration]) -> None:
+        if not calibrations:
+            raise UsageError("no photos to rank among: the detector is not calibrated")
+        self.calibrations = dict(calibrations)
+
+    def only(self, generators: NDArray[np.bool_]) -> Populations:
+        """Return the calibrations of some of the generators, a mask (G,)."""
+        return Populations({name: c.only(generators) for name, c in self.calibrations.items()})
+
+    def rates(self, scores: NDArray[Any], traits: NDArray[Any] | None = None) -> Rates:
+        """Rank one image, see `Calibration.rates`; the rates name their population."""
+        found = [
+            replace(c.rates(scores, traits), population=name)
+            for name, c in self.calibrations.items()
+        ]
+        return max(found, key=lambda rates: rates.joint)
+
+    def joint(self, scores: NDArray[Any], traits: NDArray[Any] | None = None) -> float:
+        """Give the joint rate of `rates` alone, which is quicker."""
+        return max(c.joint(scores, traits) for c in self.calibrations.values())
+
+    def all_rates(
+        self, scores: NDArray[Any], traits: NDArray[Any] | None = None
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Rank many images, see `Calibration.all_rates`."""
+        found = [c.all_rates(scores, traits) for c in self.calibrations.values()]
+        own, joint = (np.stack(arrays) for arrays in zip(*found, strict=True))
+        largest = joint.argmax(axis=0)
+        at = np.arange(joint.shape[1])
+        return own[largest, at], joint[largest, at]
 
 
 class _Stratum:

@@ -40,7 +40,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from masksim import model
-from masksim.errors import ModelError, UsageError
+from masksim.errors import ModelError, UsageError, install
 from masksim.preprocess import COLOUR_SPACES, ColourSpace
 from masksim.residual import ResidualConfig, check_weights, residual_onnx, weight_shapes
 from masksim.spectrum import EPSILON
@@ -421,7 +421,7 @@ def check_target(target: Path, overwrite: bool) -> None:
     if not any(target.iterdir()):
         return
     if not overwrite:
-        raise UsageError(f"{target} is there; choose another folder or ask to overwrite it")
+        raise UsageError(f"{target} is there; --overwrite replaces it")
     if not (target / _DESCRIPTION).is_file():
         raise UsageError(f"{target} is not a detector: it is not overwritten")
 
@@ -552,7 +552,8 @@ class OriginalCheckpoint:
     Attributes
     ----------
     generator : str
-        From the file name, ``<generator>-epoch=...``; else the name without its suffix.
+        From the file name, ``<generator>-epoch=...`` or ``latest-<generator>-epoch=...``; else the
+        name without its suffix. The original saves its detector of all classes under ``firefly``.
     window : int
         Side of the window, pixels.
     residual : ResidualConfig
@@ -586,6 +587,29 @@ _HARMLESS: dict[str, type[Any]] = {
     "lightning_fabric.utilities.data.AttributeDict": OrderedDict,
     "lightning.fabric.utilities.data.AttributeDict": OrderedDict,
 }
+
+
+class _Skipped:
+    """Takes the place of NumPy's arrays and numbers: none of them is needed, so none is made."""
+
+    def __init__(self, *_: object) -> None: ...
+
+    def __setstate__(self, _: object) -> None: ...
+
+    def __str__(self) -> str:
+        return "(an array of NumPy)"
+
+
+# The original keeps a reference pattern that it was given among its hyper-parameters.
+_HARMLESS |= dict.fromkeys(
+    ["numpy.dtype", "numpy.ndarray"]
+    + [
+        f"numpy.{core}.multiarray.{name}"
+        for core in ("core", "_core")
+        for name in ("_reconstruct", "scalar")
+    ],
+    _Skipped,
+)
 _TENSOR_PARTS = re.compile(
     r"collections\.(OrderedDict|Counter)|_codecs\.encode"
     r"|torch\._utils\._rebuild_(tensor_v2|parameter)"
@@ -641,8 +665,7 @@ def _load_checkpoint(data: bytes, name: str) -> dict[str, Any]:
         import torch
     except ImportError as error:
         raise ModelError(
-            "the original's checkpoints are read with torch; install it with: "
-            "pip install 'masksim[train]'",
+            f"reading the original's checkpoints needs the package torch: {install('train')}",
             code="torch_missing",
         ) from error
     allowed: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
@@ -709,16 +732,22 @@ def _residual_of(
         return ResidualConfig("linear3x3"), weights
     if preprocess == "cross_diff":
         # The kernel is fixed; where a checkpoint has it all the same it must be that one.
-        fixed = np.array([1, -1, -1, 1], dtype=np.float32)
-        kept = {
-            key: values
-            for key, values in weights.items()
-            if values.size % 4 or not (values.reshape(-1, 4) == fixed).all()
+        return ResidualConfig("cross_diff"), {
+            key: values for key, values in weights.items() if not _is_cross_difference(values)
         }
-        return ResidualConfig("cross_diff"), kept
-    if preprocess in (None, "none", "None"):
+    if preprocess in (None, "none", "None") or not weights:
+        # The original does nothing where it does not know the word.
         return ResidualConfig("none"), weights
     raise _invalid(f"{name}: unknown preprocess {preprocess!r}")
+
+
+_FIXED = "conv_filter.weight"  # beside the residual's own, for it is not trained
+
+
+def _is_cross_difference(kernel: NDArray[np.float32]) -> bool:
+    """Whether a tensor holds [[1, -1], [-1, 1]] for each channel and nothing else."""
+    fixed = np.array([1, -1, -1, 1], dtype=np.float32)
+    return kernel.size % 4 == 0 and bool((kernel.reshape(-1, 4) == fixed).all())
 
 
 def _plain(value: Any) -> Any:
@@ -774,7 +803,17 @@ def read_original_checkpoint(path: str | os.PathLike[str]) -> OriginalCheckpoint
         for key in list(arrays)
         if key.startswith("preproc.")
     }
-    residual, weights = _residual_of(hyper.get("preprocess"), weights, name)
+    preprocess = hyper.get("preprocess")
+    if _FIXED in arrays:
+        if preprocess not in (None, "cross_diff") or arrays[_FIXED].shape != (3, 1, 2, 2):
+            raise _invalid(
+                f"{name}: {_FIXED} of shape {arrays[_FIXED].shape} does not belong to "
+                f"preprocess {preprocess!r}"
+            )
+        if not _is_cross_difference(arrays.pop(_FIXED)):
+            raise _invalid(f"{name}: {_FIXED} is not the cross difference [[1, -1], [-1, 1]]")
+        preprocess = "cross_diff"
+    residual, weights = _residual_of(preprocess, weights, name)
     check_weights(residual, weights)
 
     reference = arrays.get("ref_pattern_list.0")
@@ -793,7 +832,7 @@ def read_original_checkpoint(path: str | os.PathLike[str]) -> OriginalCheckpoint
 
     loss = re.search(r"valid_loss=(\d+(?:\.\d+)?)", name)
     return OriginalCheckpoint(
-        generator=path.stem.partition("-epoch=")[0],
+        generator=_generator_of(path),
         window=window,
         residual=residual,
         residual_weights=weights,
@@ -810,21 +849,29 @@ def read_original_checkpoint(path: str | os.PathLike[str]) -> OriginalCheckpoint
     )
 
 
+def _generator_of(path: Path) -> str:
+    """Name the generator by the file: ``sd1-epoch=...``, or ``latest-sd1-epoch=...``."""
+    name, epoch, _ = path.stem.partition("-epoch=")
+    return name.removeprefix("latest-") if epoch else name
+
+
 def _selected(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
     """One file a generator, and a sentence on each that was passed over."""
 
-    def merit(path: Path) -> tuple[float, int, str]:
+    def merit(path: Path) -> tuple[float, int, int, str]:
         loss = re.search(r"valid_loss=(\d+(?:\.\d+)?)", path.name)
         epoch = re.search(r"-epoch=(\d+)", path.name)
+        again = re.search(r"-v(\d+)$", path.stem)  # Lightning's, where the name was taken
         return (
             float(loss[1]) if loss else float("inf"),
             -int(epoch[1]) if epoch else 0,
+            -int(again[1]) if again else 0,
             path.name,
         )
 
     classes: dict[str, list[Path]] = {}
     for path in paths:
-        classes.setdefault(path.stem.partition("-epoch=")[0], []).append(path)
+        classes.setdefault(_generator_of(path), []).append(path)
     chosen: list[Path] = []
     notes: list[str] = []
     for generator, candidates in sorted(classes.items()):
@@ -832,7 +879,7 @@ def _selected(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
         chosen.append(best)
         notes += [
             f"{generator}: {other.name} passed over for {best.name} "
-            "(lowest validation loss, then latest epoch)"
+            "(lowest validation loss, then latest epoch and version)"
             for other in others
         ]
     return chosen, notes

@@ -11,6 +11,7 @@ Nothing heavy is imported here, but inside the commands, so that ``masksim --hel
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import sys
@@ -38,10 +39,14 @@ from masksim.console import (
     Model,
     Overwrite,
     bars,
+    check_free,
     errors,
+    explained,
     forget_stdout,
+    need,
     say,
     to_json,
+    user_cache,
     write,
 )
 from masksim.errors import ImageError, UsageError
@@ -55,7 +60,7 @@ app = typer.Typer(
     name="masksim",
     help="Detect AI-generated images by the masked spectrum of their noise residual.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
 
@@ -85,6 +90,8 @@ def main() -> None:
     # A file's name need not be text, and an old terminal need not know its letters.
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")
+    if os.environ.get("NO_COLOR"):
+        _without_colours()
     code: object = 0
     try:
         with errors():
@@ -99,9 +106,16 @@ def main() -> None:
     sys.exit(cast("int | None", code))
 
 
+def _without_colours() -> None:
+    """Write help and wrong usage as plain text; by itself typer keeps bold and dim letters."""
+    from typer import rich_utils
+
+    rich_utils.COLOR_SYSTEM = None
+
+
 @app.callback(invoke_without_command=True)
 def _masksim(
-    version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
+    version: Annotated[bool, typer.Option("--version", "-V", help="Show the version.")] = False,
 ) -> None:
     if version:
         write(f"masksim {__version__}")
@@ -138,6 +152,7 @@ def detect(
         Path | None,
         typer.Option(metavar="DIR", help="Write the pictures of the similarity maps there."),
     ] = None,
+    overwrite: Overwrite = False,
     model: Model = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Processor threads; default: one a core.")
@@ -159,6 +174,12 @@ def detect(
         bool,
         typer.Option("--likelihood-ratio", help="Give verdicts a bounded likelihood ratio."),
     ] = False,
+    metadata: Annotated[
+        bool,
+        typer.Option(
+            "--metadata/--no-metadata", help="Also tell what the file says of its own origin."
+        ),
+    ] = True,
 ) -> None:
     """Say of each image which generator's spectral pattern it carries, and how rare that is."""
     with errors():
@@ -172,19 +193,26 @@ def detect(
         detector = _load(
             model, threads, device,
             stability=not quick, population=population, likelihood_ratio=likelihood_ratio,
+            metadata=metadata,
         )  # fmt: skip
-        pictures = None if maps is None else _Pictures(maps)
+        pictures = None
+        if maps is not None:
+            pictures = _Pictures(maps)
+            pictures.plan(images, detector.generators)
+            check_free(*pictures.paths(), overwrite=overwrite)
         failed = 0
         for k, source in enumerate(_with_progress(images)):
             if k and not as_json:
                 write("")
-            failed += not _detect_one(detector, source, as_json, pictures)
+            failed += not _detect_one(detector, k, source, as_json, pictures)
         if failed:
             say(f"{failed} of {len(images)} images could not be analysed")
             raise typer.Exit(ImageError.exit_code)
 
 
-def _detect_one(detector: Detector, source: str, as_json: bool, pictures: _Pictures | None) -> bool:
+def _detect_one(
+    detector: Detector, number: int, source: str, as_json: bool, pictures: _Pictures | None
+) -> bool:
     """Write the result of one image; tell whether it could be analysed."""
     from masksim import report
 
@@ -199,15 +227,16 @@ def _detect_one(detector: Detector, source: str, as_json: bool, pictures: _Pictu
                 detection = detector.detect(loaded)
             else:
                 detection, maps = detector.explain(loaded)
-                drawn = pictures.draw(maps, detection)
+                drawn = pictures.draw(number, maps, detection)
     except ImageError as error:
+        message = explained(source, error)
         if as_json:
-            problem = {"code": error.code, "message": error.message}
+            problem = {"code": error.code, "message": message}
             write(to_json({"image": {"name": name}, "error": problem}))
         else:
             write(
                 f"{report.printable(name)}\n"
-                f"  Not analysed: {report.printable(error.message)} [{error.code}]"
+                f"  Not analysed: {report.printable(message)} [{error.code}]"
             )
         return False
     if as_json:
@@ -225,10 +254,10 @@ def _read(source: str, detector: Detector) -> LoadedImage:
     from masksim.image import load_image
 
     if source != "-":
-        return load_image(source, part=detector.part)
+        return load_image(source, part=detector.part, keep=detector.metadata)
     if sys.stdin is None:  # a process may be started without
         raise ImageError("<stdin>: there is no stdin", code="not_found")
-    return load_image(sys.stdin.buffer, name="<stdin>", part=detector.part)
+    return load_image(sys.stdin.buffer, name="<stdin>", part=detector.part, keep=detector.metadata)
 
 
 def _knows_blocks() -> bool:
@@ -254,17 +283,29 @@ class _Pictures:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._taken: set[str] = set()
+        self._planned: list[dict[str, Path]] = []
 
-    def draw(self, maps: Mapping[str, SimilarityMap], detection: Detection) -> dict[str, str]:
+    def plan(self, images: Iterable[str], generators: Iterable[str]) -> None:
+        """Name the pictures of all images, in order, before any is analysed."""
+        wanted = list(generators)
+        self._planned = [
+            {name: self._folder / self._name(image, name) for name in wanted} for image in images
+        ]
+
+    def paths(self) -> list[Path]:
+        """Return the path of every picture that may be written."""
+        return [path for one in self._planned for path in one.values()]
+
+    def draw(
+        self, number: int, maps: Mapping[str, SimilarityMap], detection: Detection
+    ) -> dict[str, str]:
         """Return the path of each generator's picture, the most telling first."""
         from concurrent.futures import ThreadPoolExecutor
 
         from masksim.report import maps_png
 
-        paths = {
-            score.generator: self._folder / self._name(detection.image.name, score.generator)
-            for score in detection.scores
-        }
+        planned = self._planned[number]
+        paths = {score.generator: planned[score.generator] for score in detection.scores}
         with ThreadPoolExecutor(2) as pool:  # half of the time goes to compressing
             drawn = [
                 pool.submit(maps_png, maps[generator], path, detection=detection)
@@ -372,6 +413,7 @@ def import_original(
 ) -> None:
     """Make a detector of checkpoints of the original MaskSim; needs torch."""
     with errors():
+        need("train", "reading the original's checkpoints", "torch", "onnx")
         from masksim import checkpoint
 
         made = checkpoint.import_original(
@@ -383,6 +425,38 @@ def import_original(
         for note in made.provenance.get("notes", []):
             say(f"note: {note}")
         write(f"{out}: {', '.join(made.generators)}, sha256 {made.sha256}")
+
+
+# -------------------------------------------------------------------------------------- cache
+
+
+@app.command()
+def cache(
+    clear: Annotated[bool, typer.Option("--clear", help="Delete what is in it.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show, or empty, the folder of what can be made again: pieces of runs, archives of sets."""
+    with errors():
+        folder = user_cache()
+        parts = {name: folder / name for name in ("pieces", "archives")}
+        if clear:
+            for part in parts.values():
+                try:
+                    if part.exists():
+                        shutil.rmtree(part)
+                except OSError as error:
+                    raise UsageError(f"cannot delete {part}: {error.strerror or error}") from error
+        sizes = {name: _size(part) for name, part in parts.items()}
+        if as_json:
+            write(to_json({"cache": str(folder), "bytes": sizes}))
+            return
+        write(str(folder))
+        for name, size in sizes.items():
+            write(f"  {name}: {size / 1e6:.1f} MB")
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 # In the order of `masksim --help`.

@@ -12,24 +12,24 @@ import typer
 
 from masksim.console import (
     Cache,
+    DetectorArgument,
     Format,
     Json,
     Overwrite,
     Workers,
+    cache_folder,
     errors,
+    images_of,
+    need_for_files,
     say,
     stages,
     to_json,
     write,
 )
-from masksim.errors import UsageError
+from masksim.errors import UsageError, counted
 
 NOT_HELD = 1
 """Exit code of ``masksim audit --strict`` where a claimed rate is exceeded."""
-
-_Which = Annotated[
-    Path, typer.Argument(metavar="DETECTOR", help="A detector's folder, or `default`.")
-]
 
 
 class By(str, Enum):
@@ -39,20 +39,15 @@ class By(str, Enum):
     stratum = "stratum"
 
 
-def _path(which: Path) -> Path | None:
-    """Take the word for the detector of the package, unless there is a folder of that name."""
-    return None if str(which) == "default" and not which.exists() else which
-
-
 def calibrate(
-    detector: _Which,
+    detector: DetectorArgument,
     real: Annotated[
         list[Path],
         typer.Option("--real", metavar="DIR", help="Real photos; a sub-folder is a source."),
     ],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The detector to write.")],
     name: Annotated[str, typer.Option("--name", help="Of these photos.")] = "own",
-    cache: Cache = Path("runs/cache"),
+    cache: Cache = None,
     workers: Workers = 1,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -63,9 +58,10 @@ def calibrate(
         from masksim.checkpoint import check_target
 
         check_target(out, overwrite)
+        place = cache_folder(cache, *real)
         with stages() as progress:
             made, added = add(
-                _path(detector), real, name=name, cache=cache, workers=workers, progress=progress
+                detector, real, name=name, cache=place, workers=workers, progress=progress
             )
         saved = made.save(out, overwrite=overwrite)
         if as_json:
@@ -86,13 +82,13 @@ def calibrate(
             write(f"{out}: calibrated on {added.photos} photos of {added.sources} sources as well")
             write(f"  sha256 {saved.sha256}")
             if added.skipped:
-                say(f"note: files left out, by reason: {to_json(dict(added.skipped))}")
+                say(f"note: files left out: {counted(added.skipped)}")
         for warning in added.warnings:
             say(f"warning: {warning}")
 
 
 def audit(
-    detector: _Which,
+    detector: DetectorArgument,
     real: Annotated[
         list[Path] | None,
         typer.Option("--real", metavar="DIR", help="Real photos; a sub-folder is a source."),
@@ -113,25 +109,26 @@ def audit(
     strict: Annotated[
         bool, typer.Option("--strict", help=f"Exit with {NOT_HELD} if a claim is exceeded.")
     ] = False,
-    cache: Cache = Path("runs/cache"),
+    cache: Cache = None,
     workers: Workers = 1,
     as_json: Json = False,
 ) -> None:
     """Count false alarms among photos that are known to be real, by source, with intervals."""
     with errors():
         from masksim import audit as rooms
-        from masksim.manifest import read_manifest
 
         if bool(real) == (manifest is not None):
             raise UsageError("give either folders of photos (--real) or a manifest (--manifest)")
+        need_for_files(manifest)
         left_out: dict[str, int] = {}
         if manifest is not None:
-            images = read_manifest(manifest).select(split)
+            images = images_of(manifest, split)
         else:
             images, left_out = rooms.photos_in(real or [])
+        place = cache_folder(cache, *([manifest] if manifest else real or []))
         with stages() as progress:
             found = rooms.audit(
-                _path(detector), images, cache=cache, population=population, stability=not quick,
+                detector, images, cache=place, population=population, stability=not quick,
                 workers=workers, progress=progress,
             )  # fmt: skip
         if as_json:
@@ -143,7 +140,7 @@ def audit(
         reasons = Counter(left_out)
         reasons.update(found.failures.values())
         if reasons:
-            say(f"note: photos left out, by reason: {to_json(dict(reasons))}")
+            say(f"note: photos left out: {counted(reasons)}")
         for claimed in found.exceeded:
             say(
                 f"warning: the claimed rate of {100 * claimed:g} % is exceeded on these photos, "

@@ -14,7 +14,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from masksim.console import Json, Model, bars, errors, say, to_json, write
+from masksim.console import (
+    Json,
+    Model,
+    Overwrite,
+    bars,
+    errors,
+    need,
+    need_for_files,
+    say,
+    to_json,
+    write,
+)
 from masksim.errors import ImageError, UsageError
 
 if TYPE_CHECKING:
@@ -64,9 +75,7 @@ def batch(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the results that are there.")
     ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace results that are there.")
-    ] = False,
+    overwrite: Overwrite = False,
     shard: Annotated[
         str | None, typer.Option("--shard", metavar="I/N", help="Only the I-th of N parts.")
     ] = None,
@@ -93,10 +102,19 @@ def batch(
     timeout: Annotated[
         float, typer.Option("--timeout", metavar="SECONDS", help="That one image may take.")
     ] = 300.0,
+    metadata: Annotated[
+        bool,
+        typer.Option(
+            "--metadata/--no-metadata", help="Also tell what files say of their own origin."
+        ),
+    ] = True,
     as_json: Json = False,
 ) -> None:
     """Analyse many images into one file: a row an image, errors too; can be gone on with."""
     with errors():
+        need_for_files(out, *(path for path in map(Path, images) if path.is_file()))
+        if engine is Engine.ray:
+            need("ray", "the engine ray", "ray")
         from dataclasses import replace
 
         from masksim import inputs
@@ -104,7 +122,7 @@ def batch(
         from masksim.detector import load_detector
 
         asked = {choice.value.replace("-", " ") for choice in fail_on or ()}
-        load = partial(load_detector, model, threads=1)
+        load = partial(load_detector, model, threads=1, metadata=metadata)
         if asked - {"error"} and not load().sample_size:
             raise UsageError("this detector is not calibrated: no verdict reaches a level")
         found = inputs.list_inputs(images, recursive=recursive, column=column, root=root)

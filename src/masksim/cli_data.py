@@ -1,4 +1,4 @@
-"""The commands ``masksim data list | download | prepare | verify``.
+"""The commands ``masksim data list | label | download | prepare | verify``.
 
 Results go to stdout (one JSON document with ``--json``), messages and progress to stderr. Exit
 codes: 0 done, 2 wrong usage, 5 the data cannot be had or used.
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from masksim.console import bars
+from masksim.console import archive_folder, bars, errors, images_of, need, need_for_files, write
 from masksim.errors import MasksimError, UsageError
 
 if TYPE_CHECKING:
@@ -51,14 +51,14 @@ def _print_json(value: Any) -> None:
 
 @contextmanager
 def _errors(as_json: bool) -> Iterator[None]:
-    """Turn our errors into a message, a JSON document if wanted, and the exit code."""
-    try:
-        yield
-    except MasksimError as error:
-        if as_json:
-            _print_json({"ok": False, "error": {"code": error.code, "message": str(error)}})
-        _stderr().print(f"error: {error}", markup=False, style="red")
-        raise typer.Exit(error.exit_code) from error
+    """Turn what goes wrong into a message and an exit code, as `errors`; into JSON if wanted."""
+    with errors():
+        try:
+            yield
+        except MasksimError as error:
+            if as_json:
+                _print_json({"ok": False, "error": {"code": error.code, "message": str(error)}})
+            raise
 
 
 def _bytes(n: int) -> str:
@@ -152,26 +152,73 @@ def list_sets(sources: Table = None, as_json: Json = False) -> None:
         if as_json:
             _print_json({"sets": [source.as_dict() for source in known.values()]})
             return
-        from rich.console import Console
-        from rich.table import Table as RichTable
-
-        table = RichTable("set", "use", "size", "access", "licence", box=None)
-        for source in known.values():
-            table.add_row(
+        rows = [("set", "use", "size", "access", "licence")]
+        rows += [
+            (
                 source.name,
                 ", ".join(source.roles),
                 _bytes(source.size) if source.size else "?",
                 source.access,
                 source.licence,
             )
-        console = Console()
-        console.print(table)
-        console.print()
+            for source in known.values()
+        ]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for row in rows:
+            cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+            write("  ".join(cells).rstrip())
         for source in known.values():
-            text = f"{source.name}: {source.title}\n  {source.home}\n  {source.notes}"
-            if source.manual:
-                text += f"\n  {source.manual}"
-            console.print(text, markup=False, highlight=False, soft_wrap=True)
+            text = f"\n{source.name}: {source.title}\n  {source.home}\n  {source.notes}"
+            write(f"{text}\n  {source.manual}" if source.manual else text)
+
+
+# ---------------------------------------------------------------- label
+
+
+@app.command("label")
+def label_files(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="With folders below it.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="FILE", help="The manifest: .csv or .parquet.")
+    ],
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a manifest that is there.")
+    ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make a manifest of your own files by what each says of its origin, with the evidence."""
+    console = _stderr()
+    with _errors(as_json):
+        from masksim.label import label_folder
+        from masksim.manifest import REAL, write_manifest
+
+        if out.suffix.lower() not in (".csv", ".parquet"):
+            raise UsageError(f"--out {out}: a manifest is .csv or .parquet")
+        if out.exists() and not overwrite:
+            raise UsageError(f"{out} is there already: --overwrite replaces it")
+        with _counter(console, quiet, "labelling") as progress:
+            found = label_folder(folder, root=out.parent, progress=progress)
+        digest = write_manifest(out, found.rows)
+        counts: dict[str, int] = {}
+        for row in found.rows:
+            counts[row.generator] = counts.get(row.generator, 0) + 1
+        if as_json:
+            _print_json(
+                {
+                    "manifest": str(out),
+                    "hash": digest,
+                    "images": len(found.rows),
+                    "generators": counts,
+                    "without": dict(found.without),
+                }
+            )
+            return
+        typer.echo(f"{out}: {len(found.rows)} images, hash {digest}")
+        for name, count in sorted(counts.items(), key=lambda item: (item[0] == REAL, -item[1])):
+            typer.echo(f"  {name}: {count}")
+        for why, count in found.without.items():
+            typer.echo(f"  without a row: {count}, {why}")
 
 
 # ---------------------------------------------------------------- download
@@ -181,7 +228,10 @@ def list_sets(sources: Table = None, as_json: Json = False) -> None:
 def download_sets(
     names: Annotated[list[str], typer.Argument(metavar="SET...", help="Names, or all.")],
     data: Annotated[Path, typer.Option(help="Where the images go.")] = Path("data"),
-    cache: Annotated[Path, typer.Option(help="Where archives go.")] = Path("cache"),
+    cache: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Where archives go; default: see `masksim cache`."),
+    ] = None,
     url: Annotated[
         list[str] | None,
         typer.Option(help="Another address for a moved file: URL, or FILE=URL (repeatable)."),
@@ -203,6 +253,7 @@ def download_sets(
     """Download and unpack public sets; run it again to go on after an interruption."""
     console = _stderr()
     with _errors(as_json):
+        need("data", "downloading", "httpx")
         from masksim.manifest import image_problem
         from masksim.sources import (
             Retry,
@@ -217,6 +268,7 @@ def download_sets(
         wanted = pick_sources(known, names)
         if (url or table) and len(wanted) > 1:
             raise UsageError("--url and --table go with one set")
+        place = archive_folder(cache)
         reports = []
         for source in wanted:
             source = apply_overrides(source, url or [])
@@ -229,7 +281,7 @@ def download_sets(
                     report = download_source(
                         source,
                         data=data,
-                        cache=cache,
+                        cache=place,
                         table=table,
                         workers=workers,
                         retry=Retry(attempts=attempts),
@@ -340,6 +392,9 @@ def prepare_sets(
     """Prepare images and write a manifest; run it again to go on after an interruption."""
     console = _stderr()
     with _errors(as_json):
+        need_for_files(manifest)
+        if parquet:
+            need("parquet", "--parquet", "pyarrow")
         from masksim.manifest import read_manifest, scan_folders
         from masksim.prepare import (
             PrepareConfig,
@@ -370,7 +425,13 @@ def prepare_sets(
         elif manifest is not None:
             if place != "in-place" and manifest.absolute() == (out / "manifest.csv").absolute():
                 raise UsageError(f"--out {out} would overwrite {manifest}; give another folder")
-            items = plan_manifest(read_manifest(manifest, split=split), variant or ["files"])
+            listed = read_manifest(manifest, split=split)
+            if len({row.split for row in listed.rows}) == 1:
+                warnings = [
+                    f"all {len(listed.rows)} images are in the split {listed.rows[0].split}; where "
+                    "the list has no column of splits, --split names it"
+                ]
+            items = plan_manifest(listed, variant or ["files"])
         elif original is not None:
             chosen = variant or ["JPEG_Qrandom"]
             if len(chosen) > 1:
@@ -445,6 +506,11 @@ def verify_set(
     """Verify a prepared set: files, duplicates, balance, and what gives the answer away."""
     console = _stderr()
     with _errors(as_json):
+        if near >= 0:
+            need("data", "the search for near duplicates", "imagehash")
+        if probe:
+            need("data", "the leak probe", "sklearn", "scipy")
+        need_for_files(manifest)
         from masksim.manifest import read_manifest
         from masksim.verify import verify
 
@@ -452,9 +518,7 @@ def verify_set(
         if path.is_dir():
             found = [path / f"manifest.{suffix}" for suffix in ("csv", "parquet")]
             path = next((p for p in found if p.is_file()), found[0])
-        listed = read_manifest(path)
-        if split is not None:
-            listed = listed.select(split=split)
+        listed = read_manifest(path) if split is None else images_of(path, split)
         with _counter(console, quiet, "verifying") as progress:
             report = verify(
                 listed,

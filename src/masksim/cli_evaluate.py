@@ -16,8 +16,14 @@ from masksim.console import (
     Format,
     Json,
     Model,
+    Overwrite,
     Workers,
+    cache_folder,
+    check_free,
     errors,
+    images_of,
+    need,
+    need_for_files,
     say,
     stages,
     to_json,
@@ -93,14 +99,19 @@ def evaluate(
     pictures: Annotated[
         bool, typer.Option("--pictures", help="Write DIR/pictures too; needs matplotlib.")
     ] = False,
+    overwrite: Overwrite = False,
     format: Annotated[Format, typer.Option("--format", help="Of the tables.")] = Format.text,
-    cache: Cache = Path("runs/cache"),
+    cache: Cache = None,
     workers: Workers = 1,
     samples: Annotated[int, typer.Option("--samples", min=10, help="Of the bootstrap.")] = 500,
     as_json: Json = False,
 ) -> None:
     """Measure a detector: protocols, confusion, break-downs, degradations, second opinions."""
     with errors():
+        need("evaluate", "`masksim evaluate`", "sklearn", "scipy")
+        need_for_files(manifest)
+        if pictures:
+            need("plot", "--pictures", "matplotlib")
         from masksim import evaluate as rooms
         from masksim import protocols
 
@@ -113,9 +124,14 @@ def evaluate(
             else () if protocol is ProtocolName.none
             else (protocol.value,)
         )  # fmt: skip
+        if out is not None:
+            check_free(*(out / name for name in _RESULTS), overwrite=overwrite)
         wanted = _degradations(degrade)  # a name that is wrong is told before hours of scoring
+        saved = scores is not None or original_scores is not None
         detector = _detector(manifest, scores, original_scores, model)
-        images = _images(manifest)
+        images = _images(manifest, None if saved else split)
+        # Only images have pieces.
+        place = Path() if manifest is None else cache_folder(cache, manifest)
         results: Results = rooms.Results({}, ())
         table: ScoreTable | None = None
         scale: Scale | None = None
@@ -123,7 +139,7 @@ def evaluate(
             if chosen or peers or scores or original_scores:
                 table, scale, asked = _scores(
                     images, split, scores, original_scores, detector, _path(model), peers,
-                    calibration, cache, workers, progress,
+                    calibration, place, workers, progress,
                 )  # fmt: skip
                 results += rooms.measure_table(
                     table, scale, chosen=chosen, peers=asked,
@@ -137,7 +153,7 @@ def evaluate(
                     raise UsageError("--degrade scores images: with --scores, name the --model")
                 results += _degraded(
                     images.select(split), wanted, per_class, detector, _path(model), calibration,
-                    cache, workers, samples, progress,
+                    place, workers, samples, progress,
                 )  # fmt: skip
         document = _document(detector, split if manifest else None, table, results)
         if out is not None:
@@ -199,9 +215,12 @@ def _detector(
     return None if saved and model is None else load_detector(_path(model))
 
 
-def _images(manifest: Path | None) -> Manifest | None:
+def _images(manifest: Path | None, split: str | None) -> Manifest | None:
+    """Read all images; where some of a split are to be scored there must be some."""
     from masksim.manifest import read_manifest
 
+    if manifest is not None and split is not None:
+        images_of(manifest, split)
     return None if manifest is None else read_manifest(manifest)
 
 
@@ -326,6 +345,9 @@ def _document(
         document |= {"images": counts, "failures": dict(table.failures)}
     found: Mapping[str, Any] = plain(results.data)
     return document | dict(found)
+
+
+_RESULTS = ("scores.csv", "results.json", "results.md")
 
 
 def _save(

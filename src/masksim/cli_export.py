@@ -8,8 +8,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from masksim.console import Json, errors, say, stages, to_json, write
-from masksim.errors import UsageError
+from masksim.console import (
+    DetectorArgument,
+    Json,
+    Overwrite,
+    check_free,
+    errors,
+    images_of,
+    need,
+    need_for_files,
+    say,
+    stages,
+    to_json,
+    write,
+)
+from masksim.errors import UsageError, counted
 
 if TYPE_CHECKING:
     from masksim.detector import Detector
@@ -23,9 +36,6 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-_Which = Annotated[
-    Path, typer.Argument(metavar="DETECTOR", help="A detector's folder, or `default`.")
-]
 _Maps = Annotated[bool, typer.Option("--maps", help="Similarity maps as an output, too.")]
 _Population = Annotated[
     str, typer.Option("--population", help="Photos of the rates: see `masksim detect --help`.")
@@ -44,9 +54,7 @@ class Backend(str, Enum):
 def _load(which: Path, population: str, threads: int | None = None) -> Detector:
     from masksim.detector import load_detector
 
-    # The word for the detector of the package, unless there is a folder of that name.
-    path = None if str(which) == "default" and not which.exists() else which
-    return load_detector(path, population=population, threads=threads)
+    return load_detector(which, population=population, threads=threads)
 
 
 def _written(made: dict[str, Any], detector: Detector, as_json: bool) -> None:
@@ -61,14 +69,17 @@ def _written(made: dict[str, Any], detector: Detector, as_json: bool) -> None:
 
 @app.command("onnx")
 def export_onnx(
-    detector: _Which,
+    detector: DetectorArgument,
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The .onnx file to write.")],
     maps: _Maps = False,
     population: _Population = "auto",
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Write one ONNX graph: windows of an image in, similarities and rates out."""
     with errors():
+        need("export", "`masksim export onnx`", "onnx")
+        check_free(out, overwrite=overwrite)
         from masksim.export import write_onnx
 
         loaded = _load(detector, population)
@@ -77,26 +88,32 @@ def export_onnx(
 
 @app.command("openvino")
 def export_openvino(
-    detector: _Which,
+    detector: DetectorArgument,
     out: Annotated[
         Path, typer.Option("--out", metavar="FILE_OR_DIR", help="The .xml file, or its folder.")
     ],
     maps: _Maps = False,
     population: _Population = "auto",
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Write the same as OpenVINO's intermediate representation (.xml and .bin)."""
     with errors():
+        need("export", "`masksim export openvino`", "onnx", "openvino")
+        if out.suffix.lower() == ".xml":
+            check_free(out, out.with_suffix(".bin"), overwrite=overwrite)
         from masksim.export import write_openvino
 
         loaded = _load(detector, population)
+        if out.suffix.lower() != ".xml":
+            check_free(out / f"{loaded.name}.xml", overwrite=overwrite)
         _written(write_openvino(loaded, out, maps=maps), loaded, as_json)
 
 
 @app.command()
 def verify(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The .onnx or .xml file.")],
-    detector: _Which,
+    detector: DetectorArgument,
     images: Annotated[
         list[Path] | None, typer.Argument(metavar="IMAGE...", help="Images to compare on.")
     ] = None,
@@ -124,13 +141,15 @@ def verify(
     with errors():
         from masksim.exported import GraphRunner
         from masksim.exported import verify as compare
-        from masksim.manifest import read_manifest
 
         if bool(images) == (manifest is not None):
             raise UsageError("give either images or a manifest (--manifest)")
+        need_for_files(manifest)
+        if file.suffix.lower() == ".xml" or backend is Backend.openvino:
+            need("export", "running this file", "openvino")
         paths = list(images or [])
         if manifest is not None:
-            chosen = read_manifest(manifest).select(split)
+            chosen = images_of(manifest, split)
             step = max(1.0, len(chosen.rows) / count)
             paths = [
                 chosen.file(chosen.rows[int(k * step)]) for k in range(min(count, len(chosen.rows)))
@@ -144,7 +163,7 @@ def verify(
         else:
             rated = bool(loaded.calibrations)
             write(f"{file}, run by {found.backend}: {'the same' if found.same else 'NOT the same'}")
-            write(f"  images: {found.images}, left out: {to_json(dict(found.left_out))}")
+            write(f"  images: {found.images}, left out: {counted(found.left_out)}")
             write("  largest difference")
             write(f"    similarity: {found.similarity:.1e} (at most {found.tolerance:g})")
             write(f"    probability: {found.probability:.1e}")

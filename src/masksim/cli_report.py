@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import secrets
 import sys
@@ -11,7 +12,17 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from masksim.console import Json, Model, errors, say, to_json, write
+from masksim.console import (
+    Json,
+    Model,
+    Overwrite,
+    check_free,
+    errors,
+    explained,
+    say,
+    to_json,
+    write,
+)
 from masksim.errors import ImageError, UsageError
 
 NOT_VERIFIED = 1
@@ -30,21 +41,28 @@ class _ImageFirst(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Leave options before the image to ``make``, too."""
-        if args and args[0].startswith("-") and args[0] != "--help":
+        if args and args[0].startswith("-") and args[0] not in ctx.help_option_names:
             args = ["make", *args]
         return super().parse_args(ctx, args)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Show what `make` takes as the group's own: that is how it is called."""
+        shown = copy.copy(self)
+        shown.params = list(self.commands["make"].params)
+        super(_ImageFirst, shown).format_help(ctx, formatter)
 
 
 app = typer.Typer(
     name="report",
     cls=_ImageFirst,
+    subcommand_metavar="",
     help="Write what was found in an image as one HTML file, and check such files: "
     "`masksim report IMAGE -o report.html`, `masksim report verify REPORT IMAGE`.",
     no_args_is_help=True,
 )
 
 
-@app.command()
+@app.command(hidden=True)
 def make(
     image: Annotated[
         str, typer.Argument(metavar="IMAGE", help="An image file; - is one on stdin.")
@@ -57,34 +75,30 @@ def make(
         str,
         typer.Option(metavar="all|N", help="Draw the maps of the N most telling generators."),
     ] = "3",
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a file that is there.")
-    ] = False,
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Detect an image and write a report: `make` may be left out."""
     with errors():
         if maps != "all" and not maps.isdecimal():
             raise UsageError(f"--maps takes a number or all, not {maps!r}")
-        try:  # before the work is done
-            there, folder = out.exists(), out.parent.is_dir()
-        except OSError as error:
-            raise _cannot_write(out, error) from error
-        if there and not overwrite:
-            raise UsageError(f"{out} is there; --overwrite replaces it")
-        if not folder:
+        check_free(out, overwrite=overwrite)  # before the work is done
+        if not out.parent.is_dir():
             raise UsageError(f"cannot write {out}: there is no folder {out.parent}")
         from masksim.detector import load_detector
         from masksim.dossier import make_report
 
         detector = load_detector(model)
-        report = make_report(
-            detector,
-            _stdin() if image == "-" else image,
-            name="<stdin>" if image == "-" else image,
-            maps="all" if maps == "all" else int(maps),
-            model=None if model is None else model.name or str(model),
-        )
+        try:
+            report = make_report(
+                detector,
+                _stdin() if image == "-" else image,
+                name="<stdin>" if image == "-" else image,
+                maps="all" if maps == "all" else int(maps),
+                model=None if model is None else model.name or str(model),
+            )
+        except ImageError as error:
+            raise ImageError(explained(image, error), code=error.code) from error
         _write_whole(out, report.html)
         if as_json:
             write(

@@ -10,11 +10,13 @@ from typing import Annotated
 
 import typer
 
-from masksim.console import Model, errors, say
+from masksim.console import Model, errors, need, say
 from masksim.errors import UsageError
 
 TOKEN = "MASKSIM_TOKEN"
 """Name of the environment variable that may hold the token."""
+
+_PACKAGES = ("fastapi", "multipart", "prometheus_client", "starlette", "uvicorn")
 
 
 def serve(
@@ -31,19 +33,19 @@ def serve(
     queue: Annotated[
         int, typer.Option("--queue", min=0, help="Requests that may wait; more get 429.")
     ] = 64,
-    max_mib: Annotated[int, typer.Option("--max-mib", min=1, help="Of one image, MiB.")] = 64,
+    max_mb: Annotated[int, typer.Option("--max-mb", min=1, help="Of one image, MB.")] = 64,
     max_megapixels: Annotated[
         int, typer.Option("--max-megapixels", min=1, help="Of one image.")
     ] = 100,
     max_files: Annotated[int, typer.Option("--max-files", min=1, help="Of a batch.")] = 32,
-    max_batch_mib: Annotated[
-        int, typer.Option("--max-batch-mib", min=1, help="Of a batch, MiB.")
+    max_batch_mb: Annotated[
+        int, typer.Option("--max-batch-mb", min=1, help="Of a batch, MB.")
     ] = 256,
     max_seconds: Annotated[
         float, typer.Option("--max-seconds", min=0.1, help="Of one request.")
     ] = 60.0,
-    max_held_mib: Annotated[
-        int, typer.Option("--max-held-mib", min=1, help="Of all uploads in memory, MiB.")
+    max_held_mb: Annotated[
+        int, typer.Option("--max-held-mb", min=1, help="Of all uploads in memory, MB.")
     ] = 512,
     token_file: Annotated[
         Path | None,
@@ -65,24 +67,19 @@ def serve(
 ) -> None:
     """Serve a page to drop images on, and an HTTP API, on this machine."""
     with errors():
-        try:
-            from masksim import server
-        except ModuleNotFoundError as error:
-            raise UsageError(
-                f"`masksim serve` needs the package {error.name}: "
-                "python -m pip install 'masksim[serve]'"
-            ) from error
+        need("serve", "`masksim serve`", *_PACKAGES)
+        from masksim import server
         from masksim.detector import load_detector
 
         config = server.ServeConfig(
             workers=workers,
             queue=queue,
-            max_bytes=max_mib * server.MIB,
+            max_bytes=max_mb * server.MB,
             max_pixels=max_megapixels * 1_000_000,
             max_files=max_files,
-            max_batch_bytes=max_batch_mib * server.MIB,
+            max_batch_bytes=max_batch_mb * server.MB,
             max_seconds=max_seconds,
-            max_held_bytes=max_held_mib * server.MIB,
+            max_held_bytes=max_held_mb * server.MB,
         )
         token = _token(token_file)
         if token is None and not _local(host):

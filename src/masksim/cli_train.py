@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,14 +16,21 @@ from masksim.console import (
     Model,
     Overwrite,
     Workers,
+    cache_folder,
     errors,
+    images_of,
     leads,
+    need,
+    need_for_files,
     say,
     stages,
     to_json,
     write,
 )
-from masksim.errors import ModelError, UsageError
+from masksim.errors import UsageError, counted
+
+if TYPE_CHECKING:
+    from masksim.manifest import Manifest
 
 
 class Recipe(str, Enum):
@@ -104,7 +111,7 @@ def train(
     recipe: Annotated[
         Recipe | None, typer.Option("--recipe", help="Default: what CONFIG says, else shared.")
     ] = None,
-    cache: Cache = Path("runs/cache"),
+    cache: Cache = None,
     workers: RunWorkers = 1,
     seed: Seed = None,
     overwrite: Overwrite = False,
@@ -161,6 +168,8 @@ def train(
 ) -> None:
     """Train a detector of every generator in a manifest's train split."""
     with errors():
+        need("train", "`masksim train`", "sklearn", "scipy", "onnx")
+        need_for_files(manifest)
         from masksim.train import read_toml
 
         values = {} if config is None else read_toml(config)
@@ -214,15 +223,11 @@ def _quality(text: str | None) -> Any:
 def _options(
     device: Device, precision: Precision, workers: int, save_every: int, tensorboard: bool
 ) -> Any:
-    try:
-        from masksim.runs import RunOptions
-    except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] != "torch":
-            raise
-        raise ModelError(
-            "this recipe trains with torch; install it with: pip install 'masksim[train]'",
-            code="torch_missing",
-        ) from error
+    need("train", "training by gradient", "torch")
+    if tensorboard:
+        need("tensorboard", "--tensorboard", "tensorboard")
+    from masksim.runs import RunOptions
+
     return RunOptions(
         device=device.value, precision=precision.value, workers=workers,
         save_every=save_every, tensorboard=tensorboard,
@@ -234,7 +239,7 @@ def _train_heads(
     values: Mapping[str, Any],
     manifest: Path,
     out: Path,
-    cache: Path,
+    cache: Path | None,
     workers: int,
     overwrite: bool,
     shown: bool,
@@ -244,15 +249,20 @@ def _train_heads(
     from masksim.train import TrainConfig, train_shared
     from masksim.train_bands import BandsConfig, train_bands
 
-    images = read_manifest(manifest)
+    listed = read_manifest(manifest)
+    shared = recipe is Recipe.shared
+    if shared:
+        images_of(manifest, "train")
+    config: Any = (TrainConfig if shared else BandsConfig).from_dict(values)
+    make: Any = train_shared if shared else train_bands
+    place = cache_folder(cache, manifest)
     with stages(shown) as progress:
-        run: dict[str, Any] = {
-            "cache": cache, "workers": workers, "overwrite": overwrite, "progress": progress,
-        }  # fmt: skip
-        if recipe is Recipe.bands:
-            made = train_bands(images, out, BandsConfig.from_dict(values), **run)[0]
-        else:
-            made = train_shared(images, out, TrainConfig.from_dict(values), **run)[0]
+        made, _ = make(
+            listed, out, config,
+            cache=place, workers=workers, overwrite=overwrite, progress=progress,
+        )  # fmt: skip
+    if shared:
+        _note_too_few(listed, made.generators, config.smallest_class)
     auroc = made.provenance["cross_validated_auroc"]
     if as_json:
         write(to_json({"detector": str(out), "sha256": made.sha256, "auroc": auroc}))
@@ -283,13 +293,17 @@ def _train_original(
             "note: the residual network starts from random numbers; `masksim train-residual` makes "
             "one to start from (--residual-weights)"
         )
+    images_of(manifest, "train")
+    listed = read_manifest(manifest)
     with stages(shown) as progress:
         made = train_original(
-            read_manifest(manifest), out, config, residual_weights=residual_weights, run=run,
+            listed, out, config, residual_weights=residual_weights, run=run,
             options=options, overwrite=overwrite, progress=progress,
         )  # fmt: skip
     if not leads():
         return
+    if not config.generators:
+        _note_too_few(listed, made.file.generators, config.smallest_class)
     best = {name: dict(values) for name, values in made.best.items()}
     if as_json:
         write(to_json({"detector": str(out), "sha256": made.file.sha256, "best": best}))
@@ -303,9 +317,22 @@ def _train_original(
     _note_skipped(made.skipped)
 
 
+def _note_too_few(listed: Manifest, made: Sequence[str], smallest: int) -> None:
+    """Say which generators have got no head."""
+    from masksim.manifest import REAL
+
+    counts = listed.counts().get("train", {})
+    missing = {n: count for n, count in counts.items() if n != REAL and n not in made}
+    if missing:
+        say(
+            f"warning: no head for generators of fewer than {smallest} usable images in the train "
+            f"split: {', '.join(f'{name} ({count})' for name, count in missing.items())}"
+        )
+
+
 def _note_skipped(skipped: Mapping[str, int]) -> None:
     if skipped:
-        say(f"note: images left out, by reason: {to_json(dict(skipped))}")
+        say(f"note: images left out: {counted(skipped)}")
 
 
 def train_residual(
@@ -326,9 +353,7 @@ def train_residual(
     colour: Annotated[str | None, typer.Option("--colour", help="Colour space.")] = None,
     workers: RunWorkers = 1,
     seed: Seed = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a network that is there.")
-    ] = False,
+    overwrite: Overwrite = False,
     progress: Bar = True,
     as_json: Json = False,
     device: RunDevice = Device.auto,
@@ -340,6 +365,7 @@ def train_residual(
     """Train a residual network: a denoiser of the real photos of the train split."""
     with errors():
         options = _options(device, precision, workers, save_every, tensorboard)
+        need_for_files(manifest)
         from masksim.manifest import read_manifest
         from masksim.train import read_toml
         from masksim.train_residual import DenoiserConfig, train_denoiser
@@ -356,6 +382,7 @@ def train_residual(
                 **{key: value for key, value in given.items() if value is not None},
             }
         )
+        images_of(manifest, "train")
         with stages(progress) as report:
             made = train_denoiser(
                 read_manifest(manifest), out, chosen, run=run, options=options,
@@ -387,13 +414,14 @@ def enroll(
     ] = None,
     model: Model = None,
     views: Annotated[int, typer.Option(min=1, help="Draws of processing for each image.")] = 6,
-    cache: Cache = Path("runs/cache"),
+    cache: Cache = None,
     workers: Workers = 1,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Add a generator to a detector, from a folder of 50 to 500 of its images."""
     with errors():
+        need("enroll", "`masksim enroll`", "sklearn", "scipy")
         from masksim.checkpoint import DetectorFile, check_target
         from masksim.detector import bundled_path
         from masksim.enroll import EnrollConfig
@@ -401,9 +429,10 @@ def enroll(
 
         check_target(out, overwrite)  # before minutes of work, not after
         before = DetectorFile.load(bundled_path() if model is None else model)
+        place = cache_folder(cache, *images, *(real or ()))
         with stages() as progress:
             made, outcome = add(
-                before, name, images, real=real or (), cache=cache, workers=workers,
+                before, name, images, real=real or (), cache=place, workers=workers,
                 config=EnrollConfig(views=views), progress=progress,
             )  # fmt: skip
         saved = made.save(out, overwrite=overwrite)
@@ -426,6 +455,6 @@ def enroll(
                 f"{elsewhere.low:.3f} to {elsewhere.high:.3f}"
             )
         if outcome.skipped:
-            say(f"note: images left out, by reason: {to_json(dict(outcome.skipped))}")
+            say(f"note: images left out: {counted(outcome.skipped)}")
         for warning in outcome.warnings:
             say(f"warning: {warning}")

@@ -225,7 +225,12 @@ def measure_first_qualities(manifest: Manifest) -> tuple[tuple[int, ...], float]
             qualities.append(estimate_jpeg_quality(tables[min(tables)]))
             subsampled.append(layers is not None and tuple(layers[0][1:3]) == (2, 2))
     if not qualities:
-        raise DataError("no real JPEG photo to draw first qualities from", code="manifest_invalid")
+        raise DataError(
+            f"among the {sum(row.is_real for row in manifest.rows)} real photos there is no JPEG, "
+            "and training draws the qualities of first compressions from those: add some, or give "
+            "first_qualities in the configuration",
+            code="manifest_invalid",
+        )
     grid = np.quantile(qualities, np.linspace(0, 1, 101), method="nearest")
     return tuple(int(q) for q in grid), float(np.mean(subsampled))
 

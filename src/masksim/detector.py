@@ -19,11 +19,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from masksim import augment, preprocess, report, spectrum, verdict
+from masksim import origin as origins
 from masksim.calibration import (
     Attribution,
     Calibration,
     Joint,
     LikelihoodRatios,
+    Populations,
     Rates,
     Strata,
     design_effect,
@@ -37,6 +39,7 @@ from masksim.model import OriginalHead, SharedHeads, heads_by_band
 from masksim.residual import BANK, Runner, residual_runner
 from masksim.traits import TRAITS, compression_band, measure, with_all_traits
 from masksim.verdict import NONE, Reason, Verdict
+from masksim.watermark import WatermarkMatch, find_watermarks
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -155,6 +158,11 @@ class Detection:
         Name and digest of the detector file.
     seconds
         Time taken, with decoding where the image was not decoded before.
+    origin
+        What the file says of its own origin, which is no part of the verdict; None where it was
+        not asked, or there is no file.
+    watermarks
+        Known open watermarks found in the pixels; no part of the verdict.
     """
 
     image: ImageFacts
@@ -164,6 +172,14 @@ class Detection:
     detector: str
     detector_sha256: str
     seconds: float
+    origin: origins.Origin | None = None
+
+    @property
+    def beside(self) -> str | None:
+        """Verdict and file next to each other, where they disagree; see `origin.beside`."""
+        return origins.beside(self.verdict.level, self.verdict.generator, self.origin)
+
+    watermarks: tuple[WatermarkMatch, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Give the answer as plain values for JSON."""
@@ -174,6 +190,10 @@ class Detection:
             "windows": [list(window) for window in self.windows],
             "detector": {"name": self.detector, "sha256": self.detector_sha256},
             "seconds": round(self.seconds, 4),
+            "origin": None
+            if self.origin is None
+            else {**self.origin.to_dict(), "beside": self.beside},
+            "watermarks": [{**asdict(mark), "text": mark.text} for mark in self.watermarks],
         }
 
     def _repr_html_(self) -> str:
@@ -483,6 +503,10 @@ class Detector:
         `masksim calibrate` added.
     likelihood_ratio
         Give verdicts a likelihood ratio.
+    metadata
+        Also tell what a file says of its own origin (`Detection.origin`).
+    watermarks
+        Look for known open watermarks, which takes some milliseconds.
 
     Attributes
     ----------
@@ -514,12 +538,16 @@ class Detector:
         stability: bool = True,
         population: str = "auto",
         likelihood_ratio: bool = False,
+        metadata: bool = True,
+        watermarks: bool = True,
     ) -> None:
         self.file = file
         self.name = str(file.config.get("name", file.config.get("recipe", "detector")))
         self.sha256 = file.sha256
         self.generators = tuple(file.generators)
         self.stability = stability
+        self.metadata = metadata
+        self.watermarks = watermarks
         if len(self.generators) != sum(len(branch.generators) for branch in file.branches):
             raise ModelError("a generator stands in two branches")
         self._branches: list[_Runner] = [
@@ -622,11 +650,9 @@ class Detector:
         Of several populations of photos the one with the largest joint rate counts: what is rare
         among some photos only is not evidence.
         """
-        found = [
-            replace(c.rates(similarity, traits), population=name)
-            for name, c in self.calibrations.items()
-        ]
-        return max(found, key=lambda rates: rates.joint, default=None)
+        if not self.calibrations:
+            return None
+        return Populations(self.calibrations).rates(similarity, traits)
 
     def measure_pixels(
         self, pixels: Pixels, quality: int | None = None, format: str = "array"
@@ -684,7 +710,7 @@ class Detector:
     def _load(self, image: ImageSource | LoadedImage, name: str | None) -> LoadedImage:
         if isinstance(image, LoadedImage):
             return image
-        return load_image(image, name=name, part=self.part)
+        return load_image(image, name=name, part=self.part, keep=self.metadata)
 
     def part(self, height: int, width: int) -> tuple[int, int, int, int]:
         """Tell which part of an image is looked at, for `load_image`: the rest need not be kept.
@@ -726,8 +752,8 @@ class Detector:
             The image cannot be read or analysed; its ``code`` says why.
         """
         start = time.perf_counter()
-        loaded = self._load(image, name)
-        return self._decide(loaded, self._analyse_file(loaded), start)
+        loaded, said = _asked(self._load(image, name))
+        return replace(self._decide(loaded, self._analyse_file(loaded), start), origin=said)
 
     def explain(
         self, image: ImageSource | LoadedImage, *, name: str | None = None
@@ -747,9 +773,9 @@ class Detector:
             As `detect`.
         """
         start = time.perf_counter()
-        loaded = self._load(image, name)
+        loaded, said = _asked(self._load(image, name))
         found = self._analyse_file(loaded)
-        return self._decide(loaded, found, start), self._maps(found)
+        return replace(self._decide(loaded, found, start), origin=said), self._maps(found)
 
     def _maps(self, found: list[_Evidence]) -> dict[str, SimilarityMap]:
         return {
@@ -781,7 +807,8 @@ class Detector:
         posterior: list[float] | None = None
         clarity: float | None = None
         if self.attribution is not None and len(self.attribution.own_clearest):
-            posterior = self.attribution.posterior(similarity).tolist()
+            # The last digits depend on the threads of the linear algebra.
+            posterior = self.attribution.posterior(similarity).round(9).tolist()
             clarity = float(self.attribution.clarity(similarity))
         scores = [
             GeneratorScore(
@@ -807,6 +834,8 @@ class Detector:
             lost = verdict.lost_after(rates.joint, after)
             if lost is not None:
                 shown = probed[lost]
+        first_rows = loaded.top() if self.watermarks else None
+        marks = () if first_rows is None else find_watermarks(first_rows)
         top, left = loaded.corner
         decided = verdict.decide(
             self.generators,
@@ -846,6 +875,7 @@ class Detector:
             self.name,
             self.sha256,
             time.perf_counter() - start,
+            watermarks=marks,
         )
 
     def _probe(self, pixels: Pixels) -> dict[str, Rates]:
@@ -997,6 +1027,14 @@ class Detector:
         return self._maps(self._analyse_file(loaded))
 
 
+def _asked(loaded: LoadedImage) -> tuple[LoadedImage, origins.Origin | None]:
+    """Ask the file for its origin, where its bytes were kept; they are let go of after that."""
+    if loaded.encoded is None:
+        return loaded, None
+    said = origins.read_origin(loaded.encoded)
+    return replace(loaded, encoded=None), said
+
+
 def _together(
     found: Sequence[_Evidence],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], tuple[tuple[int, int, int, int], ...]]:
@@ -1128,6 +1166,8 @@ def load_detector(
     stability: bool = True,
     population: str = "auto",
     likelihood_ratio: bool = False,
+    metadata: bool = True,
+    watermarks: bool = True,
 ) -> Detector:
     """Load a detector file, verified part by part.
 
@@ -1135,7 +1175,8 @@ def load_detector(
     ----------
     path
         Folder of a detector; by default the one inside the package.
-    threads, providers, stability, population, likelihood_ratio
+    threads, providers, stability, population, likelihood_ratio, metadata,
+    watermarks
         See `Detector`.
 
     Returns
@@ -1156,4 +1197,6 @@ def load_detector(
         stability=stability,
         population=population,
         likelihood_ratio=likelihood_ratio,
+        metadata=metadata,
+        watermarks=watermarks,
     )

@@ -14,7 +14,7 @@ import platform
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
@@ -24,10 +24,11 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from masksim import __version__, dossier_html
+from masksim import origin as origins
 from masksim.calibration import Interval
 from masksim.errors import ImageError, UsageError
 from masksim.image import Limits, LoadedImage, load_image, to_display
-from masksim.metadata import C2pa, read_metadata, statements_of
+from masksim.metadata import read_metadata, statements_of
 from masksim.report import (
     colour_limit,
     colour_scale,
@@ -294,12 +295,14 @@ def _gather(
     detector: Detector, data: bytes, name: str, maps: Maps
 ) -> tuple[Detection, dict[str, Any], dict[str, bytes]]:
     """Compute all that a report shows of an image: plain values, and pictures by name."""
-    loaded = load_image(data, name=name)
+    loaded = load_image(data, name=name, part=detector.part, whole=True)
     detection, explained = detector.explain(loaded)
+    metadata = read_metadata(data)
+    detection = replace(detection, origin=origins.origin_of(metadata))
     pictures: dict[str, bytes] = {}
     found = to_json(detection)
     del found["seconds"]  # it is of the machine, not of the image
-    shown = _reduced(to_display(loaded), _LONGER_SIDE)
+    shown = _displayed(loaded, _LONGER_SIDE)
     pictures["image"] = _jpeg(shown)
     ranked = [score.generator for score in detection.scores]
     count = len(ranked) if maps == "all" else maps
@@ -309,14 +312,14 @@ def _gather(
         "image": {
             "width": shown.width,
             "height": shown.height,
-            "reduced": max(loaded.pixels.shape[:2]) > _LONGER_SIDE,
+            "reduced": max(loaded.facts.width, loaded.facts.height) > _LONGER_SIDE,
         },
         "maps": [
             _explained(explained[generator], k, pictures, drawn=k < count, opened=k < 3)
             for k, generator in enumerate(ranked)
         ],
         "windows": _by_window(detector, detection, loaded, pictures),
-        "metadata": asdict(read_metadata(data)),
+        "metadata": asdict(metadata),
     }
     return detection, values, pictures
 
@@ -346,12 +349,32 @@ def _describe(detector: Detector) -> dict[str, Any]:
     }
 
 
-def _reduced(image: Image.Image, side: int) -> Image.Image:
-    if max(image.size) <= side:
-        return image
-    scale = side / max(image.size)
-    width, height = (max(1, round(scale * n)) for n in image.size)
-    return image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
+def _displayed(loaded: LoadedImage, side: int) -> Image.Image:
+    """Reduce an image to a longer side of at most `side`, turned as a viewer shows it.
+
+    By strips: blocks of pixels are averaged first, so that no second copy of a large image is made.
+    """
+    height, width = loaded.facts.height, loaded.facts.width
+    scale = min(1.0, side / max(width, height))
+    size = max(1, round(scale * width)), max(1, round(scale * height))
+    across, down = (max(1, int(n / m / 3)) for n, m in zip((width, height), size, strict=True))
+    rows = down * max(1, _BYTES_AT_ONCE // (3 * width * down))
+    strips = [
+        np.asarray(
+            Image.fromarray(loaded.region(y, 0, min(rows, height - y), width)).reduce(
+                (across, down)
+            )
+        )
+        for y in range(0, height, rows)
+    ]
+    small = Image.fromarray(np.concatenate(strips))
+    if scale < 1:
+        box = (0.0, 0.0, width / across, height / down)
+        small = small.resize(size, Image.Resampling.LANCZOS, box=box)
+    return to_display(replace(loaded, pixels=np.asarray(small), whole=None))
+
+
+_BYTES_AT_ONCE = 1 << 24
 
 
 def _jpeg(image: Image.Image) -> bytes:
@@ -566,7 +589,7 @@ def _by_window(
 
     None where the image has room for one window only.
     """
-    height, width = loaded.pixels.shape[:2]
+    height, width = loaded.facts.height, loaded.facts.width
     side_x, side_y = max((w, h) for _, _, w, h in detection.windows)
     columns, rows = _positions(width, side_x), _positions(height, side_y)
     if len(columns) * len(rows) == 1 and len(detection.windows) == 1:
@@ -621,9 +644,9 @@ def _similarity(
     detector: Detector, loaded: LoadedImage, window: _Rectangle, g: int
 ) -> float | None:
     x, y, width, height = window
-    part = np.ascontiguousarray(loaded.pixels[y : y + height, x : x + width])
     facts = loaded.facts
     try:
+        part = loaded.region(y, x, height, width)
         return float(detector.similarities(part, facts.jpeg_quality, facts.format)[g])
     except ImageError:  # no pattern in a perfectly flat part
         return None
@@ -635,8 +658,8 @@ def _windows_picture(
     grid: Sequence[Mapping[str, Any]],
     limit: float,
 ) -> Image.Image:
-    height, width = loaded.pixels.shape[:2]
-    grey = _reduced(to_display(loaded).convert("L"), _WINDOWS_SIDE)
+    height, width = loaded.facts.height, loaded.facts.width
+    grey = _displayed(loaded, _WINDOWS_SIDE).convert("L")
     # Pale, so that the colours are those of the legend.
     canvas = grey.point([round(110 + 0.55 * v) for v in range(256)]).convert("RGB")
     turned = loaded.facts.orientation
@@ -755,7 +778,7 @@ def verify_report(
         why = f"the data in the report cannot be read: {error}"
         return Verification((*checks, Check("content", False, why)))
     checks.append(_check_content(report, stated, pictures, made_by))
-    own = load_image(data, name=name)
+    own = load_image(data, name=name, part=detector.part)
     same_image = own.facts.sha256 == sha256
     checks.append(
         Check("image", True, f"the image is the one reported on (sha256 {sha256[:12]})")
@@ -797,6 +820,7 @@ def verify_report(
         if part == "windows" and not problem and stated["windows"] not in (None, found["windows"]):
             # The picture holds numbers, of which the last digit may fall otherwise.
             values = stated["windows"]
+            own = load_image(data, name=name, part=detector.part, whole=True)
             again = _windows_picture(own, values["analysed"], values["grid"], values["limit"])
             drawn = {**drawn, "windows": _jpeg(again)}
     checks.append(_check_pictures(pictures, drawn))
@@ -912,6 +936,7 @@ def _compare_verdict(stated: Mapping[str, Any], found: Mapping[str, Any]) -> str
     one, other = dict(stated["detection"]), dict(found["detection"])
     for values in (one, other):
         values.pop("scores")
+        values.pop("origin")  # with the metadata
     n = other["verdict"]["sample_size"]
     rates = {"false_positive_rate", "low", "high", "number_of_false_alarms"}
     generators = max(1, len(found["detection"]["scores"]))
@@ -952,11 +977,25 @@ def _compare_metadata(stated: Mapping[str, Any], found: Mapping[str, Any]) -> st
     # Of a manifest they say what the report says of it, which is compared below.
     other["statements"] = statements_of(stated["metadata"])
     c2pa = stated["metadata"]["c2pa"], found["metadata"]["c2pa"]
-    return _told(_differences(one, other, lambda *_: False)) or _compare_c2pa(*c2pa)
+    return (
+        _told(_differences(one, other, lambda *_: False))
+        or _compare_origin(stated)
+        or _compare_c2pa(*c2pa)
+    )
+
+
+def _compare_origin(stated: Mapping[str, Any]) -> str:
+    """Compare the block beside the verdict with what the report's own metadata amount to."""
+    verdict = stated["detection"]["verdict"]
+    said = origins.origin_of_values(stated["metadata"])
+    beside = origins.beside(verdict["level"], verdict["generator"], said)
+    plain = json.loads(json.dumps({**said.to_dict(), "beside": beside}))
+    return _told(_differences(stated["detection"]["origin"], plain, lambda *_: False, "origin."))
 
 
 _UNBROKEN = ("trusted", "valid", "untrusted")
 _NOT_READ: Final = "not verified"
+_BY_CHECKING = ("signed", "problems", "others")
 _ON_TRUST = ("signingCredential.", "timeStamp.")
 
 
@@ -968,10 +1007,17 @@ def _compare_c2pa(stated: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     states = [values["state"] for values in (stated, found)]
     if all(state in (*_UNBROKEN, _NOT_READ) for state in states):
         if _NOT_READ in states:
-            # What was not read says nothing.
-            unread = [v for v in (stated, found) if v["state"] == _NOT_READ]
-            empty = json.loads(json.dumps(asdict(C2pa(_NOT_READ))))
-            return "".join(_told(_differences(v, empty, lambda *_: False)) for v in unread)
+            # Both have read what is claimed, as far as they could; one of them has checked it.
+            for values in (stated, found):
+                if values["state"] == _NOT_READ and any(values[key] for key in _BY_CHECKING):
+                    return "c2pa: what was not checked has no results of a check"
+            stated, found = (
+                {k: v for k, v in values.items() if k not in ("state", *_BY_CHECKING)}
+                for values in (stated, found)
+            )
+            if not (any(stated.values()) and any(found.values())):
+                return ""
+            return _told(_differences(stated, found, lambda *_: False, "c2pa."))
         stated, found = (
             {
                 **values,
@@ -990,8 +1036,8 @@ def _on_trust(stated: Mapping[str, Any], found: Mapping[str, Any]) -> Check:
     states = f"the report calls the C2PA manifest {stated['state']}, here it is {found['state']}"
     if found["state"] == _NOT_READ:
         return Check(
-            "metadata", None, f"all but the C2PA manifest is as computed anew: {states}, for the "
-            "package c2pa-python is not installed",
+            "metadata", None, "all but the check of the C2PA manifest is as computed anew: "
+            f"{states}, for the package c2pa-python is not installed",
         )  # fmt: skip
     return Check("metadata", True, f"as computed anew, but for trust: {states}")
 

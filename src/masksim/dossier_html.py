@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from masksim.report import MEANING, diverging_colours
+from masksim import origin as origins
+from masksim.report import MEANING, UNCALIBRATED, channel_words, diverging_colours
 from masksim.verdict import format_rate
 
 __all__ = ["SEAL", "UnreadableError", "embedded", "render", "seal_of"]
@@ -53,11 +54,6 @@ _TRAITS: Mapping[str, str] = {
     "quality": "estimated JPEG quality",
     "distance": "how unlike typical photos the spectrum is, on a logarithmic scale",
 }
-_CHANNELS = (
-    ("luma", "brightness"),
-    ("chroma Cb", "blue difference (Cb)"),
-    ("chroma Cr", "red difference (Cr)"),
-)
 
 
 class UnreadableError(ValueError):
@@ -205,14 +201,6 @@ def _rate(rate: float, n: int) -> str:
     return _e(format_rate(rate, n)).replace(" %", "&nbsp;%")
 
 
-def channel_words(name: str) -> str:
-    """Say a channel's name in words: ``"luma, median"`` is ``"brightness, median"``."""
-    for short, words in _CHANNELS:
-        if name == short or name.startswith(f"{short},"):
-            return words + name[len(short) :]
-    return name
-
-
 # ---------------------------------------------------------------------------------------- page
 
 
@@ -272,7 +260,20 @@ def _head(data: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
         f"</figcaption></figure>"
         f'<section class="verdict {_e(level.replace(" ", "-"))}" aria-labelledby="verdict">'
         f'<p class="kind">Verdict</p><h2 id="verdict">{_e(HEADLINES.get(level, level))}</h2>'
-        f"{_verdict(verdict)}</section></div>"
+        f"{_verdict(verdict)}</section>{_said(detection['origin'])}</div>"
+    )
+
+
+def _said(values: Mapping[str, Any] | None) -> str:
+    """Draw what the file says, beside the verdict; the whole of it stands further down."""
+    if values is None:
+        return ""
+    first, *rest = origins.words(origins.Origin.from_dict(values), most=3)
+    both = f"<p><strong>{_e(values['beside'])}</strong></p>" if values["beside"] else ""
+    caution = f'<p class="soft">{_e(rest.pop())}</p>' if rest else ""
+    return (
+        f'<section class="said" aria-labelledby="said"><p class="kind">{origins.TITLE}</p>'
+        f'<h2 id="said">{_e(first)}</h2>{both}{_list(rest) if rest else ""}{caution}</section>'
     )
 
 
@@ -372,10 +373,12 @@ def _generators(data: Mapping[str, Any]) -> str:
                 str(int(n)),
             )
         )
+    rated = any(score["false_positive_rate"] is not None for score in detection["scores"])
+    meaning = f"; the rate says how rare it is. {_e(MEANING)}" if rated else f". {_e(UNCALIBRATED)}"
     return (
         '<section aria-labelledby="generators"><h2 id="generators">The generators</h2>'
         "<p>Similarity is between -1 and 1: how alike the image's spectrum is to the generator's "
-        f"pattern. By itself it says little; the rate says how rare it is. {_e(MEANING)}</p>"
+        f"pattern. By itself it says little{meaning}</p>"
         + _table(
             "Each generator, the most telling first",
             ("Generator", "Similarity", "Real photos as high", "Rarer: longer", "Photos"),
@@ -657,15 +660,23 @@ def _file(data: Mapping[str, Any]) -> str:
 
 
 _NAMES = (
-    ("make", "Camera make (EXIF)"),
-    ("model", "Camera model (EXIF)"),
+    ("make", "Make (EXIF)"),
+    ("model", "Model (EXIF)"),
     ("lens", "Lens (EXIF)"),
     ("software", "Software (EXIF)"),
-    ("taken", "Time (EXIF, the camera's clock)"),
+    ("taken", "Taken or digitised (EXIF, the device's clock)"),
+    ("changed", "File changed (EXIF)"),
+    ("captured_by", "Kind of device (EXIF)"),
     ("user_comment", "Comment (EXIF)"),
     ("description", "Description (EXIF)"),
+    ("artist", "Artist (EXIF)"),
     ("creator_tool", "Creator tool (XMP, IPTC)"),
     ("credit", "Credit (XMP, IPTC)"),
+    ("ai_system", "AI system used (XMP)"),
+    ("ai_system_version", "AI system's version (XMP)"),
+    ("ai_prompt", "AI prompt (XMP)"),
+    ("ai_prompt_writer", "Writer of the AI prompt (XMP)"),
+    ("ai_label", "Label for generated content (AIGC)"),
 )
 
 
@@ -681,20 +692,21 @@ def _origin(data: Mapping[str, Any]) -> str:
     if c2pa["state"] != "absent":
         pairs.append(("C2PA manifest", _e(c2pa["state"])))
         for key, label in (("claim_generator", "written by"), ("signer", "signed by"),
-                           ("signed", "signed at")):  # fmt: skip
+                           ("signed", "signed at"), ("maker", "generator named"),
+                           ("location", "stands at")):  # fmt: skip
             if c2pa[key]:
                 pairs.append((f"C2PA: {label}", _e(c2pa[key])))
         if c2pa["actions"]:
             pairs.append(("C2PA: actions", _e("; ".join(c2pa["actions"]))))
         if c2pa["problems"]:
             pairs.append(("C2PA: did not hold", _e(", ".join(c2pa["problems"]))))
+        if c2pa["others"]:
+            pairs.append(("C2PA: parts not checked", _e(", ".join(c2pa["others"]))))
     if found["problems"]:
         pairs.append(("Not read", _e("; ".join(found["problems"]))))
-    said = (
-        _list(s["text"] for s in found["statements"])
-        if found["statements"]
-        else "<p>The file says nothing of its origin. That is common: most sites remove it.</p>"
-    )
+    said = _list(s["text"] for s in found["statements"]) if found["statements"] else ""
+    if not (said or pairs):
+        said = f"<p>{origins.NOTHING} That is common: most sites remove it.</p>"
     table = _facts("What the file holds", pairs) if pairs else ""
     return (
         '<section class="origin" aria-labelledby="origin">'
@@ -766,14 +778,18 @@ p{margin:.4rem 0 .8rem}ul{margin:.3rem 0 .8rem;padding-left:1.2rem}li{margin:.2r
 section{margin-top:2rem}
 .kind{margin:0;font-size:.78rem;letter-spacing:.06em;text-transform:uppercase;color:var(--soft)}
 .when,.soft,figcaption,caption{color:var(--soft)}.soft{font-weight:400}
-.top{display:grid;grid-template-columns:minmax(0,5fr) minmax(0,6fr);gap:1.5rem;align-items:start;
-margin-top:1rem}
+.top{display:grid;grid-template-columns:minmax(0,5fr) minmax(0,6fr);gap:1rem 1.5rem;
+grid-template-rows:auto 1fr;align-items:start;margin-top:1rem}
 .verdict{margin:0;border-left:.4rem solid var(--accent);background:var(--panel);
 padding:1rem 1.2rem}
 .verdict h2{font-size:1.45rem}.verdict p{font-size:1.05rem}.verdict .kind{font-size:.78rem}
 .verdict.inconclusive,.verdict.no-evidence,.verdict.uncalibrated{border-left-color:var(--soft)}
 .verdict.weak-evidence{border-left-style:dashed}
-figure{margin:0}figcaption{font-size:.85rem;line-height:1.4;margin-top:.3rem}
+.said{margin:0;border-left:.4rem solid var(--line);padding:.6rem 1.2rem;grid-column:2}
+.said h2{font-size:1.05rem}.said ul,.said p:not(.kind){font-size:.93rem}
+.said li{overflow-wrap:anywhere}
+figure{margin:0}.top .photo{grid-row:1/span 2}
+figcaption{font-size:.85rem;line-height:1.4;margin-top:.3rem}
 .photo img{display:block;max-width:100%;height:auto;border:1px solid var(--line)}
 .top .photo img{max-height:32rem;width:auto}
 .where .photo img{max-height:46rem;width:auto}
@@ -804,7 +820,8 @@ summary{cursor:pointer;font-weight:600;padding:.4rem 0}
 summary:focus-visible{outline:3px solid var(--accent);outline-offset:2px}
 .note{background:var(--note);padding:.6rem .9rem}
 @media (max-width:44rem){.top{grid-template-columns:minmax(0,1fr)}
-.panels{grid-template-columns:minmax(0,1fr)}.facts th{width:8rem}.spectrum{max-width:24rem}}
+.said{grid-column:1}.top .photo{grid-row:auto}.panels{grid-template-columns:minmax(0,1fr)}
+.facts th{width:8rem}.spectrum{max-width:24rem}}
 @media print{:root{--ink:#000;--soft:#444;--line:#bbb;--paper:#fff;--panel:#f4f5f7;
 --accent:#1f5fa8;--fill:#1f5fa8;--note:#fff6df}
 @page{size:A4;margin:14mm}

@@ -36,7 +36,7 @@ from masksim.dataset import (
     training_weights,
 )
 from masksim.detector import JOINT_ARRAYS
-from masksim.errors import DataError, UsageError
+from masksim.errors import DataError, UsageError, counted
 from masksim.features import FeatureConfig
 from masksim.manifest import REAL, Manifest, Row, manifest_hash, scan_folders
 from masksim.metrics import Estimate
@@ -241,8 +241,8 @@ def enroll(
     n_images = len(np.unique(own.images))
     if n_images < config.smallest:
         raise DataError(
-            f"only {n_images} of {len(rows)} images of {name} could be used ({dict(skipped)}); at "
-            f"least {config.smallest} are needed",
+            f"only {n_images} of {len(rows)} images of {name} could be used (left out: "
+            f"{counted(skipped)}); at least {config.smallest} are needed",
             code="too_few_images",
         )
     kit, others = (None, None) if file.photos is None else unpack(file.photos())
@@ -266,9 +266,9 @@ def enroll(
         np.array([value], np.float32)
         for value in fit_probability(similarity[used], synthetic[used], pair[used])
     )
-    counted = training.counted(own)
+    chosen = training.counted(own)
     own_scores = np.column_stack(
-        [heads.similarities(own.features[counted], own.traits[counted]), similarity[n:][counted]]
+        [heads.similarities(own.features[chosen], own.traits[chosen]), similarity[n:][chosen]]
     )
     known = None
     if others is not None:
@@ -294,7 +294,7 @@ def enroll(
     )
     calibration = _calibration(
         file, at, photos, scored, similarity[:n], own_scores, known, traits,
-        heads.traits(own)[counted],
+        heads.traits(own)[chosen],
     )  # fmt: skip
     made = replace(
         file,
@@ -303,9 +303,7 @@ def enroll(
         config={key: value for key, value in file.config.items() if key != "populations"},
         calibration=calibration | _joint(file, branches, calibration, training.joint_strength),
         provenance=_provenance(file, outcome, rows, config),
-        photos=None
-        if kit is None
-        else partial(pack, kit, _kept(file, others, own, counted, heads)),
+        photos=None if kit is None else partial(pack, kit, _kept(file, others, own, chosen, heads)),
         sha256="",
     )
     return made, outcome

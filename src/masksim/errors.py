@@ -11,9 +11,19 @@ and its message, for people, says what was expected and what was found.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
-__all__ = ["DataError", "ImageError", "MasksimError", "ModelError", "UsageError"]
+__all__ = [
+    "DataError",
+    "ImageError",
+    "MasksimError",
+    "ModelError",
+    "UsageError",
+    "counted",
+    "extra_missing",
+    "install",
+]
 
 
 class MasksimError(Exception):
@@ -44,12 +54,15 @@ class MasksimError(Exception):
 
 
 class UsageError(MasksimError):
-    """The caller asked for something that makes no sense: an unknown option, a bad value."""
+    """The caller asked for something that makes no sense: an unknown option, a bad value.
+
+    Code ``extra_missing``: for something that needs a package of an extra, which is not installed.
+    """
 
     code = "usage"
     exit_code = 2
     http_status = 400
-    codes = frozenset({"usage"})
+    codes = frozenset({"usage", "extra_missing"})
 
 
 class ImageError(MasksimError):
@@ -128,3 +141,37 @@ class DataError(MasksimError):
     exit_code = 5
     http_status = 400
     codes = frozenset({"data_invalid", "manifest_invalid", "source_unknown", "download_failed"})
+
+
+def install(extra: str) -> str:
+    """Say how an extra is installed: the one spelling of every message.
+
+    The package is on no index, so an extra is installed from the source like masksim itself.
+    """
+    return f'python -m pip install ".[{extra}]" (in the folder of masksim\'s source)'
+
+
+def extra_missing(what: str, package: str, extra: str) -> UsageError:
+    """Make the error of something that needs a package which is not installed.
+
+    Parameters
+    ----------
+    what
+        What needs it, at the start of a sentence: ``"the leak probe"``.
+    package
+        By the name that it is installed by.
+    extra
+        The extra that brings it.
+    """
+    return UsageError(f"{what} needs the package {package}: {install(extra)}", code="extra_missing")
+
+
+def counted(counts: Mapping[str, int]) -> str:
+    """Write counts as a person would: ``"3 truncated, 1 too_small"``.
+
+    Parameters
+    ----------
+    counts
+        Of each name, or of each code of an error.
+    """
+    return ", ".join(f"{count} {name}" for name, count in counts.items() if count) or "none"

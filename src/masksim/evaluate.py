@@ -28,7 +28,7 @@ import numpy as np
 
 from masksim import metrics, protocols
 from masksim.augment import rng_for
-from masksim.calibration import Calibration
+from masksim.calibration import Populations
 from masksim.dataset import (
     HISTORIES,
     History,
@@ -460,13 +460,13 @@ def scale_of(detector: Detector) -> Scale:
     )
     return Scale(
         detector.generators, np.exp(a), b,
-        calibration=next(iter(detector.calibrations.values()), None),
+        calibration=Populations(detector.calibrations) if detector.calibrations else None,
         attribution=detector.attribution,
     )  # fmt: skip
 
 
-def _calibration(detector: Detector) -> Calibration:
-    """Return the calibration to measure.
+def _calibration(detector: Detector) -> Populations:
+    """Return the calibrations to measure: all that verdicts rank among.
 
     Raises
     ------
@@ -475,7 +475,7 @@ def _calibration(detector: Detector) -> Calibration:
     """
     if not detector.calibrations:
         raise DataError("only a calibrated detector can be measured in full")
-    return next(iter(detector.calibrations.values()))
+    return Populations(detector.calibrations)
 
 
 def weighing(table: ScoreTable, shares: Mapping[str, float]) -> protocols.Weigh:
@@ -846,8 +846,8 @@ def measure(
     real = table.typ == REAL
     if not real.any() or not np.isin(table.typ, table.generators).any():
         raise DataError(
-            f"the images are of {sorted(set(table.typ.tolist()))}; needed are {REAL!r} and at "
-            f"least one of the detector's generators: {', '.join(table.generators)}",
+            f"the images are of {', '.join(sorted(set(table.typ.tolist())))}; needed are {REAL!r} "
+            f"and at least one of the detector's generators: {', '.join(table.generators)}",
             code="manifest_invalid",
         )
     known = np.array([(t, s) in seen for t, s in zip(table.typ, table.sources, strict=True)])

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from masksim import __version__, preprocess, verdict
-from masksim.errors import ModelError, UsageError
+from masksim.errors import ModelError, UsageError, install
 from masksim.features import FeatureConfig
 from masksim.model import COSINE_EPSILON, OriginalHead, SharedHeads
 from masksim.spectrum import hann_window
@@ -638,7 +638,7 @@ def export_onnx(detector: Detector, *, maps: bool = False) -> bytes:
         from onnx import TensorProto, checker, helper
     except ImportError as error:
         raise ModelError(
-            "graphs are written with onnx; install it with: pip install 'masksim[export]'",
+            f"a graph needs the package onnx: {install('export')}",
             code="onnx_missing",
         ) from error
     chosen = windows_of(detector)
@@ -867,7 +867,7 @@ def import_openvino() -> Any:
         import openvino
     except ImportError as error:
         raise ModelError(
-            "this needs openvino; install it with: pip install 'masksim[export]'",
+            f"this needs the package openvino: {install('export')}",
             code="openvino_missing",
         ) from error
     return openvino

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 import numpy as np
 
 from masksim import verdict
-from masksim.errors import ImageError, ModelError, UsageError
+from masksim.errors import ImageError, ModelError, UsageError, counted
 from masksim.export import PREFIX, cut_windows, import_openvino, windows_of
 from masksim.export import metadata as read_metadata
 from masksim.image import load_image
@@ -90,7 +90,7 @@ class GraphRunner:
         except Exception as error:  # the runtimes' exceptions have no common base but this
             raise ModelError(f"{source} is invalid: {error}", code="model_invalid") from error
         if missing := {"sha256", "windows", "traits", "strata"} - set(self.metadata):
-            raise ModelError(f"{source} is no graph of masksim: no {sorted(missing)}")
+            raise ModelError(f"{source} is no graph of masksim: no {', '.join(sorted(missing))}")
 
     def _start_onnxruntime(
         self, source: Path, threads: int | None
@@ -344,8 +344,8 @@ def verify(
     populations = {row["population"] for row in strata}
     if populations != set(detector.calibrations):
         raise UsageError(
-            f"the graph's rates are of the photos {sorted(populations)}, the detector's of "
-            f"{sorted(detector.calibrations)}"
+            f"the graph's rates are of the photos {', '.join(sorted(populations))}, the detector's "
+            f"of {', '.join(sorted(detector.calibrations))}"
         )
     chosen = windows_of(detector)
     names = json.loads(graph.metadata["traits"])
@@ -390,7 +390,7 @@ def verify(
     if progress is not None:
         progress("verify", len(listed), len(listed))
     if not done:
-        raise UsageError(f"no image to compare; left out, by reason: {dict(left_out)}")
+        raise UsageError(f"no image to compare; left out: {counted(left_out)}")
     return Verification(
         images=done,
         left_out=dict(left_out),

@@ -5,7 +5,8 @@ they are stored** and to do to them as little as possible. What had to be done s
 `ImageFacts.treatments`.
 
 Formats: JPEG, MPO (first picture), PNG, WebP, GIF, TIFF, BMP, AVIF and HEIF/HEIC. Of an animation
-or a file of several pages the first frame is taken; of HEIF the primary image.
+the first frame is taken; of a TIFF the first page that is not a reduced copy; of HEIF the primary
+image.
 
 ==========================  =====================================================================
 stored as                   treatment
@@ -15,19 +16,27 @@ grey (``L``)                the same value in all three channels
 1 bit (``1``)               0 and 255, then as grey
 alpha (``LA``, ``RGBA``)    alpha **dropped, not composited**: the colour under transparent pixels
                             is what the file stores, and a background would be our invention
-premultiplied alpha         divided by alpha first (``La``, ``RGBa``), then as above
-palette (``P``, ``PA``)     each index replaced by its colour; transparency dropped
+premultiplied alpha         divided by alpha first, then as above
+palette (``P``, ``PA``)     each index replaced by its colour; transparency dropped. A TIFF's
+                            colour map without values above 255 is of 8 bits, not of 16
 CMYK                        R = (255 - C)(255 - K) / 255, and so on. The inks of a JPEG are read as
                             stored inverted, Adobe's convention, as all common readers do
 YCbCr                       full-range ITU-R BT.601, as in JFIF
 HSV, LAB                    converted (LAB: CIE L*a*b*, D50, to sRGB)
-16-bit grey (``I;16...``)   the high byte (``>> 8``), never clipped; 12-bit TIFF: ``>> 4``
+16-bit grey (``I;16...``)   the high byte (``>> 8``), never clipped; 12-bit TIFF: ``>> 4``, as where
+                            the file names a largest value below 65535 (``MaxSampleValue``); TIFF
+                            with no value above 255: as they are
+grey where 0 is white       inverted (TIFF)
 16-bit colour               the high byte: the decoders reduce it themselves (PNG, TIFF); HEIF of
                             10 and 12 bits likewise
 32-bit integers (``I``)     0..255 as they are, else 0..65535 by the high byte, else refused;
                             of a PNG always by the high byte (older Pillow reads 16-bit grey so)
 32-bit floats (``F``)       0..1 times 255, else 0..255, rounded; else refused
 ==========================  =====================================================================
+
+Of 32-bit values one in a thousand may lie beyond a range, as editing leaves them; they are clipped.
+Metadata that stop a decoder are left out. What a decoder does not know is ``unsupported``, not
+``unreadable``; a file is ``truncated`` only where its own structure goes on past its end.
 
 **ICC profiles are ignored** (and reported): a conversion of colours recomputes every value and
 with it the spectrum. **EXIF orientation is not applied** to the pixels, only reported, for a
@@ -48,7 +57,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeAlias, cast
 
@@ -69,6 +78,7 @@ from PIL import (  # noqa: F401
     WebPImagePlugin,
 )
 
+from masksim import containers, tiff
 from masksim.errors import ImageError, UsageError
 
 __all__ = [
@@ -78,7 +88,10 @@ __all__ = [
     "LoadedImage",
     "estimate_jpeg_quality",
     "load_image",
+    "open_undecoded",
+    "quiet_pillow",
     "to_display",
+    "top_rows",
 ]
 
 ImageSource: TypeAlias = (
@@ -97,13 +110,14 @@ class Limits:
     Attributes
     ----------
     max_bytes
-        Largest encoded image, in bytes. Arrays and Pillow images are not encoded: it does not
-        apply to them.
+        Largest encoded image, in bytes: 6 for each of the pixels that are allowed, as of 16-bit
+        colour without compression. Arrays and Pillow images are not encoded: it does not apply to
+        them.
     max_pixels
         Largest width times height.
     """
 
-    max_bytes: int = 256 * 1024 * 1024
+    max_bytes: int = 1_200_000_000
     max_pixels: int = 200_000_000
 
     def __post_init__(self) -> None:
@@ -114,9 +128,9 @@ class Limits:
         UsageError
             If a limit is less than 1.
         """
-        for field in ("max_bytes", "max_pixels"):
-            if (value := getattr(self, field)) < 1:
-                raise UsageError(f"{field} must be at least 1, not {value}")
+        for name in ("max_bytes", "max_pixels"):
+            if (value := getattr(self, name)) < 1:
+                raise UsageError(f"{name} must be at least 1, not {value}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,10 +158,11 @@ class ImageFacts:
     sha256_of
         ``"file"``: the bytes of the file. ``"pixels"``: the analysed uint8 RGB values, row by row.
     jpeg_quality
-        1..100, estimated from the luminance quantisation table; None if not a JPEG.
+        1..100, estimated from the luminance quantisation table; None if not a JPEG, nor a TIFF with
+        a JPEG inside.
     jpeg_subsampling
         ``"4:4:4"``, ``"4:2:2"``, ``"4:2:0"``, ``"4:4:0"``, ``"4:1:1"``, ``"4:1:0"`` or, for rare
-        layouts, ``"irregular"``; None if not a JPEG, or grey.
+        layouts, ``"irregular"``; None where `jpeg_quality` is, or grey.
     orientation
         EXIF orientation 1..8, 1 if there is none: what `to_display` applies.
     icc_profile
@@ -184,11 +199,86 @@ class LoadedImage:
         What is known besides.
     corner
         (y, x) of the first of `pixels` in the image: (0, 0) but where a part was asked for.
+    encoded
+        The bytes of the file, where they were to be kept.
+    first_rows
+        Where a part was asked for: uint8 (h, W, 3), the first `top_rows` of the whole image.
+    whole
+        The decoded image, where it was asked for beside a part: see `region`.
     """
 
     pixels: NDArray[np.uint8]
     facts: ImageFacts
     corner: tuple[int, int] = (0, 0)
+    encoded: bytes | None = field(default=None, repr=False)
+    first_rows: NDArray[np.uint8] | None = None
+
+    def top(self) -> NDArray[np.uint8] | None:
+        """Give the first rows of the image over its whole width, for what counts from its corner.
+
+        Returns
+        -------
+        ndarray or None
+            uint8 (h, W, 3), h as `top_rows` says; None where only another part was kept.
+        """
+        if self.first_rows is not None:
+            return self.first_rows
+        if self.corner != (0, 0) or self.pixels.shape[1] != self.facts.width:
+            return None
+        return self.pixels[: top_rows(*self.pixels.shape[:2])]
+
+    whole: Any = field(default=None, repr=False)
+
+    def region(self, y: int, x: int, height: int, width: int) -> NDArray[np.uint8]:
+        """Give a part of the image: without a copy of all of it as an array.
+
+        Returns
+        -------
+        ndarray
+            uint8 (height, width, 3), as of `pixels`; C-contiguous.
+
+        Raises
+        ------
+        UsageError
+            The part lies beyond the image, or beyond what was kept of it.
+        """
+        top, left = (0, 0) if self.whole is not None else self.corner
+        rows, columns = (
+            (self.facts.height, self.facts.width)
+            if self.whole is not None
+            else self.pixels.shape[:2]
+        )
+        inside = top <= y and left <= x and y + height <= top + rows and x + width <= left + columns
+        if not inside or height < 1 or width < 1:
+            raise UsageError(
+                f"a part of {width} x {height} pixels at ({x}, {y}) is not in what was kept of "
+                f"{self.facts.name}"
+            )
+        if self.whole is not None:
+            return _to_rgb(
+                self.whole, self.facts.format, [], self.facts.name, (y, x, height, width)
+            )
+        return np.ascontiguousarray(self.pixels[y - top :, x - left :][:height, :width])
+
+
+TOP_PIXELS = 1 << 19
+"""Of a large image so many of the first pixels are kept besides the part that is asked for."""
+
+
+def top_rows(height: int, width: int) -> int:
+    """Tell how many rows have about `TOP_PIXELS` pixels: a multiple of 8, or all there are.
+
+    Parameters
+    ----------
+    height, width
+        Of the image, in pixels, at least 1.
+
+    Returns
+    -------
+    int
+        1 to `height`.
+    """
+    return min(height, max(8, TOP_PIXELS // width // 8 * 8))
 
 
 Part: TypeAlias = Callable[[int, int], "tuple[int, int, int, int]"]
@@ -201,6 +291,8 @@ def load_image(
     limits: Limits | None = None,
     name: str | None = None,
     part: Part | None = None,
+    keep: bool = False,
+    whole: bool = False,
 ) -> LoadedImage:
     """Decode an image to the 8-bit RGB pixels that are analysed.
 
@@ -220,6 +312,11 @@ def load_image(
     part
         Keep this part of an encoded image alone: less time and memory. The facts are those of the
         whole image. Arrays and Pillow images, whose digest is that of their pixels, stay whole.
+    keep
+        Keep the bytes of the file, too (`LoadedImage.encoded`), for what else they say.
+    whole
+        Beside a part, keep the decoded image for `LoadedImage.region`: less memory than an array of
+        all pixels and the decoder's own copy at once.
 
     Returns
     -------
@@ -236,19 +333,44 @@ def load_image(
         return _from_array(source, limits, name or "<array>")
     if isinstance(source, Image.Image):
         label = name or str(getattr(source, "filename", "") or "<image>")
-        with _quiet_pillow():
-            return _from_pillow(source, b"", limits, label)
+        with quiet_pillow():
+            opened = _Opened(source, str(source.format or "array"))
+            return _from_pillow(opened, b"", limits, label)
     data, label = _read(source, limits, name)
     if not data:
         raise ImageError(f"{label}: the file is empty", code="empty_file")
     if len(data) > limits.max_bytes:
         raise _too_many_bytes(label, limits)
-    with _quiet_pillow():
-        image = _open(data, limits, label)
+    with quiet_pillow():
+        loaded = _from_data(data, limits, label, part, whole)
+    return replace(loaded, encoded=data) if keep else loaded
+
+
+@contextmanager
+def open_undecoded(data: bytes) -> Iterator[Any]:
+    """Open an image for what stands beside its pixels, which are not decoded.
+
+    Parameters
+    ----------
+    data
+        The bytes of the file.
+
+    Yields
+    ------
+    PIL.Image.Image
+        Not decoded; closed at the end.
+
+    Raises
+    ------
+    ImageError
+        It cannot be opened.
+    """
+    with quiet_pillow():
+        opened = _open(data, Limits(max_pixels=1 << 40), "<bytes>")
         try:
-            return _from_pillow(image, data, limits, label, part)
+            yield opened.image
         finally:
-            image.close()
+            opened.image.close()
 
 
 def to_display(loaded: LoadedImage) -> Image.Image:
@@ -319,8 +441,13 @@ def _read(source: Any, limits: Limits, name: str | None) -> tuple[bytes, str]:
     )
 
 
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")  # two letters or more: no Windows drive
+
+
 def _read_path(path: Any, limits: Limits, name: str | None) -> tuple[bytes, str]:
-    label = name or str(Path(os.fsdecode(path)))
+    text = os.fsdecode(path)
+    address = _ADDRESS.match(text) is not None
+    label = name or (text if address else str(Path(text)))
     try:
         status = os.stat(path)
         # Opening a pipe would wait for its writer, so ask first.
@@ -332,7 +459,12 @@ def _read_path(path: Any, limits: Limits, name: str | None) -> tuple[bytes, str]
         with open(path, "rb") as file:
             return _read_stream(file, limits, label), label
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise ImageError(f"{label}: no such file", code="not_found") from error
+        why = (
+            "an address, and masksim fetches nothing: download the image, then give its file"
+            if address
+            else "no such file"
+        )
+        raise ImageError(f"{label}: {why}", code="not_found") from error
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
         code = "not_found" if isinstance(error, ValueError) else "unreadable"
         raise ImageError(f"{label}: cannot be read: {error}", code=code) from error
@@ -398,7 +530,6 @@ _HEIF_BRANDS = {
     *(b"mif1", b"msf1"),
 }
 _BMP_HEADERS = {12, 16, 40, 52, 56, 64, 108, 124}  # sizes of the known BMP information headers
-_DNG_VERSION = 50706
 
 _Factory: TypeAlias = Callable[[Any, Any], Any]
 
@@ -447,7 +578,7 @@ def _iso_decoders(data: bytes, label: str) -> list[tuple[str, _Factory]]:
     return found
 
 
-def _open(data: bytes, limits: Limits, label: str) -> Any:
+def _open(data: bytes, limits: Limits, label: str) -> _Opened:
     """Open without decoding the pixels; check the size on the way."""
     decoders = _decoders(data, label)
     if not decoders:
@@ -464,19 +595,44 @@ def _open(data: bytes, limits: Limits, label: str) -> Any:
         raise ImageError(f"{label}: starts with BM, but is no BMP image", code="not_an_image")
     if format_ == "WEBP":  # its decoder takes memory for the whole canvas when it is opened
         _check_size(_webp_canvas(data), limits, label)
+    picture = _tiff_picture(data, label) if format_ == "TIFF" else None
     try:
-        image = factory(io.BytesIO(data), None)
+        if picture is not None and picture.number != 1:
+            image = factory(io.BytesIO(tiff.starting_at(picture.page)), None)
+        else:
+            image = factory(io.BytesIO(data), None)
     except Exception as error:  # decoders raise nearly anything on damaged files
         raise _damaged(error, data, format_, label) from error
     try:
         _check_size(image.size, limits, label)
-        if _DNG_VERSION in getattr(image, "tag_v2", ()):
-            # Its first picture is only a thumbnail.
-            raise ImageError(f"{label}: camera raw (DNG) is not supported", code="unsupported")
     except ImageError:
         image.close()
         raise
-    return image
+    return _Opened(image, str(image.format), picture)
+
+
+@dataclass(frozen=True, eq=False)
+class _Opened:
+    """An image opened by Pillow, and which of a TIFF's pages it is, where that is known."""
+
+    image: Any
+    format_: str
+    picture: tiff.Picture | None = None
+
+
+def _tiff_picture(data: bytes, label: str) -> tiff.Picture | None:
+    """Find the page of a TIFF that holds its picture; refuse those that hold none."""
+    picture = tiff.find_picture(data)
+    if picture is None:  # the decoder will say what is wrong
+        return None
+    if picture.camera_raw:  # what else is in it are thumbnails
+        raise ImageError(f"{label}: camera raw is not supported", code="unsupported")
+    if picture.page.reduced:
+        raise ImageError(
+            f"{label}: the TIFF holds reduced copies only, not the picture they were made from",
+            code="unsupported",
+        )
+    return picture
 
 
 def _webp_canvas(data: bytes) -> tuple[int, int]:
@@ -493,118 +649,130 @@ def _webp_canvas(data: bytes) -> tuple[int, int]:
     return 1, 1
 
 
+# What decoders say of files that are whole, but not of a kind they know.
+_UNKNOWN = re.compile(
+    r"unsupported|not (yet )?(supported|implemented|available|been built)|cannot handle"
+    r"|unknown (pixel|raw) mode|unrecognized raw mode|unknown (data organization|compression)"
+    r"|string index out of range",  # a TIFF's planes of more colours than the mode has letters
+    re.IGNORECASE,
+)
+_DCT = (0xC0, 0xC1, 0xC2, 0xC3, 0xC9, 0xCA)  # the processes that Pillow's library decodes
+
+
 def _damaged(error: Exception, data: bytes, format_: str, label: str) -> ImageError:
-    """Say what kind of damage made a decoder give up."""
+    """Say why a decoder gave up: the size, an early end, a kind it does not know, or damage."""
+    text = str(error)
     if isinstance(error, (Image.DecompressionBombError, MemoryError)):
-        text = str(error) or "not enough memory"
-        return ImageError(f"{label}: too large: {text}", code="too_many_pixels")
-    cut = _CUT.get(format_)
-    if (data and cut is not None and cut(data)) or "truncated" in str(error).lower():
+        return ImageError(
+            f"{label}: too large: {text or 'not enough memory'}", code="too_many_pixels"
+        )
+    picture = tiff.find_picture(data) if format_ == "TIFF" and data else None
+    page = None if picture is None else picture.page
+    # Of a Pillow image there are no bytes to look into.
+    early = "truncated" in text.lower() if not data else containers.ends_early(data, format_)
+    if early or (data and format_ == "TIFF" and tiff.ends_early(page)):
         return ImageError(
             f"{label}: the {format_} file ends too early ({len(data)} bytes)", code="truncated"
         )
-    return ImageError(f"{label}: damaged {format_} file: {error}", code="unreadable")
-
-
-# Does the file end before its own structure does? Asked only once a decoder has given up.
-# Slices past the end are empty, so none of these can fail.
-
-
-def _jpeg_is_cut(data: bytes) -> bool:
-    at = 2
-    while data[at : at + 1] == b"\xff":
-        marker = data[at + 1 : at + 2]
-        if marker == b"\xff":  # padding
-            at += 1
-        elif marker == b"\xda":  # image data: it ends with an end-of-image marker
-            return data.find(b"\xff\xd9", at) < 0
-        else:
-            at += 2 + max(int.from_bytes(data[at + 2 : at + 4], "big"), 2)
-    return at >= len(data)
-
-
-def _png_is_cut(data: bytes) -> bool:
-    at = 8
-    while at < len(data):
-        if data[at + 4 : at + 8] == b"IEND":
-            return False
-        at += 12 + int.from_bytes(data[at : at + 4], "big")
-    return True
-
-
-def _webp_is_cut(data: bytes) -> bool:
-    return len(data) < 8 or len(data) < 8 + int.from_bytes(data[4:8], "little")
-
-
-def _gif_is_cut(data: bytes) -> bool:
-    return not data.endswith(b";")
-
-
-def _bmp_is_cut(data: bytes) -> bool:
-    return len(data) < int.from_bytes(data[2:6], "little")
-
-
-def _tiff_is_cut(data: bytes) -> bool:
-    order: Literal["little", "big"] = "little" if data[:2] == b"II" else "big"
-    if int.from_bytes(data[2:4], order) == 43:  # BigTIFF
-        at, n_count, n_entry, n_next = int.from_bytes(data[8:16], order), 8, 20, 8
-    else:
-        at, n_count, n_entry, n_next = int.from_bytes(data[4:8], order), 2, 12, 4
-    entries = int.from_bytes(data[at : at + n_count], order)
-    return at + n_count + entries * n_entry + n_next > len(data)
-
-
-def _iso_is_cut(data: bytes) -> bool:
-    at = 0
-    while at < len(data):
-        size = int.from_bytes(data[at : at + 4], "big")
-        if size == 1:
-            size = int.from_bytes(data[at + 8 : at + 16], "big")
-        if size == 0:  # to the end of the file, whatever that is
-            return False
-        if size < 8:  # not a box
-            return at + 8 > len(data)
-        at += size
-    return at > len(data)
-
-
-_CUT: dict[str, Callable[[bytes], bool]] = {
-    "JPEG": _jpeg_is_cut,
-    "MPO": _jpeg_is_cut,
-    "PNG": _png_is_cut,
-    "WEBP": _webp_is_cut,
-    "GIF": _gif_is_cut,
-    "BMP": _bmp_is_cut,
-    "TIFF": _tiff_is_cut,
-    "AVIF": _iso_is_cut,
-    "HEIF": _iso_is_cut,
-}
+    if page is not None and (_UNKNOWN.search(text) or tiff.unusual(page)):
+        return ImageError(
+            f"{label}: TIFF of this kind is not supported: {tiff.describe(page)}",
+            code="unsupported",
+        )
+    frame = containers.jpeg_frame(data) if format_ in ("JPEG", "MPO") else None
+    if frame is not None and (frame[0] not in _DCT or frame[1] in (12, 16)):
+        kind = f"of the process SOF{frame[0] & 15}" if frame[1] == 8 else f"of {frame[1]} bits"
+        return ImageError(f"{label}: JPEG {kind} is not supported", code="unsupported")
+    if format_ == "AVIF" and "BMFF parsing failed" in text:
+        # Older writers left out what became a rule. Nothing tells that apart from damage here.
+        return ImageError(
+            f"{label}: the file breaks a rule of AVIF that this decoder insists on ({text}); "
+            "other programs may still show it",
+            code="unsupported",
+        )
+    if _UNKNOWN.search(text):
+        return ImageError(f"{label}: {format_} of this kind: {text}", code="unsupported")
+    return ImageError(f"{label}: damaged {format_} file: {text}", code="unreadable")
 
 
 # ---------------------------------------------------------------------------- pixels out
 
 
+def _from_data(
+    data: bytes, limits: Limits, label: str, part: Part | None, whole: bool
+) -> LoadedImage:
+    """Decode a file; where its metadata alone stop a decoder, decode it without them."""
+
+    def decode(opened_bytes: bytes) -> LoadedImage:
+        opened = _open(opened_bytes, limits, label)
+        loaded = None
+        try:
+            loaded = _from_pillow(opened, data, limits, label, part, whole)
+            return loaded
+        finally:
+            if loaded is None or loaded.whole is not opened.image:
+                opened.image.close()
+
+    try:
+        return decode(data)
+    except ImageError as error:
+        if error.code not in ("unreadable", "unsupported"):
+            raise
+        for bare in containers.without_metadata(data):
+            with suppress(ImageError):
+                return _with_metadata(decode(bare.data), bare)
+        raise
+
+
+def _with_metadata(loaded: LoadedImage, bare: containers.Bare) -> LoadedImage:
+    """Add to the facts what the metadata say that were left out for decoding."""
+    facts = loaded.facts
+    exif = Image.Exif()
+    with suppress(Exception):  # damaged metadata do not spoil the picture
+        exif.load(bare.exif)
+    dropped = ("ICC profile ignored",) if bare.icc and not facts.icc_profile else ()
+    return replace(
+        loaded,
+        facts=replace(
+            facts,
+            orientation=_valid_orientation(exif.get(0x0112, 1))
+            if facts.orientation == 1
+            else facts.orientation,
+            icc_profile=facts.icc_profile or bare.icc,
+            treatments=(*facts.treatments, *dropped, "metadata left out that stop the decoder"),
+        ),
+    )
+
+
 def _from_pillow(
-    image: Any, data: bytes, limits: Limits, label: str, part: Part | None = None
+    opened: _Opened,
+    data: bytes,
+    limits: Limits,
+    label: str,
+    part: Part | None = None,
+    whole: bool = False,
 ) -> LoadedImage:
     """Decode an opened image; `data` is empty when it was given as a Pillow image."""
-    format_, mode = str(image.format or "array"), str(image.mode)
+    image, format_, mode = opened.image, opened.format_, str(opened.image.mode)
     _check_size(image.size, limits, label)
     try:
         asked = _tiff_orientation(image)
         turned = _heif_orientation(image, label)
-        image.load()
-        _check_size(image.size, limits, label)  # HEIF knows its size only now
         treatments: list[str] = []
-        if _reduced_by_decoder(image, data):
-            treatments.append("more than 8 bits reduced to the high 8")
+        decoded = _load(opened, data, treatments, label)
+        _check_size(decoded.size, limits, label)  # HEIF knows its size only now
         # Only where each pixel is converted by itself, and none will be turned, can a part be cut
         # before the conversion.
-        width, height = image.size
+        width, height = decoded.size
         corner, early = (0, 0), None
-        if part is not None and turned in (None, 1) and asked == 1 and image.mode in _TREATMENTS:
+        if part is not None and turned in (None, 1) and asked == 1 and decoded.mode in _TREATMENTS:
             early = part(height, width)
-        pixels = _to_rgb(image, format_, treatments, label, early)
+        first_rows = None
+        if early is not None and early != (0, 0, height, width):
+            above = (0, 0, top_rows(height, width), width)
+            first_rows = _to_rgb(decoded, format_, [], label, above)
+        pixels = _to_rgb(decoded, format_, treatments, label, early)
+        kept = decoded if whole and early is not None else None
         orientation = _exif_orientation(image)
         if asked != 1 and orientation == 1:
             turned = asked  # Pillow has turned the TIFF and forgotten why
@@ -615,17 +783,19 @@ def _from_pillow(
                 treatments.append("rotation by the decoder undone")
         if early is None:
             height, width = pixels.shape[:2]
-            if part is not None:
-                pixels, corner = _cut(pixels, part(height, width))
+            wanted = None if part is None or whole else part(height, width)
+            if wanted not in (None, (0, 0, height, width)):
+                first_rows = pixels[: top_rows(height, width)].copy()
+                pixels, corner = _cut(pixels, wanted)
         else:
             corner = early[:2]
+        treatments.extend(_crops(image, data, format_))
         icc = bool(image.info.get("icc_profile"))
         if icc:
             treatments.append("ICC profile ignored")
-        frames = _count_frames(image)
-        if frames > 1:
-            treatments.append(f"first of {frames} frames" if data else f"one of {frames} frames")
-        quality, subsampling = _jpeg_facts(image)
+        frames, which = _frames(opened, bool(data))
+        treatments.extend(which)
+        quality, subsampling = _jpeg_facts(opened)
     except ImageError:
         raise
     except Exception as error:  # decoders raise nearly anything on damaged files
@@ -650,7 +820,35 @@ def _from_pillow(
             treatments=tuple(treatments),
         ),
         corner,
+        first_rows=first_rows,
+        whole=kept,
     )
+
+
+def _load(opened: _Opened, data: bytes, treatments: list[str], label: str) -> Any:
+    """Decode the pixels, and note what the decoder does to them beyond the mode they come in."""
+    image = opened.image
+    tags = tiff.tags_of(image)
+    if tags is not None:
+        _check_tiff(tags, label)
+        planes = None if opened.picture is None else tiff.read_planes(opened.picture.page)
+        if planes is not None:
+            image = _merged(planes, image, tags)
+        elif tiff.raw_planes(tags) and tiff.bits(tags) != 8:
+            raise ImageError(  # Pillow takes the bytes of a value for pixels of their own
+                f"{label}: TIFF of this kind is not supported: {tiff.describe(tags)}",
+                code="unsupported",
+            )
+        if planes is None:
+            _correct_order(image)
+            image.load()
+            image = _corrected(image, tags, treatments)
+    else:
+        image.load()
+    treatments.extend(_depth_treatments(image, data, tags))
+    if tags is not None:
+        treatments.extend(_tiff_treatments(image, tags))
+    return image
 
 
 def _from_array(array: NDArray[Any], limits: Limits, label: str) -> LoadedImage:
@@ -769,8 +967,7 @@ def _to_rgb(
     elif mode == "P" and image.palette is not None and image.palette.mode != "RGB":
         treatments.append("transparency dropped")
     if part is not None and part != (0, 0, image.height, image.width):
-        y, x, height, width = part
-        image = image.crop((x, y, x + width, y + height))
+        image = _region(image, part)
     if mode in ("La", "RGBa"):
         image = image.convert(mode.upper())
     if mode != "RGB":
@@ -783,6 +980,20 @@ def _to_rgb(
     return _values(image)
 
 
+def _region(image: Any, part: tuple[int, int, int, int]) -> Any:
+    """Copy the part (y, x, height, width) of an image.
+
+    Not by `crop`: in some versions of Pillow that obeys the global limit of pixels.
+    """
+    y, x, height, width = part
+    region = Image.new(image.mode, (width, height))
+    if image.palette is not None:
+        region.palette = image.palette.copy()
+        region.palette.dirty = 1
+    region.paste(image, (-x, -y))
+    return region
+
+
 def _values(image: Any) -> NDArray[np.uint8]:
     """Copy an RGB image to an array, some rows at a time.
 
@@ -793,62 +1004,249 @@ def _values(image: Any) -> NDArray[np.uint8]:
     out = np.empty((height, width, 3), dtype=np.uint8)
     rows = max(1, _BYTES_AT_ONCE // (3 * width))
     for top in range(0, height, rows):
-        strip = image.crop((0, top, width, min(top + rows, height)))
-        out[top : top + rows] = np.asarray(strip)
+        out[top : top + rows] = np.asarray(_region(image, (top, 0, min(rows, height - top), width)))
     return out
 
 
 _BYTES_AT_ONCE = 1 << 18
 
 
+def _crop(image: Any, box: tuple[int, int, int, int]) -> Any:
+    """Cut a box (left, top, right, bottom) out of a decoded image.
+
+    `Image.crop` of Pillow before 13 obeys the global limit on pixels, which is not ours.
+    """
+    return image._new(image.im.crop(box))
+
+
 def _wide_grey(
     values: NDArray[Any], image: Any, format_: str, treatments: list[str], label: str
 ) -> NDArray[np.uint8]:
     """Bring grey of 12, 16 or 32 bits to uint8 (H, W); the rules stand at the top of this file."""
-    low, high = values.min(), values.max()
-    if image.mode.startswith("I;16"):
-        bits = 12 if _tiff_bits(image) == 12 else 16
-    elif not (low >= 0 and high <= (255 if image.mode == "F" else 65535)):  # NaN fails, too
-        expected = "0..1 or 0..255" if image.mode == "F" else "0..65535"
+    tags = tiff.tags_of(image) or (lambda _: ())
+    if image.mode == "F":
+        grey = _from_floats(values, treatments, label)
+    else:
+        if (
+            image.mode == "I"
+            and tiff.bits(tags) == 32
+            and tiff.one(tags, tiff.SAMPLE_FORMAT, 1) == 1
+        ):
+            values = values.view(np.uint32)  # Pillow has signed integers only
+        grey = _from_integers(values, image.mode, format_, tags, treatments, label)
+    return 255 - grey if tiff.one(tags, tiff.PHOTOMETRIC, 1) == 0 else grey
+
+
+_FEW = 1000  # one value of so many may lie outside the range that all others show
+
+
+def _from_floats(values: NDArray[Any], treatments: list[str], label: str) -> NDArray[np.uint8]:
+    """Find whether floats are 0..1 or 0..255: a few beyond, as editing leaves them, do not decide.
+
+    Where the largest lie between 1 and 16 neither can be: brighter than white, or black.
+    """
+    low, high = float(values.min()), float(values.max())
+    for top in (1.0, 255.0):
+        outside = int(np.count_nonzero((values < 0) | (values > top)))
+        if not np.isfinite([low, high]).all() or outside * _FEW > values.size:
+            continue
+        if top > 1 and int(np.count_nonzero(values > 16)) * _FEW <= values.size:
+            continue
+        treatments.append("floats times 255, rounded" if top == 1 else "floats rounded")
+        if outside:
+            treatments.append(f"{outside} floats outside 0..{top:g} clipped")
+        # In place: these images are large.
+        scaled = np.clip(values, 0, top)
+        scaled *= 255 / top
+        return np.rint(scaled, out=scaled).astype(np.uint8)
+    raise ImageError(
+        f"{label}: values of mode F must lie in 0..1 or 0..255, found {low:g} to {high:g}",
+        code="unsupported",
+    )
+
+
+def _from_integers(
+    values: NDArray[Any],
+    mode: str,
+    format_: str,
+    tags: tiff.Tags,
+    treatments: list[str],
+    label: str,
+) -> NDArray[np.uint8]:
+    """Bring integers of 12 to 32 bits to 8, by what the file says of them and by what is there."""
+    low, high = int(values.min()), int(values.max())
+    bits = 12 if tiff.bits(tags) == 12 else 16
+    if tiff.bits(tags) == 16 and tiff.one(tags, tiff.SAMPLE_FORMAT, 1) == 2:
+        bits = 15  # signed
+    if format_ == "TIFF" and mode != "I" and bits == 16:
+        said = tiff.one(tags, tiff.MAX_SAMPLE, 65535)
+        if 255 <= said < 65535 and high <= said:  # 10 or 12 bits in words of 16
+            bits = said.bit_length()
+    if format_ != "PNG" and bits in (15, 16):
+        over = int(np.count_nonzero(values > 255)) if high > 255 and mode == "I" else 0
+        if low >= 0 and (high <= 255 or (over and over * _FEW <= values.size)):
+            if mode != "I":
+                treatments.append("16 bits holding 0..255 taken as 8")
+            if over:
+                treatments.append(f"{over} values over 255 clipped")
+            return np.minimum(values, 255).astype(np.uint8)
+    if not (low >= 0 and high <= 65535):
         raise ImageError(
-            f"{label}: values of mode {image.mode} must lie in {expected}, found {low} to {high}",
+            f"{label}: values of mode {mode} must lie in 0..65535, found {low} to {high}",
             code="unsupported",
         )
-    elif image.mode == "F":
-        scale = 255.0 if high <= 1.0 else 1.0
-        treatments.append("floats times 255, rounded" if scale > 1 else "floats rounded")
-        return cast("NDArray[np.uint8]", np.rint(values * scale).astype(np.uint8))
-    elif high <= 255 and format_ != "PNG":
-        return cast("NDArray[np.uint8]", values.astype(np.uint8))
-    else:
-        bits = 16
-    treatments.append(f"{bits} bits reduced to the high {'byte' if bits == 16 else '8'}")
+    reduced = "byte" if bits == 16 else "8"
+    treatments.append(f"{bits} bits reduced to the high {reduced}")
     return cast("NDArray[np.uint8]", (values >> (bits - 8)).astype(np.uint8))
 
 
-def _tiff_bits(image: Any) -> int:
-    """Bits a sample that a TIFF stores; 0 for other formats."""
-    tags = getattr(image, "tag_v2", None)
-    bits = tags.get(TiffImagePlugin.BITSPERSAMPLE, 0) if tags is not None else 0
-    return max(bits, default=0) if isinstance(bits, tuple) else int(bits)
+# ------------------------------------------------------------------------------------ TIFF
 
 
-def _reduced_by_decoder(image: Any, data: bytes) -> bool:
-    """Whether the file stores more bits than the decoder gave.
+def _check_tiff(tags: tiff.Tags, label: str) -> None:
+    """Refuse what Pillow would read as pixels without an error, though it is none."""
+    signed = tiff.one(tags, tiff.SAMPLE_FORMAT, 1) == 2 and tiff.bits(tags) == 8
+    if signed or tiff.subsampled(tags):
+        raise ImageError(
+            f"{label}: TIFF of this kind is not supported: {tiff.describe(tags)}",
+            code="unsupported",
+        )
+    if tiff.strips_too_short(tags):
+        raise ImageError(
+            f"{label}: damaged TIFF file: its strips hold fewer bytes than its pixels need",
+            code="unreadable",
+        )
 
-    Pillow cannot tell for AVIF, nor for a PNG that was not opened here.
+
+# Of libtiff's values, which come in this machine's order, Pillow still swaps these.
+_SWAPPED = {"I;16BS": "I;16NS", "I;32BS": "I;32NS", "F;32BF": "F;32NF"}
+
+
+def _correct_order(image: Any) -> None:
+    """Have the values of compressed big-endian TIFFs of 16 and 32 bits read in the right order."""
+    for number, tile in enumerate(image.tile):
+        if tile[0] == "libtiff" and tile[3][0] in _SWAPPED:
+            args = (_SWAPPED[tile[3][0]], *tile[3][1:])
+            image.tile[number] = tile._replace(args=args)
+
+
+_PLANES = {"L": 1, "LA": 2, "RGB": 3, "YCbCr": 3, "LAB": 3, "RGBA": 4, "CMYK": 4}
+
+
+def _merged(planes: NDArray[np.uint8], image: Any, tags: tiff.Tags) -> Any:
+    """Make an image of planes that were read here, in the mode that Pillow would give it."""
+    mode = image.mode
+    if len(planes) < _PLANES.get(mode, 99):
+        raise ValueError(f"unsupported: {len(planes)} planes of mode {mode}")
+    merged = Image.merge(mode, [Image.fromarray(plane) for plane in planes[: _PLANES[mode]]])
+    merged = _lab_from_planes(merged) if mode == "LAB" else merged
+    if mode in ("LA", "RGBA") and tiff.one(tags, tiff.EXTRA_SAMPLES, 2) == 1:
+        divided = Image.frombytes(mode[:-1] + "a", merged.size, merged.tobytes())
+        return divided.convert(mode)
+    return merged
+
+
+def _lab_from_planes(image: Any) -> Any:
+    """Shift a* and b*, which TIFF stores signed; of separate planes Pillow does not."""
+    shifted = [band.point([i ^ 128 for i in range(256)]) for band in image.split()[1:]]
+    return Image.merge("LAB", [image.getchannel(0), *shifted])
+
+
+def _corrected(image: Any, tags: tiff.Tags, treatments: list[str]) -> Any:
+    """Put right what Pillow makes of a palette or of planes, in a copy."""
+    if image.mode == "LAB" and tiff.one(tags, tiff.PLANAR, 1) == 2:
+        return _lab_from_planes(image)
+    colours = tags(tiff.COLOUR_MAP) if image.mode == "P" else ()
+    if colours and max(colours) <= 255:  # values of 8 bits, not the 16 that TIFF asks for
+        treatments.append("colour map of 8 bits")
+        image = image.copy()
+        third = len(colours) // 3
+        image.putpalette([colours[c * third + i] for i in range(third) for c in range(3)])
+    return image
+
+
+def _tiff_treatments(image: Any, tags: tiff.Tags) -> list[str]:
+    """Name what Pillow does to the values of a TIFF without saying so."""
+    colour = tiff.one(tags, tiff.PHOTOMETRIC, -1)
+    found = []
+    if colour == 0 and (image.mode in ("1", "L", "I", "F") or image.mode.startswith("I;16")):
+        found.append("grey inverted, 0 is white")
+    if colour == 6 and image.mode == "RGB" and tiff.one(tags, tiff.COMPRESSION, 1) not in (6, 7):
+        found.extend(_TREATMENTS["YCbCr"])
+    if image.mode in ("LA", "RGBA") and tiff.one(tags, tiff.EXTRA_SAMPLES, 2) == 1:
+        found.append("alpha divided out")
+    return found
+
+
+# ----------------------------------------------------------------------------------- facts
+
+
+def _stored_bits(image: Any, data: bytes, tags: tiff.Tags | None) -> int:
+    """Bits a sample that the file stores; 8 where nothing says.
+
+    Pillow cannot tell for a PNG that was not opened here.
     """
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return False
     if data[12:16] == b"IHDR":
-        return data[24] > 8
+        return data[24]
+    if tags is not None:
+        return tiff.bits(tags)
     stored = image.info.get("bit_depth", 0)  # HEIF
-    return max(_tiff_bits(image), stored if isinstance(stored, int) else 0) > 8
+    boxes = containers.iso_facts(data).bits if data[4:8] == b"ftyp" else 8
+    return max(boxes, stored if isinstance(stored, int) else 0)
 
 
-def _jpeg_facts(image: Any) -> tuple[int | None, str | None]:
-    """Quality and chroma subsampling of a JPEG, from its headers."""
-    if not isinstance(image, JpegImagePlugin.JpegImageFile) or not image.layer:
+def _depth_treatments(image: Any, data: bytes, tags: tiff.Tags | None) -> list[str]:
+    """Name what the decoder did to samples of more or fewer than 8 bits."""
+    if image.mode in ("1", "P", "PA", "I", "F") or image.mode.startswith("I;16"):
+        return []
+    bits = _stored_bits(image, data, tags)
+    if 1 < bits < 8:
+        return [f"{bits} bits expanded to 8"]
+    return ["more than 8 bits reduced to the high 8"] if bits > 8 else []
+
+
+def _crops(image: Any, data: bytes, format_: str) -> list[str]:
+    """Name what viewers cut off: of AVIF it is still there, of HEIF the decoder has cut it off."""
+    if format_ == "AVIF" and data:
+        crop = containers.iso_facts(data).crop
+        return ["crop of the display not applied"] if crop not in (None, image.size) else []
+    file = getattr(image, "_heif_file", None)
+    if file is None:
+        return []
+    turns = getattr(file[image.tell()]._c_image, "transformations", ())
+    # Less than a block at the right and the bottom is what an encoder had to fill up.
+    crops = [cut for kind, *cut in turns if kind == "clap"]
+    real = any(left or top or right >= 64 or bottom >= 64 for left, top, right, bottom, *_ in crops)
+    return ["crop of the display applied by the decoder"] if real else []
+
+
+def _frames(opened: _Opened, from_file: bool) -> tuple[int, list[str]]:
+    """Count the frames or pages, and say which was taken."""
+    picture = opened.picture
+    if picture is None or picture.number == 1:
+        frames = _count_frames(opened.image) if picture is None else picture.pages
+        which = "first" if from_file else "one"
+        return frames, [f"{which} of {frames} frames"] if frames > 1 else []
+    if picture.number == 0:
+        return picture.pages, ["picture of a sub-directory: the pages are reduced copies"]
+    return picture.pages, [
+        f"page {picture.number} of {picture.pages}: those before it are reduced copies"
+    ]
+
+
+def _jpeg_facts(opened: _Opened) -> tuple[int | None, str | None]:
+    """Quality and chroma subsampling of a JPEG, or of the JPEG inside a TIFF, from its headers."""
+    if isinstance(opened.image, JpegImagePlugin.JpegImageFile):
+        return _jpeg_of(opened.image)
+    headers = b"" if opened.picture is None else tiff.jpeg_headers(opened.picture.page)
+    if headers:
+        with suppress(Exception):  # facts, without which the picture is as good
+            return _jpeg_of(JpegImagePlugin.JpegImageFile(io.BytesIO(headers)))
+    return None, None
+
+
+def _jpeg_of(image: JpegImagePlugin.JpegImageFile) -> tuple[int | None, str | None]:
+    if not image.layer:
         return None, None
     quality = None
     table = image.quantization.get(image.layer[0][3])
@@ -906,9 +1304,12 @@ _IJG_TABLES = _ijg_tables()
 def _exif_orientation(image: Any) -> int:
     """EXIF orientation 1..8; 1 where it is missing or makes no sense."""
     try:
-        value = image.getexif().get(0x0112, 1)
+        return _valid_orientation(image.getexif().get(0x0112, 1))
     except Exception:  # damaged metadata do not spoil the picture
         return 1
+
+
+def _valid_orientation(value: Any) -> int:
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
@@ -968,7 +1369,8 @@ _quiet_depth = 0
 
 
 @contextmanager
-def _quiet_pillow() -> Iterator[None]:
+def quiet_pillow() -> Iterator[None]:
+    """Ignore the decoders' warnings; for threads, too."""
     global _quiet_depth
     with _quiet_lock:
         if _quiet_depth == 0:

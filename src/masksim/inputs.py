@@ -18,7 +18,7 @@ from importlib import import_module
 from pathlib import Path, PurePath
 from typing import Any
 
-from masksim.errors import DataError, ImageError, UsageError
+from masksim.errors import DataError, ImageError, UsageError, extra_missing
 from masksim.manifest import EXTENSIONS
 
 SUFFIXES = frozenset(EXTENSIONS) - {".dng"} | {".mpo", ".hif"}
@@ -286,7 +286,7 @@ def _parquet_column(path: str, column: str) -> Iterator[str]:
     try:
         parquet = import_module("pyarrow.parquet")
     except ImportError as error:
-        raise UsageError("Parquet needs pyarrow: pip install 'masksim[parquet]'") from error
+        raise extra_missing("Parquet", "pyarrow", "parquet") from error
     try:
         file = parquet.ParquetFile(path)
     except ValueError as error:  # all of pyarrow's
@@ -294,7 +294,9 @@ def _parquet_column(path: str, column: str) -> Iterator[str]:
     with file:
         names = file.schema_arrow.names
         if column not in names:
-            raise DataError(f"{path}: no column {column!r} among {names}", code="manifest_invalid")
+            raise DataError(
+                f"{path}: no column {column!r} among {', '.join(names)}", code="manifest_invalid"
+            )
         for batch in file.iter_batches(columns=[column]):
             yield from (str(value) for value in batch.column(0).to_pylist() if value)
 
@@ -306,9 +308,7 @@ def _fsspec() -> Any:
     try:
         return import_module("fsspec")
     except ImportError as error:
-        raise UsageError(
-            "a URL needs fsspec and what it needs for it: pip install fsspec"
-        ) from error
+        raise extra_missing("a URL", "fsspec", "remote") from error
 
 
 def _remote(url: str, recursive: bool) -> Iterator[str]:

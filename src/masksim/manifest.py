@@ -21,7 +21,7 @@ from importlib import import_module
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
-from masksim.errors import DataError, UsageError
+from masksim.errors import DataError, UsageError, extra_missing
 
 REAL = "real"  # the generator's name of photographs
 SPLITS = ("train", "val", "test")
@@ -169,7 +169,9 @@ def _table(rows: Iterable[Row]) -> tuple[list[str], list[dict[str, Any]]]:
     extras = sorted({name for row in ordered for name in row.extra})
     clash = set(extras) & set(CORE)
     if clash:
-        raise DataError(f"extra columns {sorted(clash)} are core ones", code="manifest_invalid")
+        raise DataError(
+            f"extra columns {', '.join(sorted(clash))} are core ones", code="manifest_invalid"
+        )
     table = [
         {**{name: getattr(row, name) for name in CORE},
          **{name: row.extra.get(name, "") for name in extras}}
@@ -228,7 +230,7 @@ def _pyarrow() -> tuple[Any, Any]:
     try:
         return import_module("pyarrow"), import_module("pyarrow.parquet")
     except ImportError as error:
-        raise UsageError("Parquet manifests need pyarrow: pip install pyarrow") from error
+        raise extra_missing("a Parquet manifest", "pyarrow", "parquet") from error
 
 
 def read_manifest(path: str | os.PathLike[str], *, split: str = "test") -> Manifest:

@@ -1,7 +1,8 @@
 """What a file says of its own origin: camera, software, generator, signed provenance.
 
 A line of evidence of its own, never mixed into a score: whoever has the file can remove or forge
-all of it, but for a C2PA manifest, which can be removed but not changed unseen.
+all of it, but for a C2PA manifest that was checked and whose signer is trusted, which can be
+removed but not changed unseen.
 
 Nothing here raises for any bytes. Values are texts for people, cut to `LONGEST` letters and with
 every control character escaped; they may hold markup, so whoever shows them must quote them.
@@ -9,115 +10,68 @@ every control character escaped; they may hold markup, so whoever shows them mus
 
 from __future__ import annotations
 
-import io
-import json
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
-from xml.parsers import expat
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias, cast
 
-from PIL import ExifTags, Image, IptcImagePlugin
+from PIL import Image, IptcImagePlugin
 
-__all__ = ["C2pa", "Metadata", "Statement", "read_metadata", "statements_of"]
+from masksim import generators
+from masksim.credentials import UNBROKEN, C2pa, Ingredient, read_c2pa
+from masksim.exif import Exif, read_exif
+from masksim.generators import SOURCE_TYPES, Named
+from masksim.image import open_undecoded, quiet_pillow
+from masksim.plain import LONGEST, LOOKED_AT, MOST, clean, decoded, excerpt, noted
+from masksim.pngtext import read_png
+from masksim.xmp import read_xmp
 
-LONGEST = 400
-"""Letters of a value that are kept."""
-
-MOST = 24
-"""Values of a kind that are kept."""
-
-_XMP_LIMIT = 1 << 20  # bytes: more is no description of an image
-_XMP_ELEMENTS, _XMP_DEPTH = 50_000, 100  # editors' histories have thousands, a dozen deep
-_ITEMS_LIMIT = 1 << 16  # letters of a value that are looked at before it is cut
-
-SOURCE_TYPES: Mapping[str, str] = {
-    "trainedAlgorithmicMedia": "made by a generator (trained algorithmic media)",
-    "compositeWithTrainedAlgorithmicMedia": "partly made by a generator",
-    "compositeSynthetic": "a composite with synthetic parts",
-    "algorithmicallyEnhanced": "enhanced by an algorithm",
-    "algorithmicMedia": "made by an algorithm without training data",
-    "dataDrivenMedia": "made from data by a program",
-    "digitalArt": "made by hand on a computer",
-    "digitalCreation": "made on a computer",
-    "virtualRecording": "recorded in a virtual world",
-    "screenCapture": "a capture of a screen",
-    "composite": "a composite of several images",
-    "compositeCapture": "a composite of captures",
-    "humanEdits": "edited by a person",
-    "minorHumanEdits": "slightly edited by a person",
-    "digitalCapture": "captured by a digital camera",
-    "computationalCapture": "captured and computed by a camera",
-    "negativeFilm": "a scan of a negative",
-    "positiveFilm": "a scan of a slide",
-    "print": "a scan of a print",
-}
-"""IPTC's terms for `DigitalSourceType`, in words."""
-
-_SYNTHETIC = frozenset(
-    {
-        "trainedAlgorithmicMedia",
-        "compositeWithTrainedAlgorithmicMedia",
-        "compositeSynthetic",
-        "algorithmicMedia",
-    }
-)
-_CAPTURED = frozenset({"digitalCapture", "computationalCapture", "negativeFilm", "positiveFilm"})
-
-# Names that generators and their programs write; compared in lower case, as parts.
-_GENERATOR_WORDS = (
-    *("dall-e", "dall·e", "dalle", "openai", "chatgpt", "gpt-image", "midjourney", "firefly"),
-    *("stable diffusion", "stable-diffusion", "stablediffusion", "stability ai", "dreamstudio"),
-    *("comfyui", "invokeai", "automatic1111", "novelai", "ideogram", "leonardo.ai", "imagen"),
-    *("made with google ai", "google ai", "gemini", "bing image creator", "image creator from"),
-    *("designer", "black forest labs", "flux.1", "recraft", "grok", "pollinations"),
-    *("ai generated", "ai-generated", "job id:", "negative prompt:", "cfg scale:", "steps:"),
-)
-# Keys of PNG text that generators' programs use for what made the image.
-_GENERATOR_KEYS = frozenset(
-    {"parameters", "prompt", "workflow", "sd-metadata", "dream", "invokeai_metadata"}
-    | {"invokeai_graph", "generation_data", "negative_prompt", "sui_image_params", "aigc"}
-)
-
-Points: TypeAlias = Literal["generator", "camera", "other"]
-State: TypeAlias = Literal[
-    "absent", "not verified", "trusted", "valid", "untrusted", "tampered", "invalid", "unreadable"
+__all__ = [
+    "LONGEST",
+    "MOST",
+    "SOURCE_TYPES",
+    "C2pa",
+    "Ingredient",
+    "Metadata",
+    "Record",
+    "Statement",
+    "device_of",
+    "maker_of",
+    "read_metadata",
+    "statements_of",
 ]
+
+_BUDGET = 1 << 20  # letters of all texts together that are searched for a generator's records
+
+Points: TypeAlias = Literal["generator", "camera", "scanner", "other"]
 
 
 @dataclass(frozen=True, slots=True)
-class C2pa:
-    """A manifest of the Coalition for Content Provenance and Authenticity.
+class Record:
+    """A place of the file where a generator is named, or has left its record.
 
     Attributes
     ----------
-    state
-        ``"absent"``: the file has none. ``"not verified"``: it has one, which was not read, for
-        the package ``c2pa-python`` is missing. ``"trusted"``: unbroken, signed by someone on a
-        list of trust. ``"valid"``: unbroken, no list of trust was asked. ``"untrusted"``: unbroken,
-        but the signer is on no list of trust, or the certificate not fit. ``"tampered"``: image or
-        manifest were changed after signing. ``"invalid"``: broken otherwise. ``"unreadable"``: the
-        package could not read it.
-    claim_generator
-        The program that wrote it.
-    actions
-        What it says was done, one text an action.
-    source_types
-        IPTC's terms among these (see `SOURCE_TYPES`).
-    signer, signed
-        Who signed it, and when; as the manifest has it.
-    problems
-        Codes of what did not hold, as the specification names them.
+    where
+        ``"EXIF Software"``, ``"PNG text 'parameters'"``.
+    name
+        Of the generator; None where the form is a generator's, but not whose.
+    words
+        What matched.
+    text
+        What stands there, around these words.
+    model
+        The model that the record names.
+    begun
+        Whether it loads a picture, which the generator may have changed only.
     """
 
-    state: State = "absent"
-    claim_generator: str | None = None
-    actions: tuple[str, ...] = ()
-    source_types: tuple[str, ...] = ()
-    signer: str | None = None
-    signed: str | None = None
-    problems: tuple[str, ...] = ()
+    where: str
+    name: str | None
+    words: str
+    text: str
+    model: str | None = None
+    begun: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +83,7 @@ class Statement:
     text
         A sentence for people.
     points_to
-        ``"generator"``, ``"camera"`` or ``"other"``.
+        ``"generator"``, ``"camera"``, ``"scanner"`` or ``"other"``.
     """
 
     text: str
@@ -142,18 +96,30 @@ class Metadata:
 
     Attributes
     ----------
-    make, model, lens, software, taken
-        EXIF: of the camera and the program, and the time as the camera's clock had it.
-    user_comment, description
+    make, model, lens, software
+        EXIF: of the camera or scanner, and the program.
+    taken, changed
+        EXIF: when the picture was taken (or digitised) as the camera's clock had it, and when a
+        program last saved the file.
+    captured_by
+        EXIF: ``"camera"`` or ``"scanner"``, where its fields tell.
+    user_comment, description, artist
         EXIF: free text; generators write prompts there.
     position
         Whether there are coordinates; they are not shown.
     creator_tool, credit
         XMP, or IPTC: the program, and who is to be credited.
+    ai_system, ai_system_version, ai_prompt, ai_prompt_writer
+        XMP: the fields of IPTC 2025.1 for generated images.
+    ai_label
+        China's label for generated content (TC260), in words.
     source_types
         IPTC's terms for how the image came to be, from XMP; see `SOURCE_TYPES`.
     text
-        (key, value) of the text chunks of a PNG, and the comments of other formats.
+        (key, value) of the text chunks of a PNG, and the comments of other formats; the telling
+        ones first.
+    records
+        Where generators are named.
     c2pa
         The signed manifest.
     problems
@@ -167,14 +133,23 @@ class Metadata:
     lens: str | None = None
     software: str | None = None
     taken: str | None = None
+    changed: str | None = None
+    captured_by: str | None = None
     user_comment: str | None = None
     description: str | None = None
+    artist: str | None = None
     position: bool = False
     creator_tool: str | None = None
     credit: str | None = None
+    ai_system: str | None = None
+    ai_system_version: str | None = None
+    ai_prompt: str | None = None
+    ai_prompt_writer: str | None = None
+    ai_label: str | None = None
     source_types: tuple[str, ...] = ()
     text: tuple[tuple[str, str], ...] = ()
-    c2pa: C2pa = C2pa()
+    records: tuple[Record, ...] = ()
+    c2pa: C2pa = field(default_factory=C2pa)
     problems: tuple[str, ...] = ()
     statements: tuple[Statement, ...] = ()
 
@@ -192,330 +167,220 @@ def read_metadata(data: bytes) -> Metadata:
     Metadata
         With `problems` where parts could not be read; never an error, for any bytes.
     """
-    problems: list[str] = []
-    info: dict[Any, Any] = {}
-    exif: dict[str, str] = {}
-    text: list[tuple[str, str]] = []
-    with _noted(problems, "file"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns of damaged tags
-        info, exif, text = _by_pillow(data, problems)
-    xmp = _read_xmp(info, problems)
-    c2pa = _read_c2pa(data)
-    found = {
-        **{name: exif.get(name) for name in _EXIF.values()},
-        "creator_tool": xmp.get("CreatorTool", [None])[0] or exif.get("iptc_program"),
-        "credit": xmp.get("Credit", [None])[0] or exif.get("iptc_credit"),
+    raw = _Raw()
+    with noted(raw.problems, "file"), quiet_pillow():  # it warns of damaged tags
+        _read_file(data, raw)
+    xmp = read_xmp(raw.xmp, raw.problems) if raw.xmp else {}
+    first = {name: values[0] for name, values in xmp.items()}
+    exif = raw.exif.texts
+    records, texts, label = _search(raw, xmp)
+    values: dict[str, Any] = {
+        "make": exif.get("Make"),
+        "model": exif.get("Model"),
+        "lens": exif.get("LensModel"),
+        "software": exif.get("Software") or exif.get("ProcessingSoftware"),
+        "taken": exif.get("DateTimeOriginal") or exif.get("DateTimeDigitized"),
+        "changed": exif.get("DateTime"),
+        "user_comment": exif.get("UserComment"),
+        "description": exif.get("ImageDescription"),
+        "artist": exif.get("Artist"),
+        "creator_tool": first.get("CreatorTool") or raw.iptc.get("program"),
+        "credit": first.get("Credit") or raw.iptc.get("credit"),
+        "ai_system": first.get("AISystemUsed"),
+        "ai_system_version": first.get("AISystemVersionUsed"),
+        "ai_prompt": first.get("AIPromptInformation"),
+        "ai_prompt_writer": first.get("AIPromptWriterName"),
+        "ai_label": label,
     }
-    source_types = tuple(_term(value) for value in xmp.get("DigitalSourceType", ()))
-    kept = tuple(text[:MOST])
-    if len(text) > MOST:
-        problems.append(f"{len(text) - MOST} of {len(text)} texts are left out")
-    return Metadata(
-        **found,
-        position="position" in exif,
-        source_types=source_types,
-        text=kept,
-        c2pa=c2pa,
-        problems=tuple(dict.fromkeys(problems))[:MOST],
-        statements=tuple(_statements(found, source_types, kept, c2pa)),
-    )
+    terms = map(generators.term_of, xmp.get("DigitalSourceType", ()))
+    if len(texts) > MOST:
+        raw.problems.append(f"{len(texts) - MOST} of {len(texts)} texts are left out")
+    found: dict[str, Any] = {
+        **{name: clean(value) or None if value else None for name, value in values.items()},
+        "captured_by": raw.exif.captured_by,
+        "position": raw.exif.position,
+        "source_types": tuple(dict.fromkeys(map(clean, terms))),
+        "text": tuple((clean(key, 80), clean(value)) for key, value in texts[:MOST]),
+        "records": tuple(records[:MOST]),
+        "c2pa": read_c2pa(data, xmp.get("provenance", ())),
+        "problems": tuple(dict.fromkeys(raw.problems))[:MOST],
+    }
+    return Metadata(**found, statements=tuple(_statements(found, found["c2pa"])))
 
 
-# ------------------------------------------------------------------------------------- values
+# ------------------------------------------------------------------------------- the file's parts
 
 
-def _clean(value: Any) -> str:
-    """Make a short printable text of anything: control characters escaped, cut at `LONGEST`."""
-    if isinstance(value, bytes):
-        value = _decoded(value[:_ITEMS_LIMIT])
-    text = str(value)[:_ITEMS_LIMIT].strip("\0 \t\r\n")
-    cut = text[: LONGEST + 1]
-    plain = "".join(
-        c if c.isprintable() else (" " if c in "\t\r\n" else _escape(c)) for c in cut[:LONGEST]
-    )
-    return plain + ("..." if len(text) > LONGEST else "")
+class _Raw:
+    """What the file holds, as it stands there."""
+
+    def __init__(self) -> None:
+        self.exif = Exif()
+        self.iptc: dict[str, str] = {}
+        self.xmp: bytes | str | None = None
+        self.texts: list[tuple[str, str]] = []
+        self.problems: list[str] = []
 
 
-def _escape(letter: str) -> str:
-    return letter.encode("unicode_escape").decode("ascii")
+def _read_file(data: bytes, raw: _Raw) -> None:
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        chunks = read_png(data, raw.problems)
+        raw.texts, raw.xmp = chunks.texts, chunks.xmp
+        _read_exif_bytes(chunks.exif, raw)
+        if chunks.iptc:
+            raw.iptc = _iim(chunks.iptc)
+        return
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        # Its decoder takes memory for all pixels as soon as it is opened.
+        info = _webp_chunks(data)
+        _read_exif_bytes(info.get("exif"), raw)
+    else:
+        with open_undecoded(data) as image:
+            info = dict(image.info)
+            if image.format == "HEIF":
+                _read_exif_bytes(info.get("exif"), raw)
+            else:
+                with noted(raw.problems, "EXIF"):
+                    raw.exif = read_exif(image.getexif())
+            with noted(raw.problems, "IPTC"):
+                _read_iptc(IptcImagePlugin.getiptcinfo(image) or {}, raw)
+        comment = info.get("comment")
+        if isinstance(comment, (bytes, str)) and comment:
+            raw.texts.append(("comment", _whole(comment)))
+    found = info.get("xmp") or info.get("XML:com.adobe.xmp")
+    if isinstance(found, (bytes, str)):
+        raw.xmp = found
 
 
-def _decoded(data: bytes) -> str:
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError:
-        return data.decode("latin-1")
-
-
-@contextmanager
-def _noted(problems: list[str], part: str) -> Iterator[None]:
-    """Note whatever goes wrong with one part: hostile files make any parser fail in any way."""
-    try:
-        yield
-    except Exception as error:
-        problems.append(f"{part}: cannot be read ({type(error).__name__})")
-
-
-# ----------------------------------------------------------------------------- EXIF, PNG, IPTC
-
-_EXIF: Mapping[int, str] = {
-    ExifTags.Base.Make: "make",
-    ExifTags.Base.Model: "model",
-    ExifTags.Base.LensModel: "lens",
-    ExifTags.Base.Software: "software",
-    ExifTags.Base.DateTimeOriginal: "taken",
-    ExifTags.Base.UserComment: "user_comment",
-    ExifTags.Base.ImageDescription: "description",
-}
-_COMMENT_CODES = {b"ASCII\0\0\0": "latin-1", b"UNICODE\0": "utf-16", b"JIS\0\0\0\0\0": "shift_jis"}
-_NOT_TEXT = {"XML:com.adobe.xmp", "xmp"}  # read as XMP
-
-
-def _by_pillow(
-    data: bytes, problems: list[str]
-) -> tuple[dict[Any, Any], dict[str, str], list[tuple[str, str]]]:
-    """Return the format's own items, EXIF and IPTC by our names, and texts."""
-    exif: dict[str, str] = {}
-    text: list[tuple[str, str]] = []
-    if data[4:8] == b"ftyp" and data[8:12] not in (b"avif", b"avis"):
-        import pillow_heif
-
-        info = dict(pillow_heif.open_heif(io.BytesIO(data)).info)
-        tags = Image.Exif()
-        with _noted(problems, "EXIF"):
-            if raw := info.get("exif"):
-                tags.load(bytes(raw))
-            _read_exif(tags, exif)
-        return info, exif, text
-    with Image.open(io.BytesIO(data)) as image:
-        with _noted(problems, "EXIF"):
-            _read_exif(image.getexif(), exif)
-        with _noted(problems, "IPTC"):
-            iptc = IptcImagePlugin.getiptcinfo(image) or {}
-            for key, name in (((2, 65), "iptc_program"), ((2, 110), "iptc_credit")):
-                value = iptc.get(key)
-                if value and (clean := _clean(value[0] if isinstance(value, list) else value)):
-                    exif[name] = clean
-        with _noted(problems, "text chunks"):
-            # Some stand behind the pixels, which have to be read for them.
-            if image.format == "PNG":
-                texts: Mapping[Any, Any] = image.text  # type: ignore[attr-defined]
-                text.extend(
-                    (_clean(key)[:80], _clean(value))
-                    for key, value in texts.items()
-                    if key not in _NOT_TEXT
-                )
-        info = dict(image.info)
-        if (comment := info.get("comment")) and (clean := _clean(comment)):
-            text.append(("comment", clean))
-        return info, exif, text
-
-
-def _read_exif(tags: Image.Exif, found: dict[str, str]) -> None:
-    sub = tags.get_ifd(ExifTags.IFD.Exif)
-    for tag, name in _EXIF.items():
-        value = sub.get(tag, tags.get(tag))
-        if tag == ExifTags.Base.UserComment and isinstance(value, bytes):
-            value = _comment(value[:_ITEMS_LIMIT])
-        if value is not None and (clean := _clean(value)):
-            found[name] = clean
-    if "taken" not in found and (clean := _clean(tags.get(ExifTags.Base.DateTime) or "")):
-        found["taken"] = clean
-    if tags.get_ifd(ExifTags.IFD.GPSInfo).get(ExifTags.GPS.GPSLatitude) is not None:
-        found["position"] = "there"
-
-
-def _comment(value: bytes) -> str:
-    """Decode EXIF's UserComment, which names its letters' code in eight bytes."""
-    code = _COMMENT_CODES.get(value[:8])
-    if code is None:
-        return _decoded(value.removeprefix(bytes(8)))
-    body = value[8:]
-    if code == "utf-16" and not body.startswith((b"\xff\xfe", b"\xfe\xff")):
-        # Without a mark; of plain letters the high byte is 0.
-        code = "utf-16-be" if body[:1] == b"\0" else "utf-16-le"
-    return body.decode(code, errors="replace")
-
-
-# ---------------------------------------------------------------------------------------- XMP
-
-_XMP_NAMES = ("DigitalSourceType", "CreatorTool", "Credit")
-
-
-def _read_xmp(info: Mapping[Any, Any], problems: list[str]) -> dict[str, list[str]]:
-    """Values of `_XMP_NAMES`, as elements, attributes or resources, whatever their prefix."""
-    raw = next((v for k in ("xmp", "XML:com.adobe.xmp") if (v := info.get(k))), None)
-    if not isinstance(raw, (bytes, str)):
-        return {}
-    data = raw.encode("utf-8", "replace") if isinstance(raw, str) else raw
-    if data[:2] not in (b"\xff\xfe", b"\xfe\xff", b"<\0", b"\0<"):  # of UTF-16 each half counts
-        data = data.strip(b"\0 \t\r\n")
-    if len(data) > _XMP_LIMIT:
-        problems.append(f"XMP: {len(data)} bytes are too many to be read")
-        return {}
-    try:
-        return _xmp_values(data)
-    except _RefusedError as error:
-        problems.append(f"XMP: {error}")
-    except Exception as error:  # as `_noted`
-        problems.append(f"XMP: cannot be read ({type(error).__name__})")
-    return {}
-
-
-class _RefusedError(Exception):
-    """What is well-formed, but no description of an image."""
-
-
-def _xmp_values(data: bytes) -> dict[str, list[str]]:
-    """Parse XMP in one pass, without a tree: the time grows with the bytes, however they nest."""
-    found: dict[str, list[str]] = {}
-    # An open element: its name, those of `_XMP_NAMES` that it is or stands in, and its text up to
-    # its first child (None after that, and where nobody wants it).
-    stack: list[tuple[str, tuple[str, ...]]] = []
-    texts: list[list[str] | None] = []
-    seen = 0
-
-    def add(names: Iterable[str], value: str) -> None:
-        if clean := _clean(value):
-            for name in names:
-                values = found.setdefault(name, [])
-                if clean not in values and len(values) < MOST:
-                    values.append(clean)
-
-    def take_text() -> None:
-        if texts and (text := texts[-1]) is not None:
-            add(stack[-1][1], "".join(text))
-            texts[-1] = None
-
-    def start(tag: str, attributes: Mapping[str, str]) -> None:
-        nonlocal seen
-        seen += 1
-        if seen > _XMP_ELEMENTS:
-            raise _RefusedError(f"over {_XMP_ELEMENTS} elements are too many to be read")
-        if len(stack) >= _XMP_DEPTH:
-            raise _RefusedError(f"elements over {_XMP_DEPTH} deep are not read")
-        take_text()
-        name = _local(tag)
-        around = stack[-1][1] if stack else ()
-        if name in _XMP_NAMES and name not in around:
-            around = (*around, name)
-        stack.append((name, around))
-        texts.append([] if around else None)  # of rdf:Alt, rdf:Bag, rdf:Seq as well
-        for key, value in attributes.items():
-            key = _local(key)
-            if key in _XMP_NAMES:
-                add((key,), value)
-            elif key == "resource" and name in _XMP_NAMES:
-                add((name,), value)
-
-    def end(_: str) -> None:
-        take_text()
-        stack.pop()
-        texts.pop()
-
-    def letters(text: str) -> None:
-        if texts and (kept := texts[-1]) is not None:
-            kept.append(text)
-
-    def doctype(*_: Any) -> None:
-        # Of no use in XMP, but to make a small file large.
-        raise _RefusedError("it has a doctype, which may define entities, and is not read")
-
-    parser = expat.ParserCreate(namespace_separator="}")
-    parser.buffer_text = True
-    parser.StartDoctypeDeclHandler = doctype
-    parser.EntityDeclHandler = doctype
-    parser.StartElementHandler = start
-    parser.EndElementHandler = end
-    parser.CharacterDataHandler = letters
-    parser.Parse(data, True)
+def _webp_chunks(data: bytes) -> dict[Any, Any]:
+    found: dict[Any, Any] = {}
+    at = 12
+    while at + 8 <= len(data):
+        kind, size = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
+        if name := {b"EXIF": "exif", b"XMP ": "xmp"}.get(kind):
+            found.setdefault(name, data[at + 8 : at + 8 + size])
+        at += 8 + size + size % 2
     return found
 
 
-def _local(tag: str) -> str:
-    return tag.rpartition("}")[2]
+def _read_exif_bytes(data: Any, raw: _Raw) -> None:
+    with noted(raw.problems, "EXIF"):
+        if data:
+            tags = Image.Exif()
+            tags.load(bytes(data))
+            raw.exif = read_exif(tags)
 
 
-def _term(value: str) -> str:
-    """Cut the vocabulary off a term: what stands after the last slash."""
-    return value.rstrip("/").rpartition("/")[2]
+_IPTC = {(2, 65): "program", (2, 110): "credit"}
 
 
-# --------------------------------------------------------------------------------------- C2PA
-
-# A JUMBF description box of C2PA's type: how the bytes of each manifest store begin.
-_C2PA_BOX = b"jumd" + b"c2pa\x00\x11\x00\x10\x80\x00\x00\xaa\x00\x38\x9b\x71"
-
-
-def _read_c2pa(data: bytes) -> C2pa:
-    if _C2PA_BOX not in data:
-        return C2pa()
-    try:
-        import c2pa
-    except ImportError:
-        return C2pa("not verified")
-    try:
-        # Nothing may be fetched: neither manifests that stand elsewhere nor revoked certificates.
-        settings = {"verify": {"remote_manifest_fetch": False, "ocsp_fetch": False}}
-        with (
-            c2pa.Settings.from_dict(settings) as chosen,
-            c2pa.Context(chosen) as context,
-            c2pa.Reader(None, io.BytesIO(data), context=context) as reader,
-        ):
-            return _from_store(json.loads(reader.json()))
-    except Exception as error:  # as `_noted`
-        return C2pa("unreadable", problems=(_clean(f"{type(error).__name__}: {error}"),))
+def _read_iptc(found: Mapping[Any, Any], raw: _Raw) -> None:
+    for key, name in _IPTC.items():
+        value = found.get(key)
+        value = value[0] if isinstance(value, list) else value
+        if value and (text := _whole(value)):
+            raw.iptc[name] = text
 
 
-def _from_store(store: Mapping[str, Any]) -> C2pa:
-    """Interpret the JSON of the reader of ``c2pa-python``."""
-    manifest = store["manifests"][store["active_manifest"]]
-    # An edited image's manifest holds those of what it was made from.
-    others = [m for name, m in store["manifests"].items() if name != store["active_manifest"]]
-    assertions = [a for m in (manifest, *others) for a in m.get("assertions") or ()]
-    codes = [str(status.get("code", "")) for status in store.get("validation_status") or ()]
-    actions, types = [], []
-    for assertion in assertions:
-        if not str(assertion.get("label", "")).startswith("c2pa.actions"):
+def _whole(value: Any) -> str:
+    return decoded(value[:LOOKED_AT]) if isinstance(value, bytes) else str(value)
+
+
+def _iim(profile: bytes) -> dict[str, str]:
+    """Read the records of IPTC's older form out of a profile."""
+    found: dict[str, str] = {}
+    at = profile.find(b"\x1c\x02")
+    while 0 <= at < len(profile) - 5 and profile[at] == 0x1C:
+        size = int.from_bytes(profile[at + 3 : at + 5], "big")
+        if name := _IPTC.get((profile[at + 1], profile[at + 2])):
+            found.setdefault(name, _whole(profile[at + 5 : at + 5 + size]))
+        at += 5 + size
+    return found
+
+
+# ---------------------------------------------------------------------------- where it is named
+
+_PROGRAMS = ("Software", "ProcessingSoftware")
+_CREDITS = ("Artist", "Copyright")
+_FREE = (
+    "Make", "Model", "ImageDescription", "UserComment", "MakerNote", "DocumentName", "HostComputer",
+    "XPTitle", "XPComment", "XPSubject", "XPKeywords",
+)  # fmt: skip
+
+
+def _search(
+    raw: _Raw, xmp: Mapping[str, Sequence[str]]
+) -> tuple[list[Record], list[tuple[str, str]], str | None]:
+    """Look for generators in all fields; put the telling texts first; read China's label."""
+    records: list[Record] = []
+    label: str | None = None
+
+    def add(where: str, named: Named | None, text: str) -> None:
+        if named is not None:
+            shown = excerpt(text, named.start, named.end)
+            model = generators.model_of(text)
+            records.append(
+                Record(
+                    where,
+                    named.name,
+                    clean(named.words, 60),
+                    shown,
+                    clean(model, 120) if model else None,
+                    generators.begins_from_image(text),
+                )
+            )
+
+    exif = raw.exif.texts
+    for name in (*_PROGRAMS, *_CREDITS, *_FREE):
+        if not (text := exif.get(name)):
             continue
-        for action in assertion.get("data", {}).get("actions") or ():
-            agent = action.get("softwareAgent")
-            agent = agent.get("name") if isinstance(agent, Mapping) else agent
-            parts = [str(action.get("action", "")).removeprefix("c2pa.")]
-            if agent:
-                parts.append(f"by {agent}")
-            if when := action.get("when"):
-                parts.append(f"at {when}")
-            if source := action.get("digitalSourceType"):
-                types.append(_clean(_term(str(source))))
-            if description := action.get("description"):
-                parts.append(f"({description})")
-            actions.append(_clean(" ".join(parts)))
-    infos = manifest.get("claim_generator_info") or ()
-    names = [f"{i.get('name', '')} {i.get('version', '')}".strip() for i in infos]
-    program = ", ".join(filter(None, names)) or manifest.get("claim_generator")
-    signature = manifest.get("signature_info") or {}
-    return C2pa(
-        _state(str(store.get("validation_state", "")), codes),
-        _clean(program) if program else None,
-        tuple(actions[:MOST]),
-        tuple(dict.fromkeys(types))[:MOST],
-        _clean(signature["issuer"]) if signature.get("issuer") else None,
-        _clean(signature["time"]) if signature.get("time") else None,
-        tuple(dict.fromkeys(map(_clean, codes)))[:MOST],
-    )
+        if name in _PROGRAMS:
+            add(f"EXIF {name}", generators.by_program(text), text)
+        elif name in _CREDITS:
+            add(f"EXIF {name}", generators.by_credit(text), text)
+        else:
+            label = label or generators.of_label(text)
+            add(f"EXIF {name}", _in_free(name, text), text)
+    for name, where, look in (
+        ("CreatorTool", "XMP CreatorTool", generators.by_program),
+        ("Credit", "XMP Credit", generators.by_credit),
+        ("description", "XMP description", generators.by_record),
+    ):
+        for text in xmp.get(name, ()):
+            add(where, look(text), text)
+    for text in xmp.get("AI-generation-source", ()):
+        named = generators.by_program(text)
+        add("XMP AI-generation-source", named or Named(None, text[:60], 0, len(text)), text)
+    for name, look in (("program", generators.by_program), ("credit", generators.by_credit)):
+        if text := raw.iptc.get(name):
+            add(f"IPTC {name}", look(text), text)
+    for text in xmp.get("AIGC", ()):
+        label = label or generators.of_label(text)
+    telling: list[tuple[str, str]] = []
+    rest: list[tuple[str, str]] = []
+    left = _BUDGET
+    for key, text in raw.texts:
+        left -= min(len(text), LOOKED_AT)  # of each no more is looked at
+        named = generators.by_text_key(key, text) if left > 0 else None
+        labelled = generators.of_label(text) if key.upper() == "AIGC" and left > 0 else None
+        label = label or labelled
+        add("Comment" if key == "comment" else f"PNG text {clean(key, 80)!r}", named, text)
+        (telling if named or labelled else rest).append((key, text))
+    if left <= 0:
+        raw.problems.append("texts: not all of them were searched, they are too long")
+    return records, telling + rest, label
 
 
-def _state(state: str, codes: Sequence[str]) -> State:
-    """Tell a changed image from a signer that is merely unknown."""
-    broken = [code for code in codes if not code.startswith(("signingCredential.", "timeStamp."))]
-    if any(code.endswith((".mismatch", ".missing")) for code in broken):
-        return "tampered"
-    if state == "Trusted" and not broken:
-        return "trusted"
-    if broken or state not in ("Trusted", "Valid", "Invalid"):
-        return "invalid"
-    return "untrusted" if codes or state == "Invalid" else "valid"
+_RECORD = re.compile(r"\s*(?:[{]|\[\s*[{\"]|(?:prompt|workflow)\s*:)", re.IGNORECASE)
+
+
+def _in_free(name: str, text: str) -> Named | None:
+    if found := generators.by_record(text):
+        return found
+    # No camera is called that; programs without a field of their own put their records there.
+    if name in ("Make", "Model") and not _is_name(text[:1000]) and _RECORD.match(text):
+        return Named(None, text.lstrip()[:20], 0, 20)
+    return None
 
 
 # --------------------------------------------------------------------------------- statements
@@ -540,83 +405,243 @@ def statements_of(values: Mapping[str, Any]) -> list[dict[str, str]]:
     KeyError, TypeError, ValueError, AttributeError
         The values do not have that form.
     """
-    c2pa = C2pa(**values["c2pa"])
-    said = _statements(values, values["source_types"], values["text"], c2pa)
-    return [{"text": statement.text, "points_to": statement.points_to} for statement in said]
+    found = plain_metadata(values)
+    return [
+        {"text": statement.text, "points_to": statement.points_to} for statement in found.statements
+    ]
 
 
-def _statements(
-    found: Mapping[str, Any],
-    source_types: Sequence[str],
-    text: Sequence[tuple[str, str]],
-    c2pa: C2pa,
-) -> Iterator[Statement]:
+def plain_metadata(values: Mapping[str, Any]) -> Metadata:
+    """Make a `Metadata` of plain values, with its statements anew.
+
+    Parameters
+    ----------
+    values
+        See `statements_of`.
+
+    Raises
+    ------
+    KeyError, TypeError, ValueError, AttributeError
+        The values do not have that form.
+    """
+    manifest = dict(values["c2pa"])
+    for name in ("actions", "source_types", "problems", "others"):
+        manifest[name] = tuple(manifest[name])
+    manifest["ingredients"] = tuple(
+        Ingredient(one["relationship"], tuple(one["source_types"]), one["maker"])
+        for one in manifest["ingredients"]
+    )
+    found = {
+        **values,
+        "c2pa": C2pa(**manifest),
+        "records": tuple(Record(**record) for record in values["records"]),
+        "text": tuple((key, text) for key, text in values["text"]),
+        "source_types": tuple(values["source_types"]),
+        "problems": tuple(values["problems"]),
+    }
+    found["statements"] = tuple(_statements(found, found["c2pa"]))
+    return Metadata(**found)
+
+
+def device_of(found: Mapping[str, Any]) -> str | None:
+    """Name the camera or scanner of `Metadata`'s values; None without a make and a model."""
+    make, model = found["make"], found["model"]
+    if not (make and model) or not all(map(_is_name, (make, model))):
+        return None
+    if any(record.where in ("EXIF Make", "EXIF Model") for record in found["records"]):
+        return None
+    # "Canon" and "Canon EOS 5D", "NIKON CORPORATION" and "NIKON D90"
+    if model.split()[0].lower() == make.split()[0].lower():
+        return str(model)
+    return f"{make} {model}"
+
+
+def _is_name(value: str) -> bool:
+    return len(value) <= 64 and not re.search(
+        r"[{}\[\]<>]|^\s*(?:prompt|workflow)\s*:", value, re.I
+    )
+
+
+def maker_of(found: Mapping[str, Any]) -> str | None:
+    """Name the generator that `Metadata`'s values name, the weightiest first; None without one."""
+    manifest: C2pa = found["c2pa"]
+    if manifest.maker:
+        return manifest.maker
+    if found["ai_system"]:
+        named = generators.by_program(found["ai_system"])
+        return named.name if named and named.name else str(found["ai_system"])
+    if name := next((record.name for record in found["records"] if record.name), None):
+        return str(name)
+    return next(
+        (i.maker for i in manifest.ingredients if i.relationship == "parentOf" and i.maker), None
+    )
+
+
+def _statements(found: Mapping[str, Any], c2pa: C2pa) -> Iterator[Statement]:
     """Say in sentences what bears on the origin, signed things first."""
     if c2pa.state != "absent":
-        yield _on_c2pa(c2pa)
-    for term in source_types:
+        yield from _on_c2pa(c2pa)
+    for term in found["source_types"]:
         words = SOURCE_TYPES.get(term, "of an unknown kind")
         yield Statement(f"XMP says: {words} (DigitalSourceType {term}).", _points(term))
-    for name, label in (
-        ("software", "EXIF Software"),
-        ("make", "EXIF Make"),
-        ("user_comment", "EXIF UserComment"),
-        ("description", "EXIF ImageDescription"),
-        ("creator_tool", "XMP CreatorTool"),
-        ("credit", "Credit"),
-    ):
-        if not (value := found[name]):
-            continue
-        if _names_generator(value):
-            yield Statement(f"{label} names a generator: {_short(value)}", "generator")
-        elif name == "user_comment" and '"prompt"' in value:
-            yield Statement(f"{label} holds a prompt: {_short(value)}", "generator")
-    for key, value in text:
-        if key.lower() in _GENERATOR_KEYS:
-            yield Statement(f"The text {key!r} is one that generators write.", "generator")
-        elif _names_generator(value):
-            yield Statement(f"The text {key!r} names a generator: {_short(value)}", "generator")
-    make, model = found["make"], found["model"]
-    if make and model and not _names_generator(f"{make} {model}"):
-        yield Statement(f"EXIF names a camera: {_short(f'{make} {model}')}", "camera")
-    elif make and not model and not _names_generator(make):
-        yield Statement(f"EXIF names a maker without a model: {_short(make)}", "other")
+    if found["ai_label"]:
+        yield Statement(
+            f"China's label for generated content (AIGC) says that it {found['ai_label']}.",
+            "generator",
+        )
+    yield from _on_ai_fields(found)
+    for record in found["records"]:
+        yield Statement(_on_record(record), "generator")
+    yield from _on_device(found)
+    yield from _on_rest(found)
 
 
-def _on_c2pa(c2pa: C2pa) -> Statement:
+def _on_ai_fields(found: Mapping[str, Any]) -> Iterator[Statement]:
+    if system := found["ai_system"]:
+        version = f" {found['ai_system_version']}" if found["ai_system_version"] else ""
+        yield Statement(f"XMP names the AI system that was used: {system}{version}.", "generator")
+    elif version := found["ai_system_version"]:
+        yield Statement(f"XMP names a version of an AI system: {version}.", "generator")
+    if prompt := found["ai_prompt"]:
+        yield Statement(f"XMP holds an AI prompt: {excerpt(prompt)}", "generator")
+    if writer := found["ai_prompt_writer"]:
+        yield Statement(f"XMP names who wrote the AI prompt: {writer}.", "generator")
+
+
+def _on_record(record: Record) -> str:
+    shown = record.text
+    if record.where in _NAMING and record.name:
+        return f"{record.where} names a generator, {record.name}: {shown}"
+    of = f"a record of {record.name}" if record.name else "a generator's record"
+    of += " that loads a picture" if record.begun else ""
+    of += f", model {record.model}" if record.model and record.model not in shown else ""
+    # The words that it rests on are shown, whether they stand in the text or in its key.
+    words = "" if record.words in shown or record.words in record.where else f" ({record.words})"
+    return f"{record.where} holds {of}{words}: {shown}"
+
+
+_NAMING = {
+    "EXIF Software", "EXIF ProcessingSoftware", "EXIF Artist", "EXIF Copyright", "XMP CreatorTool",
+    "XMP Credit", "IPTC program", "IPTC credit", "XMP AI-generation-source", "PNG text 'Software'",
+    "PNG text 'Source'",
+}  # fmt: skip
+
+
+def _on_device(found: Mapping[str, Any]) -> Iterator[Statement]:
+    device = device_of(found)
+    if device is None:
+        make = found["make"]
+        if (
+            make
+            and not found["model"]
+            and _is_name(make)
+            and not any(record.where == "EXIF Make" for record in found["records"])
+        ):
+            yield Statement(f"EXIF names a maker without a model: {make}", "other")
+        return
+    if found["captured_by"] == "scanner" or generators.is_scanner(device, found["software"]):
+        yield Statement(f"EXIF names a scanner: {device}", "scanner")
+    else:
+        kind = "camera" if found["captured_by"] == "camera" else "device"
+        yield Statement(f"EXIF names a {kind}: {device}", "camera")
+
+
+def _on_rest(found: Mapping[str, Any]) -> Iterator[Statement]:
+    """Programs and times: they say where the file has been, and not how the picture was made."""
+    named = {record.where for record in found["records"]}
+    programs = [
+        ("EXIF Software", found["software"]),
+        ("XMP CreatorTool", found["creator_tool"]),
+        *(
+            (f"PNG text {key!r}", value)
+            for key, value in found["text"]
+            if key.lower() == "software"
+        ),
+    ]
+    for where, program in programs:
+        if (
+            program
+            and where not in named
+            and where.replace("XMP CreatorTool", "IPTC program") not in named
+        ):
+            yield Statement(f"{where} names a program: {excerpt(program)}", "other")
+    if taken := found["taken"]:
+        yield Statement(f"EXIF says when it was taken or digitised: {taken}", "other")
+    if (changed := found["changed"]) and changed != found["taken"]:
+        yield Statement(f"EXIF says when the file was last changed: {changed}", "other")
+
+
+_RELATIONS = {
+    "parentOf": "The image that it was made from",
+    "componentOf": "A part of it",
+    "inputTo": "An image that was shown to the generator",
+}
+
+
+def _on_c2pa(c2pa: C2pa) -> Iterator[Statement]:
     by = f" by {c2pa.claim_generator}" if c2pa.claim_generator else ""
     signer = f" ({c2pa.signer})" if c2pa.signer else ""
+    broken = [p for p in c2pa.problems if not p.startswith(("signingCredential.", "timeStamp."))]
+    why = f" ({', '.join(broken[:3])})" if broken else ""
+    signed = f", signed in the name of {c2pa.signer}," if c2pa.signer else ""
+    if c2pa.state == "elsewhere":
+        yield Statement(
+            "XMP names a C2PA manifest that stands elsewhere, which was not asked: "
+            f"{c2pa.location}",
+            "other",
+        )
+        return
     state = {
-        "not verified": "A C2PA manifest is there, but was not verified (the package c2pa-python "
-        "is not installed).",
+        "not verified": f"A C2PA manifest{by}{signed} is there. It was not verified, for the "
+        "package c2pa-python is not installed.",
         "trusted": f"A C2PA manifest{by} is unbroken, and its signer{signer} is trusted.",
         "valid": f"A C2PA manifest{by} is unbroken.",
         "untrusted": f"A C2PA manifest{by} is unbroken, but its signer{signer} is on no list of "
         "trust that was asked, so the name may be anybody's.",
         "tampered": f"A C2PA manifest{by} does not fit: the image or the manifest was changed "
-        "after signing.",
-        "invalid": f"A C2PA manifest{by} is there, but is not valid.",
-        "unreadable": "A C2PA manifest is there, but could not be read.",
+        f"after signing{why}.",
+        "invalid": f"A C2PA manifest{by} is there, but is not valid{why}.",
+        "unreadable": f"A C2PA manifest{by} is there, but could not be checked.",
     }[c2pa.state]
-    said = [SOURCE_TYPES.get(t, t) for t in c2pa.source_types]
-    if said:
-        state += f" It says: {'; '.join(said)}."
-    points: Points = "other"
-    if c2pa.state in ("trusted", "valid", "untrusted"):
-        points = next((p for p in map(_points, c2pa.source_types) if p != "other"), "other")
-    return Statement(state, points)
+    points = _aim(c2pa.source_types)
+    said = [SOURCE_TYPES.get(term, term) for term in c2pa.source_types]
+    if c2pa.maker and points == "generator":
+        said.append(f"by {c2pa.maker}")
+    elif c2pa.maker:
+        said.append(f"it was made with a generator, {c2pa.maker}")
+        points = "generator" if points == "other" else points
+    claim = "; ".join(said)
+    if c2pa.state in UNBROKEN:
+        yield Statement(f"{state} It says: {claim}." if claim else state, points)
+    elif c2pa.state == "not verified":
+        yield Statement(f"{state} It claims, unchecked: {claim}." if claim else state, points)
+    else:
+        # What is broken proves nothing, and is a claim as good as any other entry.
+        yield Statement(state, "other")
+        if claim:
+            yield Statement(f"That manifest claims: {claim}.", points)
+    for ingredient in c2pa.ingredients:
+        words = [SOURCE_TYPES.get(term, term) for term in ingredient.source_types]
+        if ingredient.maker:
+            words.append(f"by {ingredient.maker}")
+        if not words:
+            continue
+        what = _RELATIONS.get(ingredient.relationship, "An image that went into it")
+        # What a part or an input was says nothing of the whole.
+        parent = ingredient.relationship == "parentOf" and c2pa.state in (*UNBROKEN, "not verified")
+        aims = _aim(ingredient.source_types) if parent else "other"
+        yield Statement(f"{what} has a manifest of its own: {'; '.join(words)}.", aims)
+    if c2pa.others:
+        yield Statement(
+            f"Parts of the manifest that could not be checked by themselves, as an identity or an "
+            f"ingredient: {', '.join(c2pa.others)}.",
+            "other",
+        )
+
+
+def _aim(terms: Sequence[str]) -> Points:
+    return next((p for p in map(_points, terms) if p != "other"), "other")
 
 
 def _points(term: str) -> Points:
-    if term in _SYNTHETIC:
-        return "generator"
-    return "camera" if term in _CAPTURED else "other"
-
-
-def _names_generator(value: str) -> bool:
-    lower = value.lower()
-    return any(word in lower for word in _GENERATOR_WORDS)
-
-
-def _short(value: str) -> str:
-    return value if len(value) <= 100 else f"{value[:97]}..."
+    return cast("Points", generators.points_of(term))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from masksim import metrics, protocols
-from masksim.errors import DataError, UsageError
+from masksim.errors import DataError, UsageError, extra_missing
 from masksim.manifest import REAL
 from masksim.report import PatternLike, patterns_png
 
@@ -108,9 +108,7 @@ def _figure(width: float, height: float) -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise UsageError(
-            "pictures need matplotlib: python -m pip install 'masksim[plot]'"
-        ) from error
+        raise extra_missing("drawing pictures", "matplotlib", "plot") from error
     # Not by pyplot: no window, no state that is shared.
     return Figure(figsize=(width, height), layout="constrained")
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 
 from masksim import metrics
-from masksim.calibration import Attribution, Calibration
+from masksim.calibration import Attribution, Calibration, Populations
 from masksim.errors import DataError, UsageError
 from masksim.manifest import REAL
 from masksim.tables import Cell, Column, Interval, Table
@@ -282,11 +282,13 @@ class Scale:
     slope: Floats | None = None
     offset: Floats | None = None
     probabilities: bool = False
-    calibration: Calibration | None = None
+    calibration: Calibration | Populations | None = None
     attribution: Attribution | None = None
 
     @classmethod
-    def of_table(cls, table: ScoreTable, calibration: Calibration | None = None) -> Scale:
+    def of_table(
+        cls, table: ScoreTable, calibration: Calibration | Populations | None = None
+    ) -> Scale:
         """Scale of a table without its detector: numbers all in [0, 1] are probabilities."""
         s = table.similarities
         within = bool(((s >= 0) & (s <= 1)).all())
@@ -535,8 +537,8 @@ def check(table: ScoreTable) -> None:
     """
     if REAL not in table.typ or not tested(table):
         raise DataError(
-            f"the images are of {sorted(set(table.typ.tolist()))}; needed are {REAL!r} and at "
-            "least one generator",
+            f"the images are of {', '.join(sorted(set(table.typ.tolist())))}; needed are {REAL!r} "
+            "and at least one generator",
             code="manifest_invalid",
         )
     if np.isnan(table.similarities).any():

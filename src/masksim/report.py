@@ -14,7 +14,7 @@ import struct
 import textwrap
 import unicodedata
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -24,12 +24,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from masksim.errors import UsageError
+from masksim import origin as origins
+from masksim.errors import UsageError, extra_missing
 from masksim.verdict import LEVELS, format_rate
 
 if TYPE_CHECKING:
     from masksim.image import ImageFacts
     from masksim.verdict import Verdict
+    from masksim.watermark import WatermarkMatch
 
 __all__ = [
     "DetectionLike",
@@ -37,6 +39,7 @@ __all__ = [
     "PatternLike",
     "PlaneLike",
     "ScoreLike",
+    "channel_words",
     "colour_limit",
     "colour_scale",
     "diverging_colours",
@@ -55,6 +58,19 @@ MEANING = (
     "photo."
 )
 """What a result does and does not mean, in a line."""
+
+UNCALIBRATED = (
+    "This detector comes without scores of real photos: how rare such a similarity is among them "
+    "is not known. Neither the similarity nor its head's probability is the probability that the "
+    "image is fake."
+)
+"""The same for a detector that has no rates."""
+
+
+def meaning(detection: DetectionLike) -> str:
+    """Say what a result does and does not mean: `MEANING`, or `UNCALIBRATED` without rates."""
+    rated = any(score.false_positive_rate is not None for score in detection.scores)
+    return MEANING if rated else UNCALIBRATED
 
 
 class ScoreLike(Protocol):
@@ -107,6 +123,18 @@ class DetectionLike(Protocol):
     @property
     def seconds(self) -> float:
         """Time of the analysis."""
+
+    @property
+    def origin(self) -> origins.Origin | None:
+        """What the file says of its own origin; None where it was not asked."""
+
+    @property
+    def beside(self) -> str | None:
+        """Verdict and file next to each other, where they disagree."""
+
+    @property
+    def watermarks(self) -> Sequence[WatermarkMatch]:
+        """Known open watermarks found in the pixels."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -245,10 +273,19 @@ def to_text(detection: DetectionLike, width: int = 80, *, ascii_only: bool = Fal
             "  Checked: ",
             "    ",
         )
+    if detection.origin is not None:
+        lines.extend(("", f"  {origins.TITLE}:"))
+        for line in origins.words(detection.origin):
+            paragraph(line, "    ", "      ")
+        if detection.beside:
+            lines.append("")
+            paragraph(detection.beside)
+    for mark in detection.watermarks:
+        paragraph(mark.text, "  Watermark: ", "    ")
     lines.append("")
     lines.extend(_table(detection, width, ascii_only))
     lines.append("")
-    paragraph(MEANING)
+    paragraph(meaning(detection))
     paragraph(_file_facts(detection.image), "  File: ", "    ")
     # Never broken, for it is to be copied.
     of = "" if detection.image.sha256_of == "file" else f"of the {detection.image.sha256_of} "
@@ -372,6 +409,9 @@ def to_html(detection: DetectionLike) -> str:
     if verdict.cautions:
         items = "".join(f"<li>{escape(caution)}</li>" for caution in verdict.cautions)
         parts.append(f'<ul style="margin:.4em 0">{items}</ul>')
+    if detection.origin is not None:
+        parts.append(_origin_card(detection.origin, detection.beside, escape))
+    parts.extend(f"<div>Watermark: {escape(mark.text)}</div>" for mark in detection.watermarks)
     heads = ("generator", "similarity", "real photos as high", "rarer: longer")
     parts.append('<table style="border-collapse:collapse;margin:.6em 0"><thead><tr>')
     parts.extend(f'<th scope="col" style="{_CELL}">{head}</th>' for head in heads)
@@ -388,11 +428,28 @@ def to_html(detection: DetectionLike) -> str:
             f'<div style="width:{100 * share:.0f}%;height:.7em;background:#3b7dc4"></div></div>'
             "</td></tr>"
         )
-    parts.append(f'</tbody></table><div style="font-size:.85em;opacity:.75">{escape(MEANING)}')
+    parts.append(
+        f'</tbody></table><div style="font-size:.85em;opacity:.75">{escape(meaning(detection))}'
+    )
     parts.append(
         f" Detector {escape(detection.detector)} ({escape(detection.detector_sha256[:12])})."
     )
     return "".join((*parts, "</div></div>"))
+
+
+def _origin_card(origin: origins.Origin, beside: str | None, escape: Callable[[str], str]) -> str:
+    """Write what the file says, set apart from the verdict."""
+    first, *rest = origins.words(origin)
+    caution = f'<div style="font-size:.85em;opacity:.75">{escape(rest.pop())}</div>' if rest else ""
+    items = "".join(f"<li>{escape(line)}</li>" for line in rest)
+    both = f"<div><strong>{escape(beside)}</strong></div>" if beside else ""
+    return (
+        '<div style="border-left:3px solid rgba(128,128,128,.5);padding-left:.8em;margin:.6em 0">'
+        f'<div style="font-weight:600">{escape(origins.TITLE)}</div><div>{escape(first)}</div>'
+        + both
+        + (f'<ul style="margin:.2em 0;font-size:.9em">{items}</ul>' if items else "")
+        + f"{caution}</div>"
+    )
 
 
 def rates_figure(detection: DetectionLike) -> Any:
@@ -417,9 +474,7 @@ def rates_figure(detection: DetectionLike) -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise UsageError(
-            "pictures need matplotlib: python -m pip install 'masksim[plot]'"
-        ) from error
+        raise extra_missing("this picture", "matplotlib", "plot") from error
     scores = detection.scores[::-1]  # the most telling on top
     names = [_plain(score.generator) for score in scores]
     figure = Figure(figsize=(7.0, 1.4 + 0.32 * len(scores)), layout="constrained")
@@ -602,9 +657,37 @@ def patterns_png(
         ]
         share = _power(plane) / (total or 1.0)
         label = f"{100 * share:.1f} % of the weight"
-        rows.append(_row(plane.name, label, panels, side))
+        rows.append(_row(channel_words(plane.name), label, panels, side))
     section = _titled(generator, "what its head looks for", rows, 72)
     return _png([section], _PATTERNS_NOTE, path)
+
+
+_CHANNELS: Mapping[str, str] = {
+    "luma": "brightness",
+    "luma quiet": "brightness of quiet parts",
+    "luma middle": "brightness of middling parts",
+    "luma busy": "brightness of busy parts",
+    "coherence": "colours that go together",
+    "chroma Cb": "blue-yellow colour",
+    "chroma Cr": "red-green colour",
+}
+
+
+def channel_words(name: str) -> str:
+    """Say a plane's name as people see it, alike in pictures, reports and the service.
+
+    Parameters
+    ----------
+    name
+        Of a plane of a similarity map: ``"luma, median"``.
+
+    Returns
+    -------
+    str
+        ``"brightness, median"``; a name that is not known stays as it is.
+    """
+    channel, comma, kind = name.partition(",")
+    return _CHANNELS.get(channel, channel) + comma + kind
 
 
 def _power(plane: PatternLike) -> float:
@@ -712,7 +795,8 @@ def _section(item: MapLike, detection: DetectionLike | None) -> Image.Image:
             _Panel("this image's spectrum", spectrum, *ticks, *colour_scale(spectrum)),
         ]
         total = float(np.sum(plane.values, dtype=np.float64))
-        rows.append(_row(plane.name, f"sum of this map {total:+.4f}", panels, side))
+        label = f"sum of this map {total:+.4f}"
+        rows.append(_row(channel_words(plane.name), label, panels, side))
     title_height = 84 if detection is not None else 72
     return _titled(item.generator, _subtitle(item, detection), rows, title_height)
 
@@ -737,7 +821,8 @@ def _subtitle(item: MapLike, detection: DetectionLike | None) -> str:
         if own is not None and (rate := own.false_positive_rate) is not None:
             text = format_rate(rate, own.sample_size)
             parts.append(f"false-positive rate {text} ({own.sample_size} real photos)")
-        parts.append(detection.image.name)
+        # Not the folders that it is in: pictures are passed on.
+        parts.append(os.path.basename(detection.image.name) or detection.image.name)
     return "    ".join(parts)
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from masksim.errors import ModelError, UsageError
+from masksim.errors import ModelError, UsageError, install
 
 if TYPE_CHECKING:
     import torch
@@ -257,7 +257,7 @@ def build_residual(
         from torch import nn
     except ImportError as error:
         raise ModelError(
-            "residual networks are built with torch; install it with: pip install 'masksim[train]'",
+            f"a residual network needs the package torch: {install('train')}",
             code="torch_missing",
         ) from error
 
@@ -371,7 +371,7 @@ def residual_onnx(config: ResidualConfig, weights: Mapping[str, NDArray[Any]]) -
         from onnx import TensorProto, checker, helper, numpy_helper
     except ImportError as error:
         raise ModelError(
-            "residual graphs are written with onnx; install it with: pip install 'masksim[train]'",
+            f"a residual graph needs the package onnx: {install('train')}",
             code="onnx_missing",
         ) from error
     check_weights(config, weights)

@@ -32,7 +32,7 @@ import torch
 from torch import distributed, nn
 from torch.utils.data import DataLoader, Dataset
 
-from masksim.errors import DataError, ModelError, UsageError
+from masksim.errors import DataError, ModelError, UsageError, extra_missing
 
 Device: TypeAlias = Literal["auto", "cpu", "cuda"]
 Precision: TypeAlias = Literal["auto", "float32", "bfloat16"]
@@ -70,10 +70,12 @@ class RunOptions:
 
     def __post_init__(self) -> None:
         if self.device not in get_args(Device):
-            raise UsageError(f"device must be one of {get_args(Device)}, got {self.device!r}")
+            raise UsageError(
+                f"device must be one of {', '.join(get_args(Device))}, got {self.device!r}"
+            )
         if self.precision not in get_args(Precision):
             raise UsageError(
-                f"precision must be one of {get_args(Precision)}, got {self.precision!r}"
+                f"precision must be one of {', '.join(get_args(Precision))}, got {self.precision!r}"
             )
         if self.workers < 0 or self.save_every < 1:
             raise UsageError("workers must be at least 0 and save_every at least 1")
@@ -603,7 +605,5 @@ def _curves(folder: Path) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise UsageError(
-            "--tensorboard needs the package tensorboard: pip install tensorboard"
-        ) from error
+        raise extra_missing("--tensorboard", "tensorboard", "tensorboard") from error
     return SummaryWriter(str(folder / "tensorboard"))

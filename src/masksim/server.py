@@ -50,6 +50,7 @@ from starlette.requests import ClientDisconnect, Request
 from masksim import __version__, answers
 from masksim.errors import ImageError, MasksimError, UsageError
 from masksim.image import Limits, load_image
+from masksim.report import channel_words
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -72,7 +73,7 @@ __all__ = [
 
 log = logging.getLogger("masksim.serve")
 
-MIB = 1024 * 1024
+MB = 1_000_000
 _FORM_BYTES = 64 * 1024
 """What the wrapping of one file in a form may take besides the file."""
 
@@ -124,12 +125,12 @@ class ServeConfig:
 
     workers: int = 0
     queue: int = 64
-    max_bytes: int = 64 * MIB
+    max_bytes: int = 64 * MB
     max_pixels: int = 100_000_000
     max_files: int = 32
-    max_batch_bytes: int = 256 * MIB
+    max_batch_bytes: int = 256 * MB
     max_seconds: float = 60.0
-    max_held_bytes: int = 512 * MIB
+    max_held_bytes: int = 512 * MB
 
     def __post_init__(self) -> None:
         """Refuse limits that nothing could pass.
@@ -166,6 +167,7 @@ class ServiceError(MasksimError):
     ``no_such_method``     the path takes another method (405)
     ``upload_timeout``     the upload took too long (408)
     ``too_many_files``     more files than the limit in a batch (413)
+    ``unsupported_type``   the body is said to be something else than an image or a form (415)
     ``overloaded``         as much as is allowed is inside already: try again later (429)
     ``internal``           a fault of the service (500)
     ``not_ready``          the service starts or stops (503)
@@ -181,6 +183,7 @@ class ServiceError(MasksimError):
         "no_such_method": 405,
         "upload_timeout": 408,
         "too_many_files": 413,
+        "unsupported_type": 415,
         "overloaded": 429,
         "internal": 500,
         "not_ready": 503,
@@ -377,11 +380,15 @@ class Service:
         maps: bool = fastapi.Query(
             False, description="Also give the similarity maps of all generators."
         ),
+        metadata: bool = fastapi.Query(
+            True, description="Also give what the file says of its own origin."
+        ),
     ) -> Response:
         """Analyse one image: the bytes of a file, or a form with one file."""
+        _check_type(request, _FORM, *_RAW)
         async with self._inside() as (place, deadline):
             limit = self.config.max_bytes
-            if _is_form(request):
+            if _kind(request) == _FORM:
                 files = await self._form(request, place, limit + _FORM_BYTES, 1, deadline)
                 if len(files) != 1:
                     raise UsageError("the form holds no file: send one, as `file`")
@@ -393,17 +400,22 @@ class Service:
                 name, data = _UPLOAD, chunks
             gone = asyncio.create_task(_disconnected(request))
             try:
-                answer = await self._analyse(place, gone, data, name, maps, deadline)
+                answer = await self._analyse(place, gone, data, name, maps, metadata, deadline)
             finally:
                 gone.cancel()
         return _json(answer)
 
-    async def detect_batch(self, request: Request) -> Response:
+    async def detect_batch(
+        self,
+        request: Request,
+        metadata: bool = fastapi.Query(
+            True, description="Also give what the files say of their own origin."
+        ),
+    ) -> Response:
         """Analyse the files of a form: a row for each, in order; errors are rows, too."""
         config = self.config
+        _check_type(request, _FORM)
         async with self._inside() as (place, deadline):
-            if not _is_form(request):
-                raise UsageError("a batch is a form (multipart/form-data) with files")
             limit = config.max_batch_bytes + config.max_files * _FORM_BYTES
             files = await self._form(request, place, limit, config.max_files, deadline)
             if not files:
@@ -415,7 +427,7 @@ class Service:
                 async with turn:
                     by = time.monotonic() + config.max_seconds
                     try:
-                        return await self._analyse(place, gone, data, name, False, by)
+                        return await self._analyse(place, gone, data, name, False, metadata, by)
                     except MasksimError as error:
                         problem = _problem(error)
                         self.meters.refused.labels(problem["code"]).inc()
@@ -472,7 +484,9 @@ class Service:
         self, request: Request, place: Place, limit: int
     ) -> AsyncGenerator[bytes, None]:
         """Give the body piece by piece; stop as soon as it is known to be too large."""
-        too_many = ImageError(f"the upload has more than {limit} bytes", code="too_many_bytes")
+        too_many = ImageError(
+            f"the upload has more than {limit / MB:.4g} MB", code="too_many_bytes"
+        )
         announced = request.headers.get("content-length", "")
         counted = int(announced) if announced.isascii() and announced.isdigit() else 0
         if counted > limit:
@@ -505,12 +519,18 @@ class Service:
             raise
         except Exception as error:  # whatever the parser trips over has come from the client
             raise UsageError("the form cannot be read") from error
-        files = []
-        for _, part in form.multi_items():
-            if isinstance(part, str):
-                continue
-            files.append(((part.filename or _UPLOAD)[:_NAME_LENGTH], part.file.read()))
-            part.file.close()
+        files, fields = [], []
+        for field, part in form.multi_items():
+            if not isinstance(part, str):
+                files.append(((part.filename or _UPLOAD)[:_NAME_LENGTH], part.file.read()))
+                part.file.close()
+            elif part:  # a page's field for files that nobody has filled is an empty text
+                fields.append(field)
+        if fields:
+            raise UsageError(
+                f"the form's field {fields[0][:_NAME_LENGTH]!r} is no file: options are parameters "
+                "of the address"
+            )
         if len(files) > most:
             raise _too_many_files(most)
         return files
@@ -530,6 +550,7 @@ class Service:
         data: bytes,
         name: str,
         maps: bool,
+        metadata: bool,
         deadline: float,
     ) -> bytes:
         """Hand an image to the workers; give its answer, or give it up."""
@@ -542,7 +563,7 @@ class Service:
             with suppress(RuntimeError):  # the loop has ended
                 loop.call_soon_threadsafe(place.leave)
 
-        work = self._pool.submit(self._answer, data, name, maps, time.monotonic())
+        work = self._pool.submit(self._answer, data, name, maps, metadata, time.monotonic())
         work.add_done_callback(left)
         job = asyncio.wrap_future(work)
         try:
@@ -564,12 +585,16 @@ class Service:
             f"the analysis was not done in {self.config.max_seconds:g} s", code="timeout"
         )
 
-    def _answer(self, data: bytes, name: str, maps: bool, since: float) -> tuple[bytes, float]:
+    def _answer(
+        self, data: bytes, name: str, maps: bool, metadata: bool, since: float
+    ) -> tuple[bytes, float]:
         """Analyse, in a worker; return the JSON and the seconds it took."""
         start = time.monotonic()
         self.meters.waited.observe(start - since)
         with self.meters.running.track_inprogress(), self.meters.seconds.time():
-            loaded = load_image(data, limits=self.limits, name=name, part=self.detector.part)
+            loaded = load_image(
+                data, limits=self.limits, name=name, part=self.detector.part, keep=metadata
+            )
             if maps:
                 detection, found = self.detector.explain(loaded)
                 order = [score.generator for score in detection.scores]
@@ -638,7 +663,7 @@ def pack_maps(maps: Sequence[SimilarityMap]) -> dict[str, Any]:
                 spectra.append(_pack(plane.spectrum, float(np.median(plane.spectrum))))
             planes.append(
                 {
-                    "name": plane.name,
+                    "name": channel_words(plane.name),
                     "fy": [float(plane.fy[0]), float(plane.fy[-1])],
                     "fx": [float(plane.fx[0]), float(plane.fx[-1])],
                     "sum": float(plane.values.sum(dtype=np.float64)),
@@ -697,6 +722,7 @@ def create_app(
         docs_url=None,  # its page would load scripts from elsewhere
         redoc_url=None,
         lifespan=service.lifespan,
+        dependencies=[fastapi.Depends(_check_parameters)],
     )
     app.state.service = service
     _add_routes(app, service, guarded=token is not None)
@@ -722,7 +748,7 @@ def _add_routes(app: Any, service: Service, *, guarded: bool) -> None:
         "required": ["files"],
         "properties": {"files": {"type": "array", "items": binary, "minItems": 1}},
     }
-    post = (400, 403, 408, 413, 429, 500, 503)
+    post = (400, 403, 408, 413, 415, 429, 500, 503)
     app.add_api_route(
         "/v1/detect", service.detect, methods=["POST"], tags=["detect"],
         operation_id="detect", summary="Analyse one image",
@@ -759,7 +785,7 @@ def _add_routes(app: Any, service: Service, *, guarded: bool) -> None:
         "/v1/model", service.model, methods=["GET"], tags=["model"],
         operation_id="model", summary="The detector and the limits",
         responses={
-            200: {"model": answers.ModelAnswer, "description": "The detector."}, **errors()
+            200: {"model": answers.ModelAnswer, "description": "The detector."}, **errors(400)
         },
     )  # fmt: skip
     app.add_api_route(
@@ -796,11 +822,39 @@ def _add_routes(app: Any, service: Service, *, guarded: bool) -> None:
     app.mount("/static", StaticFiles(directory=web))
 
 
+def _check_parameters(request: Request) -> None:
+    """Refuse parameters that the description does not know: they would be ignored in silence.
+
+    Raises
+    ------
+    UsageError
+        One is unknown, or given twice.
+    """
+    path = request.scope["path"]
+    if not path.startswith("/v1/"):
+        return  # probes and the page may be asked with whatever makes an address new
+    operation = request.app.openapi()["paths"][path][request.method.lower()]
+    known = [one["name"] for one in operation.get("parameters", ()) if one["in"] == "query"]
+    given = [name for name, _ in request.query_params.multi_items()]
+    for name in given:
+        if name not in known:
+            raise UsageError(
+                f"unknown parameter {name[:_NAME_LENGTH]!r}; known here: "
+                f"{', '.join(known) or 'none'}"
+            )
+        if given.count(name) > 1:
+            raise UsageError(f"the parameter {name!r} is given twice")
+
+
 def _openapi(app: Any, guarded: bool) -> dict[str, Any]:
     if app.openapi_schema is None:
         made = get_openapi(
             title=app.title, version=app.version, description=app.description, routes=app.routes
         )
+        # A value that makes no sense is a 400 here, as all other misuse.
+        made["paths"]["/v1/detect/batch"]["post"]["responses"].pop("422", None)
+        for unused in ("HTTPValidationError", "ValidationError"):
+            made["components"]["schemas"].pop(unused, None)
         # Put in afterwards: FastAPI drops what is null.
         for path, example in answers.EXAMPLES.items():
             answer = made["paths"][path]["post"]["responses"]["200"]
@@ -823,6 +877,7 @@ _MEANINGS = {
     403: "A page of another site has sent the request (`cross_site`).",
     408: "The upload took too long (`upload_timeout`).",
     413: "Too large: `too_many_bytes`, `too_many_pixels`, `too_many_files`.",
+    415: "The body is neither an image nor a form (`unsupported_type`).",
     422: "The image cannot be analysed: `empty_file`, `not_an_image`, `truncated`, `unreadable`, "
     "`unsupported`, `too_small`.",
     429: "Busy (`overloaded`): try again after the seconds in Retry-After.",
@@ -965,9 +1020,30 @@ def _digest(value: bytes) -> bytes:
     return hashlib.sha256(value).digest()
 
 
-def _is_form(request: Request) -> bool:
+_FORM = "multipart/form-data"
+# The last is what curl calls the bytes of `--data-binary` unless it is told otherwise.
+_RAW = ("", "image/", "application/octet-stream", "application/x-www-form-urlencoded")
+
+
+def _kind(request: Request) -> str:
+    """Tell what the body is said to be; empty where nothing is said."""
     kind = str(request.headers.get("content-type", ""))
-    return kind.partition(";")[0].strip().lower() == "multipart/form-data"
+    return kind.partition(";")[0].strip().lower()
+
+
+def _check_type(request: Request, *allowed: str) -> None:
+    """Refuse a body that is said to be something else, before any of it is read.
+
+    Raises
+    ------
+    ServiceError
+        Code ``unsupported_type``.
+    """
+    kind = _kind(request)
+    if kind not in allowed and not (kind.startswith("image/") and "image/" in allowed):
+        wanted = f"a form ({_FORM})" + (" or the bytes of an image" if len(allowed) > 1 else "")
+        said = f"not {kind[:_NAME_LENGTH]!r}" if kind else "and this one says nothing of its type"
+        raise ServiceError(f"the body must be {wanted}, {said}", code="unsupported_type")
 
 
 async def _collect(chunks: AsyncIterator[bytes]) -> bytes:

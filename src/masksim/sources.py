@@ -36,7 +36,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
 from urllib.parse import quote, unquote, urlsplit
 
-from masksim.errors import DataError, UsageError
+from masksim.errors import DataError, UsageError, extra_missing
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -306,7 +306,7 @@ def _httpx() -> Any:
     try:
         import httpx
     except ImportError as error:
-        raise UsageError('downloads need httpx: pip install "masksim[data]"') from error
+        raise extra_missing("downloading", "httpx", "data") from error
     return httpx
 
 
@@ -899,7 +899,8 @@ def extract_archive(
         raise DataError(f"{archive.name}: {error}", code="archive_unsupported") from error
     if not files:
         raise DataError(
-            f"{archive.name}: none of the folders {sorted(mapping)} is in it", code="archive_layout"
+            f"{archive.name}: none of the folders {', '.join(sorted(mapping))} is in it",
+            code="archive_layout",
         )
     return files
 
@@ -992,7 +993,7 @@ def table_files(table: UrlTable, text: str) -> list[tuple[RemoteFile, str]]:
     columns = [c for c in table.columns if c in (reader.fieldnames or [])]
     if not columns:
         raise DataError(
-            f"the table has none of the columns {list(table.columns)}", code="table_invalid"
+            f"the table has none of the columns {', '.join(table.columns)}", code="table_invalid"
         )
     files: list[tuple[RemoteFile, str]] = []
     taken: set[tuple[str, str]] = set()

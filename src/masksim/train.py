@@ -32,7 +32,7 @@ from masksim.dataset import (
     source_folds,
     training_weights,
 )
-from masksim.errors import DataError, ModelError, UsageError
+from masksim.errors import DataError, ModelError, UsageError, counted
 from masksim.features import FeatureConfig
 from masksim.manifest import REAL, Manifest, manifest_hash
 from masksim.model import SharedHeads
@@ -544,7 +544,7 @@ def fit_heads(
     names = tuple(n for n in sorted(counts) if n != REAL and counts[n] >= config.smallest_class)
     if not names:
         raise DataError(
-            f"no generator has {config.smallest_class} training images; found {counts}",
+            f"no generator has {config.smallest_class} training images; found {counted(counts)}",
             code="manifest_invalid",
         )
     classes = np.full(len(table.generators), -1, dtype=np.int64)
@@ -749,7 +749,7 @@ def train_shared(
         See `fit_heads` and `DetectorFile.save`.
     """
     if Path(out).exists() and not overwrite:
-        raise UsageError(f"{out} is there already; --overwrite replaces a detector")
+        raise UsageError(f"{out} is there; --overwrite replaces it")
     if config.views.window != config.features.window:
         raise UsageError(
             f"views have a window of {config.views.window}, features of {config.features.window}"

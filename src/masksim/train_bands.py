@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +28,7 @@ from masksim.dataset import FeatureTable, ViewConfig, at_most, compute_features
 from masksim.errors import DataError, ModelError, UsageError
 from masksim.features import FeatureConfig
 from masksim.manifest import REAL, Manifest, manifest_hash
-from masksim.model import heads_by_band, standardise, whiten
+from masksim.model import heads_by_band, standardise
 from masksim.photos import ReferencePhotos, pack, spread_over_sources
 from masksim.residual import ResidualConfig, residual_onnx
 from masksim.train import (
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     Matrix = NDArray[np.float32]
     Progress = Callable[[str, int, int], None]
 
-_BASIS_ROWS = 3000
+_BASIS_ROWS = 2000
 _BORROWED_ROWS = 2000
 _FEWEST_IN_BAND = 5  # views of a class: with fewer a band borrows from all others
 
@@ -112,7 +112,7 @@ class BandsConfig:
     stratum_sources: int = 20
     views: ViewConfig = field(default_factory=lambda: ViewConfig(views={"*": 5}))
     features: FeatureConfig = field(default_factory=lambda: FeatureConfig(parts=3, coherence=True))
-    heads: HeadConfig = field(default_factory=lambda: HeadConfig(ridge=0.5))
+    heads: HeadConfig = field(default_factory=lambda: HeadConfig(ridge=5.0))
 
     def __post_init__(self) -> None:
         if self.folds < 2:
@@ -151,7 +151,7 @@ class BandsConfig:
         plain["features"] = FeatureConfig.from_dict(
             {"parts": 3, "coherence": True, **plain.get("features", {})}
         )
-        heads = {"ridge": 0.5, **plain.get("heads", {})}
+        heads = {"ridge": 5.0, **plain.get("heads", {})}
         if unknown := sorted(set(heads) - set(HeadConfig.__dataclass_fields__)):
             raise UsageError(f"unknown keys in the configuration of heads: {unknown}")
         plain["heads"] = HeadConfig(**heads)
@@ -324,10 +324,9 @@ class _Space:
             own = real & (self.band == b)
             at = np.flatnonzero(own if own.sum() >= 2 else real)
             self.mean[b], self.deviation[b] = _statistics(table.features[at], self.weights[at])
-        self.basis, self.shrink = self._basis(classes, table.sources)
 
     def standardised(self, at: NDArray[np.int64]) -> Matrix:
-        """Give some views in deviations of the photos of their band: (k, C, R, S)."""
+        """Give some views in deviations of the photos of their band, flat: (k, D)."""
         out = np.empty((len(at), *self.shape), np.float32)
         for b in np.unique(self.band[at]).tolist():
             chosen = self.band[at] == b
@@ -335,44 +334,73 @@ class _Space:
                 self.features[at[chosen]].astype(np.float32),
                 self.mean[b], self.deviation[b], self.config.heads.limit,
             )  # fmt: skip
-        return out
+        return out.reshape(len(at), -1)
 
-    def compared(self, at: NDArray[np.int64]) -> Matrix:
-        """Give some views as masks are laid over them, flat: (k, D)."""
-        z = self.standardised(at)
-        if len(self.basis):
-            z = whiten(z, self.basis, self.shrink)
-        return z.reshape(len(at), -1)
 
-    def _basis(
-        self, classes: NDArray[np.int64], sources: NDArray[np.str_]
-    ) -> tuple[Matrix, Matrix]:
-        """Find what views vary by within their class, and by how much that is to be shrunk."""
-        count = self.config.components
-        if not count:
-            return np.zeros((0, *self.shape), np.float32), np.zeros(0, np.float32)
-        rng = np.random.default_rng(self.config.seed)
-        at = np.flatnonzero((classes >= 0) & (self.weights > 0))
-        at = np.sort(rng.permutation(at)[:_BASIS_ROWS])
-        z = self.standardised(at).reshape(len(at), -1)
-        own, pooled = classes[at], self.config.heads.pooled
-        kinds = np.unique(own)
-        for c in kinds:
-            rows = own == c
-            w = self.weights[at[rows]] / self.weights[at[rows]].sum()
-            z[rows] -= (w.astype(np.float32) @ z[rows])[None]
-            share = 1 - pooled if c == 0 else pooled / (len(kinds) - 1)
-            z[rows] *= np.sqrt(w * share).astype(np.float32)[:, None]
-        values, vectors = np.linalg.eigh((z @ z.T).astype(np.float64))
-        count = min(count, int((values > 1e-9 * values[-1]).sum()))
-        values, vectors = values[::-1][:count], vectors[:, ::-1][:, :count]
-        basis = (z.T @ (vectors / np.sqrt(values)).astype(np.float32)).T
-        # The rest of the variance, spread evenly, is what components are brought down to.
-        floor = self.config.heads.ridge * max(
-            float((z * z).sum(dtype=np.float64)) / z.shape[1], 1e-12
-        )
-        shrink = 1 - np.sqrt(floor / (values + floor))
-        return basis.reshape(count, *self.shape), shrink.astype(np.float32)
+@dataclass(frozen=True, eq=False)
+class _Basis:
+    """What views vary by within their class, and by how much that is shrunk.
+
+    Attributes
+    ----------
+    vectors
+        float32 (K, D), orthonormal.
+    shrink
+        float32 (K,), see `masksim.model.whiten`.
+    """
+
+    vectors: Matrix
+    shrink: Matrix
+
+    def parts(self, z: Matrix) -> Matrix:
+        """Components (n, K) of views (n, D)."""
+        found: Matrix = z @ self.vectors.T
+        return found
+
+    def whitened(self, z: Matrix) -> Matrix:
+        """Give views (n, D) after `masksim.model.whiten`."""
+        return np.asarray(z - (self.parts(z) * self.shrink) @ self.vectors, np.float32)
+
+    def whitened_gram(self, gram: Matrix, parts: Matrix) -> Matrix:
+        """Inner products (n, n) of whitened views, of those before and their components."""
+        lost = (parts * (self.shrink * (2 - self.shrink))) @ parts.T
+        return np.asarray(gram - lost, np.float32)
+
+
+def _find_basis(space: _Space, classes: NDArray[np.int64], used: NDArray[np.bool_]) -> _Basis:
+    """Find the basis in some of the views.
+
+    It knows the classes: an image must not take part in the basis that it is scored with.
+    """
+    from scipy.linalg import eigh
+
+    config = space.config
+    size = int(np.prod(space.shape))
+    count = config.components
+    if not count:
+        return _Basis(np.zeros((0, size), np.float32), np.zeros(0, np.float32))
+    rng = np.random.default_rng(config.seed)
+    at = np.flatnonzero(used & (classes >= 0) & (space.weights > 0))
+    at = np.sort(rng.permutation(at)[:_BASIS_ROWS])
+    z = space.standardised(at)
+    own, pooled = classes[at], config.heads.pooled
+    kinds = np.unique(own)
+    for c in kinds.tolist():
+        rows = own == c
+        w = space.weights[at[rows]] / space.weights[at[rows]].sum()
+        z[rows] -= (w.astype(np.float32) @ z[rows])[None]
+        share = 1 - pooled if c == 0 else pooled / max(1, len(kinds) - 1)
+        z[rows] *= np.sqrt(w * share).astype(np.float32)[:, None]
+    inner = z @ z.T
+    last = len(at) - 1
+    values, vectors = eigh(inner, subset_by_index=[max(0, last + 1 - count), last])
+    kept = values > 1e-6 * values[-1]
+    values, vectors = values[kept][::-1], vectors[:, kept][:, ::-1]
+    floor = config.heads.ridge * max(float(np.trace(inner)) / size, 1e-12)
+    basis = (z.T @ (vectors / np.sqrt(values)).astype(np.float32)).T
+    return _Basis(
+        np.ascontiguousarray(basis), (1 - np.sqrt(floor / (values + floor))).astype(np.float32)
+    )
 
 
 def _statistics(features: NDArray[Any], weights: NDArray[np.float64]) -> tuple[Matrix, Matrix]:
@@ -419,10 +447,15 @@ def fit_bands(
     masks = np.full((len(BANDS), count, *shape), 1e-3, np.float32)
     references = np.full((len(BANDS), count, *shape), 1e-3, np.float32)
     scores = np.zeros((len(classes), count), np.float32)
+    bases = []
+    for k in range(config.folds + 1):  # the last one is of all
+        if progress:
+            progress("basis", k, config.folds + 1)
+        bases.append(_find_basis(space, classes, folds != k))
     for b in range(len(BANDS)):
         if progress:
             progress("band", b, len(BANDS))
-        fitted = _fit_band(space, table, classes, folds, b, scores)
+        fitted = _fit_band(space, table, classes, folds, b, bases, scores)
         masks[b], references[b] = masks_and_references(fitted, shape, config.heads.mask_exponent)
     if progress:
         progress("band", len(BANDS), len(BANDS))
@@ -434,8 +467,11 @@ def fit_bands(
         "a": np.zeros((len(BANDS), count), np.float32),
         "b": np.zeros((len(BANDS), count), np.float32),
     }
-    if len(space.basis):
-        tensors |= {"basis": space.basis, "shrink": space.shrink}
+    if len(bases[-1].vectors):
+        tensors |= {
+            "basis": bases[-1].vectors.reshape(-1, *shape),
+            "shrink": bases[-1].shrink,
+        }
     for g in range(count):
         for b in range(len(BANDS)):
             pair = ((classes == 0) | (classes == g + 1)) & (space.band == b)
@@ -471,6 +507,7 @@ def _fit_band(
     classes: NDArray[np.int64],
     folds: NDArray[np.int64],
     band: int,
+    bases: Sequence[_Basis],
     scores: NDArray[np.float32],
 ) -> Matrix:
     """Directions (G, D) of one band; fills in the left-out scores of its views."""
@@ -492,31 +529,37 @@ def _fit_band(
     )
     kept = np.concatenate([others[lacking], others[~lacking][:_BORROWED_ROWS]])
     at = np.sort(np.concatenate([np.flatnonzero(own), kept]))
-    z = space.compared(at)
+    z = space.standardised(at)
     gram = z @ z.T
 
-    def directions(used: NDArray[np.bool_]) -> Matrix:
+    def directions(used: NDArray[np.bool_], basis: _Basis) -> Matrix:
         chosen = np.where(used & (weights[at] > 0), classes[at], -1)
         # A class that has no image in the other folds has no head there.
         present = [c for c in range(1, count + 1) if (chosen == c).any()]
         numbers = {c: k for k, c in enumerate([0, *present])}
         numbered = np.array([numbers.get(int(c), -1) for c in chosen])
+        parts = basis.parts(z)
         coefficients = fisher_coefficients(
-            gram, numbered, weights[at], z.shape[1],
+            basis.whitened_gram(gram, parts), numbered, weights[at], z.shape[1],
             real_weights=matched_real_weights(numbered, weights[at], table.histories[at]),
             ridge=config.heads.ridge, pooled=config.heads.pooled,
         )  # fmt: skip
         found = np.zeros((count, z.shape[1]), np.float32)
-        found[[c - 1 for c in present]] = (z.T @ coefficients).T
+        summed = z.T @ coefficients
+        summed -= basis.vectors.T @ (basis.shrink[:, None] * (parts.T @ coefficients))
+        found[[c - 1 for c in present]] = summed.T
         return found
 
-    for k in range(int(folds.max()) + 1):
+    for k in range(config.folds):
         held = np.flatnonzero((folds[at] == k) & own[at])
         if len(held):
             scores[at[held]] = cosines(
-                z[held], directions(folds[at] != k), space.shape, config.heads
+                bases[k].whitened(z[held]),
+                directions(folds[at] != k, bases[k]),
+                space.shape,
+                config.heads,
             )
-    return directions(np.ones(len(at), bool))
+    return directions(np.ones(len(at), bool), bases[-1])
 
 
 def cosines(
@@ -684,11 +727,12 @@ def train_bands(
         progress=(lambda done, n: progress("features of views", done, n)) if progress else None,
     )  # fmt: skip
     fit = fit_bands(table, config, progress=progress)
-    file = _detector_file(table, fit, config)
+    file = detector_file(table, fit, config)
     return file.save(out, overwrite=overwrite), fit
 
 
-def _detector_file(table: FeatureTable, fit: BandsFit, config: BandsConfig) -> DetectorFile:
+def detector_file(table: FeatureTable, fit: BandsFit, config: BandsConfig) -> DetectorFile:
+    """Put what was fitted together as a detector, to be saved."""
     real = table.generators == REAL
     own = np.isin(table.generators, fit.generators)
     rows = np.full(len(real), -1)

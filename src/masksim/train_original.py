@@ -28,7 +28,7 @@ from torch.utils.data import Dataset
 from masksim import __version__, metrics, runs
 from masksim.augment import bilinear, reencode, rng_for
 from masksim.checkpoint import Branch, DetectorFile, check_target
-from masksim.errors import DataError, ImageError, UsageError
+from masksim.errors import DataError, ImageError, UsageError, counted
 from masksim.image import load_image
 from masksim.manifest import REAL, Manifest, Row, group_of, manifest_hash
 from masksim.network import OriginalNetwork, read_residual
@@ -668,7 +668,7 @@ def _parts(rows: Sequence[Row], config: OriginalConfig) -> tuple[list[_Part], st
     if not names:
         raise DataError(
             f"no generator has {config.smallest_class} training images of at least "
-            f"{config.window} pixels; found {dict(sorted(counts.items()))}",
+            f"{config.window} pixels; found {counted(dict(sorted(counts.items())))}",
             code="manifest_invalid",
         )
     if other:

@@ -319,7 +319,7 @@ def train_denoiser(
     out = Path(out)
     if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
         if not overwrite:
-            raise UsageError(f"{out} is there already; --overwrite replaces a network")
+            raise UsageError(f"{out} is there; --overwrite replaces it")
         if not (out / RESIDUAL_DESCRIPTION).is_file():
             raise UsageError(f"{out} is no residual network: it is not overwritten")
     photos = sorted(

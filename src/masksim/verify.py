@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from masksim.augment import reencode
-from masksim.errors import ImageError, MasksimError, UsageError
+from masksim.errors import ImageError, MasksimError, UsageError, extra_missing
 from masksim.image import load_image
 from masksim.manifest import SPLITS, Manifest, Row, group_of
 from masksim.preprocess import centre_window
@@ -245,7 +245,7 @@ def _imagehash() -> Any:
     try:
         import imagehash
     except ImportError as error:
-        raise UsageError('near duplicates need ImageHash: pip install "masksim[data]"') from error
+        raise extra_missing("the search for near duplicates", "imagehash", "data") from error
     return imagehash
 
 
@@ -321,9 +321,7 @@ def _sklearn() -> Any:
     try:
         import sklearn
     except ImportError as error:
-        raise UsageError(
-            'the leak probe needs scikit-learn: pip install "masksim[data]"'
-        ) from error
+        raise extra_missing("the leak probe", "scikit-learn", "data") from error
     return sklearn
 
 

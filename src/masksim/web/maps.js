@@ -197,7 +197,7 @@ export async function draw(into, answer) {
   }
 
   function drawTiles() {
-    // "luma, median": what comes before the comma is a row, what comes after a column.
+    // "brightness, median": what comes before the comma is a row, what comes after a column.
     const rows = new Map();
     shown.planes.forEach((plane, k) => {
       const cut = plane.name.indexOf(", ");
@@ -217,7 +217,7 @@ export async function draw(into, answer) {
       const sum = cells.reduce((total, one) => total + one.plane.sum, 0);
       parts.push(el("div", { class: "tile-row" }, [
         el("span", { class: "row-name", "aria-hidden": "true" }, [
-          row.replace("chroma ", "") || "all", kind === "values" ? el("b", {}, signed(sum, 3)) : "",
+          row || "all", kind === "values" ? el("b", {}, signed(sum, 3)) : "",
         ]),
         ...cells.map(({ plane, k }) => {
           const canvas = el("canvas", { "aria-hidden": "true" });
@@ -251,8 +251,8 @@ export async function draw(into, answer) {
     );
     note.textContent = kind === "values"
       ? `All channels together add up to the similarity with ${generatorName(shown.generator)}: ` +
-        `${shown.similarity.toFixed(4)}. Luma is brightness, Cb and Cr are colour; each column is ` +
-        "another way to take the content out."
+        `${shown.similarity.toFixed(4)}. Each row is brightness or a colour, each column another ` +
+        "way to take the content out."
       : "The image’s own noise, beside the mean of real photos. It is the same for every generator.";
   }
 

@@ -7,6 +7,7 @@ import * as words from "./words.js";
 
 const LEVELS = [["strong evidence", 0.01], ["evidence", 0.05], ["weak evidence", 0.1], ["no evidence", 1]];
 const LEAST = 0.0005; // left end of the scale
+const MOST_STATEMENTS = 8;
 
 const place = (rate) => {
   const share = Math.log(Math.max(rate, LEAST) / LEAST) / Math.log(1 / LEAST);
@@ -68,6 +69,28 @@ function points(verdict) {
   if (!items.length) return [];
   const title = verdict.level === "inconclusive" ? "Why" : "Keep in mind";
   return [el("h3", { class: "label" }, title), el("ul", { class: "points" }, items)];
+}
+
+/** What the file says of its own origin: beside the verdict, and no part of it. */
+function said(answer) {
+  const { origin } = answer;
+  if (!origin) return []; // of an answer that was kept before there was any
+  const lines = origin.statements.slice(0, MOST_STATEMENTS).map(({ text }) => el("li", {}, text));
+  const more = origin.statements.length - lines.length;
+  if (more > 0) lines.push(el("li", {}, `${more} more, in the JSON.`));
+  if (origin.problems.length) lines.push(el("li", {}, `Not read: ${origin.problems.join("; ")}.`));
+  return [
+    el("h3", { class: "label" }, "The file says"),
+    el("div", { class: "said" }, [
+      // The sentence of both says what the summary says, and more.
+      origin.beside ? el("p", { class: "beside" }, words.named(origin.beside)) : el("p", {}, origin.summary),
+      ...(origin.says === "nothing" ? [] : [el("p", { class: "note" }, words.FILE_CAUTION)]),
+      ...(lines.length ? [el("details", {}, [
+        el("summary", {}, "What this rests on"),
+        el("ul", { class: "points" }, lines),
+      ])] : []),
+    ]),
+  ];
 }
 
 function bars(answer) {
@@ -195,6 +218,7 @@ export class Result {
       ...(verdict.false_positive_rate === null ? [] : [scale(verdict)]),
       el("p", { class: "measured" }, words.measuredOn(verdict)),
       ...(verdict.level === "inconclusive" ? [] : points(verdict)),
+      ...said(answer),
       ...bars(answer),
       mapsPart(file),
       factsPart(answer),

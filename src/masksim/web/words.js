@@ -19,6 +19,7 @@ const PROBLEMS = {
   unsupported: "This kind of image cannot be read.",
   too_small: "The image is too small to measure anything.",
   too_many_bytes: "The file is too large for this service.",
+  unsupported_type: "This kind of file cannot be read.",
   too_many_pixels: "The image has too many pixels for this service.",
   overloaded: "The service is busy. Try again in a while.",
   timeout: "The analysis took too long.",
@@ -27,6 +28,9 @@ const PROBLEMS = {
   not_ready: "The service is starting or stopping. Try again in a while.",
   unreachable: "The service cannot be reached.",
 };
+
+export const FILE_CAUTION = "Such entries are easily forged and easily lost. They are shown beside the " +
+  "verdict, and are no part of it.";
 
 export const generatorName = (name) => NAMES[name] ?? name;
 
@@ -54,8 +58,8 @@ export function bytes(n) {
   return n < 1e6 ? `${(n / 1e3).toFixed(0)} kB` : `${(n / 1e6).toFixed(1)} MB`;
 }
 
-/** A limit of the service, in binary megabytes. */
-export const megabytes = (n) => `${Math.round(n / 1048576) || 1} MB`;
+/** A limit of the service. */
+export const megabytes = (n) => `${Math.round(n / 1e6) || 1} MB`;
 
 export const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 

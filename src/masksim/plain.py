@@ -1,0 +1,88 @@
+"""Texts from files that nobody vouches for, made fit to be shown: short and printable."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+__all__ = ["LONGEST", "LOOKED_AT", "MOST", "clean", "decoded", "excerpt", "noted"]
+
+LONGEST = 400
+"""Letters of a value that are kept."""
+
+MOST = 24
+"""Values of a kind that are kept."""
+
+LOOKED_AT = 1 << 16
+"""Letters of a value that are looked at."""
+
+
+def decoded(data: bytes) -> str:
+    """Decode bytes of an unknown code: UTF-8 where they are that, else Latin-1."""
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        return data.decode("latin-1")
+
+
+def clean(value: Any, longest: int = LONGEST) -> str:
+    r"""Make a short printable text of anything.
+
+    Parameters
+    ----------
+    value
+        Bytes are decoded; of anything else its text is taken.
+    longest
+        Letters that are kept; an ellipsis shows that there were more.
+
+    Returns
+    -------
+    str
+        Control characters are escaped (``\x1b``), line breaks are spaces.
+    """
+    if isinstance(value, bytes):
+        value = decoded(value[:LOOKED_AT])
+    text = str(value)[:LOOKED_AT].strip("\0 \t\r\n")
+    plain = "".join(
+        c if c.isprintable() else (" " if c in "\t\r\n" else _escape(c)) for c in text[:longest]
+    )
+    return plain + ("..." if len(text) > longest else "")
+
+
+def _escape(letter: str) -> str:
+    return letter.encode("unicode_escape").decode("ascii")
+
+
+def excerpt(text: str, start: int = 0, end: int = 0, longest: int = 100) -> str:
+    """Cut out the part of a text that holds what matters.
+
+    Parameters
+    ----------
+    text
+        Of any length.
+    start, end
+        Where in it that is.
+    longest
+        Letters that are kept, about.
+
+    Returns
+    -------
+    str
+        Printable; with ellipses where something is left out.
+    """
+    text = text[:LOOKED_AT]
+    if len(text) <= longest:
+        return clean(text)
+    begin = max(min(start - (longest - (end - start)) // 2, len(text) - longest), 0)
+    part = clean(text[begin : begin + longest], longest)
+    return ("..." if begin else "") + part + ("..." if begin + longest < len(text) else "")
+
+
+@contextmanager
+def noted(problems: list[str], part: str) -> Iterator[None]:
+    """Note whatever goes wrong with one part: hostile files make any parser fail in any way."""
+    try:
+        yield
+    except Exception as error:
+        problems.append(f"{part}: cannot be read ({type(error).__name__})")
