@@ -473,9 +473,10 @@ def _shared(
     flat = g.reshape(z, 0, -1)
     if heads[0].basis is not None:
         vectors = heads[0].basis.reshape(len(heads[0].basis), -1)
-        components = g("MatMul", flat, g.constant(vectors.T))
+        basis = g.constant(vectors)  # once in the file: it is large
+        components = g("Gemm", flat, basis, transB=1)
         components = g("Mul", components, g.constant(heads[0].shrink))
-        flat = g("Sub", flat, g("MatMul", components, g.constant(vectors)))
+        flat = g("Sub", flat, g("MatMul", components, basis))
     found = {"features": features} | _compared(g, flat, heads, band, maps)
     squared = g("Max", g.mean(g("Mul", z, z), 1, 2, 3), g.constant(1e-12))
     found["distance"] = g("Log", squared)
