@@ -551,7 +551,7 @@ class Detector:
         if len(self.generators) != sum(len(branch.generators) for branch in file.branches):
             raise ModelError("a generator stands in two branches")
         self._branches: list[_Runner] = [
-            (_SharedBranch if branch.head == "shared" else _OriginalBranch)(
+            (_OriginalBranch if branch.head == "original" else _SharedBranch)(
                 branch,
                 residual_runner(branch.onnx, threads=threads, providers=providers),
                 threads or _cores(),
