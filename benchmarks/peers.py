@@ -28,8 +28,7 @@ from model_card import ROOT, fill
 
 from masksim import evaluate, metrics
 from masksim.augment import rng_for
-from masksim.calibration import joint_false_positive_rate
-from masksim.dataset import history_weights, views
+from masksim.dataset import history_weights, last_format, last_quality, views
 from masksim.detector import load_detector
 from masksim.errors import MasksimError
 from masksim.image import load_image
@@ -117,8 +116,7 @@ def main() -> None:
     chosen = manifest.select(args.split)
     detector = load_detector(threads=1)
     config = evaluate.views_of(detector)
-    assert detector.file.calibration is not None
-    calibrated = np.asarray(detector.file.calibration["real_similarities"], dtype=np.float64)
+    assert detector.calibrations
     rows = [
         row
         for typ in sorted({row.generator for row in chosen.rows})
@@ -148,17 +146,22 @@ def main() -> None:
             peer.score([blank])
         for number, row in enumerate(rows):
             try:
-                pixels = load_image(manifest.file(row)).pixels
+                loaded = load_image(manifest.file(row))
+                pixels, file = loaded.pixels, (loaded.facts.jpeg_quality, loaded.facts.format)
                 sized = replace(row, height=pixels.shape[0], width=pixels.shape[1])
-                seen_to = [("as found", "as found", pixels)]
+                seen_to = [("as found", "as found", pixels, file)]
                 for view in views(pixels, sized, "evaluate", config, 0):
-                    seen_to.append(("evaluate", view.history, view.pixels))
+                    last = (
+                        last_quality(view.processing, file[0]),
+                        last_format(view.processing, file[1]),
+                    )
+                    seen_to.append(("evaluate", view.history, view.pixels, last))
                     height, width = view.pixels.shape[:2]
                     if min(height, width) >= config.window:
                         y, x = centre_window(height, width, config.window)
                         window = view.pixels[y : y + config.window, x : x + config.window]
-                        seen_to.append(("window", view.history, window))
-                for purpose, history, shown in seen_to:
+                        seen_to.append(("window", view.history, window, last))
+                for purpose, history, shown, last in seen_to:
                     scores = {}
                     for name in names:
                         start = time.perf_counter()
@@ -167,10 +170,10 @@ def main() -> None:
                         elif name == "size alone":  # generated images are the smaller ones
                             scores[name] = -float(shown.shape[0] * shown.shape[1])
                         else:
-                            similarities = detector.similarities(shown)
+                            rates = detector.rates(*detector.measure_pixels(shown, *last))
+                            assert rates is not None
                             # One number for all generators, as the peers give.
-                            joint = joint_false_positive_rate(similarities, calibrated)
-                            scores[name] = float(-np.log(joint))
+                            scores[name] = float(-np.log(rates.joint))
                         seconds[name] += time.perf_counter() - start
                     asked += 1
                     facts.append(

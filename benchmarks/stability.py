@@ -21,6 +21,7 @@ import json
 import os
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +82,11 @@ def judge(job: tuple[str, str, str]) -> dict[str, Any] | None:
         for one in MILD:
             pixels = one.apply(part, rng_for(0, key, one.name))
             changed = load_image(pixels)
-            quality = int(one.name.split("-")[1]) if one.family == "jpeg" else None
-            scores, traits = detector.measure_pixels(changed.pixels, quality)
+            format, quality = one.saved_as or (loaded.facts.format, loaded.facts.jpeg_quality)
+            # As the file that it would be: what it shows of its last compression is asked for.
+            facts = replace(changed.facts, format=format, jpeg_quality=quality)
+            changed = replace(changed, facts=facts)
+            scores, traits = detector.measure_pixels(changed.pixels, quality, format)
             rates = detector.rates(scores, traits)
             after = side(rates.joint if rates is not None else 1.0)
             final = "not asked"

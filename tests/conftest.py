@@ -9,6 +9,8 @@
     ``one_pixel`` are at least 256 pixels on either side.
 ``planted``, ``trained``
     Photos and images of two generators whose fingerprint is known, and a detector trained on them.
+``repositories``, ``banded``
+    The same in whole repositories, and a small detector of the recipe ``bands`` trained on them.
 """
 
 from __future__ import annotations
@@ -487,6 +489,98 @@ def trained(planted: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Trai
         progress=lambda *step: seen.append(step),
     )
     return Trained(planted, config, folder / "detector", folder / "cache", file, fit, seen)
+
+
+def make_repositories(
+    folder: Path, counts: dict[str, tuple[int, int]], *, size: tuple[int, int], seed: int
+) -> list[Row]:
+    """Write repositories of small images, (how many, images in each) of each generator.
+
+    As in `make_planted` all classes have the same qualities, chroma and lossless files.
+    """
+    kinds = [(96, "4:2:0"), None, (90, "4:2:0"), (93, "4:4:4")]
+    rows = []
+    for number, (generator, (sources, images)) in enumerate(counts.items()):
+        for k in range(sources):
+            options = kinds[k % len(kinds)]
+            for i in range(images):
+                at = 100_000 * seed + 10_000 * number + 100 * k + i
+                pixels = make_natural(*size, seed=at)
+                if generator in PATTERNS:
+                    pixels = plant(pixels, generator, at)
+                source = f"{generator}-{seed}-{k}"
+                path = folder / source / f"{i:03d}{'.jpg' if options else '.png'}"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                if options:
+                    Image.fromarray(pixels).save(path, quality=options[0], subsampling=options[1])
+                else:
+                    Image.fromarray(pixels).save(path, compress_level=1)
+                rows.append(
+                    Row(
+                        path.relative_to(folder).as_posix(), generator, source, "train",
+                        width=size[1], height=size[0], format="JPEG" if options else "PNG",
+                    )
+                )  # fmt: skip
+    return rows
+
+
+BANDED = {
+    "name": "banded",
+    "folds": 3,
+    "smallest_class": 12,
+    "smallest_sources": 3,
+    "components": 8,
+    "photos": 150,
+    "images": 12,
+    "stratum_photos": 40,
+    "stratum_sources": 4,
+    "joint_only": ["joint-only"],
+    "views": {
+        "views": {"*": 4},
+        "ways": {
+            "region": 288,
+            "smallest": 128,
+            "ways": {"direct": 0.75, "reduced": 0.05, "messenger": 0.2},
+            "ends": {"lossless": 0.2, "high": 0.35, "middle": 0.25, "low": 0.05, "webp": 0.15},
+        },
+    },
+    "features": {
+        "window": 192, "windows": 2, "smallest": 128, "region": 288, "spacing": 64,
+        "segment": 32, "hops": [24, 16], "cell": 2,
+    },
+}  # fmt: skip
+"""Values of a `masksim.train_bands.BandsConfig` for small images."""
+
+
+@pytest.fixture(scope="session")
+def repositories(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    """Photos and images of two planted generators, in repositories of their own.
+
+    One more generator has too few images for a head, one is for the joint number alone.
+    """
+    folder = tmp_path_factory.mktemp("repositories")
+    counts = {REAL: (12, 6), "grid": (6, 4), "ring": (6, 4), "few": (1, 2), "joint-only": (4, 3)}
+    return Manifest(tuple(make_repositories(folder, counts, size=(304, 320), seed=5)), folder)
+
+
+@pytest.fixture(scope="session")
+def banded(repositories: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """A detector of the recipe ``bands``, trained on ``repositories``."""
+    pytest.importorskip("onnx")
+    pytest.importorskip("sklearn")
+    from masksim.train_bands import BandsConfig, train_bands
+
+    folder = tmp_path_factory.mktemp("banded")
+    config = BandsConfig.from_dict(BANDED)
+    seen: list[tuple[str, int, int]] = []
+    file, fit = train_bands(
+        repositories,
+        folder / "detector",
+        config,
+        cache=folder / "cache",
+        progress=lambda *step: seen.append(step),
+    )
+    return Trained(repositories, config, folder / "detector", folder / "cache", file, fit, seen)
 
 
 # ------------------------------------------------------------------- what was not installed

@@ -14,12 +14,14 @@ from PIL import Image
 from scipy import stats
 from typer.testing import CliRunner
 
+from conftest import make_natural, make_repositories
 from masksim import audit
-from masksim.checkpoint import DetectorFile
+from masksim.checkpoint import DetectorFile, population_arrays
 from masksim.cli import app
 from masksim.detector import BUILT_IN, Detector, load_detector
 from masksim.errors import DataError, ModelError, UsageError
-from masksim.manifest import Manifest
+from masksim.manifest import REAL, Manifest
+from masksim.traits import TRAITS
 
 runner = CliRunner()
 
@@ -380,3 +382,68 @@ def test_the_command_calibrate(
     assert json.loads(shown.stdout)["calibration"]["populations"]["desk"] == [
         {"stratum": "all", "photos": 24, "sources": 6}
     ]
+
+
+# --- heads for each band of compression ----------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def band_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bands")
+    make_repositories(folder, {REAL: (6, 4)}, size=(304, 336), seed=11)
+    pixels = make_natural(304, 336, seed=5)
+    for quality in (75, 55):
+        Image.fromarray(pixels).save(folder / f"{REAL}-11-0" / f"q{quality}.jpg", quality=quality)
+    Image.fromarray(pixels).save(folder / f"{REAL}-11-1" / "w.webp", quality=80)
+    return folder
+
+
+def test_photos_of_ones_own_with_a_learned_number(
+    banded: Any, band_photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit, "FEWEST", 20)
+    made, added = audit.calibrate(banded.folder, [band_photos], cache=tmp_path, name="desk")
+    made.save(tmp_path / "detector")
+    assert (added.photos, added.sources) == (27, 6)
+    # One learned number is one test, however many generators there are.
+    assert any("99 photos are sure" in warning for warning in added.warnings)
+    arrays = made.calibration
+    assert arrays is not None
+    for key, values in banded.file.calibration.items():
+        np.testing.assert_array_equal(arrays[key], values)
+    scores, traits, _ = (arrays[name] for name in population_arrays(1))
+    band = traits[:, TRAITS.index("band")]
+    assert {int(b): int((band == b).sum()) for b in range(5)} == {0: 16, 1: 8, 2: 1, 3: 1, 4: 1}
+    quality = traits[:, TRAITS.index("quality")]
+    assert {75.0, 55.0} <= set(quality.tolist())
+    auto = load_detector(tmp_path / "detector", threads=1)
+    assert all(c.learned is not None for c in auto.calibrations.values())
+    desk = load_detector(tmp_path / "detector", threads=1, population="desk", stability=False)
+    learned = auto.calibrations["desk"].learned
+    assert learned is not None
+    among = learned(scores.astype(float), traits.astype(float))
+    for path in [*sorted(band_photos.rglob("*.webp")), *sorted(band_photos.rglob("q*.jpg"))]:
+        # A photo's own row: its scores are those of the whole route of a file.
+        found = desk.detect(path)
+        mine = np.array([next(s.similarity for s in found.scores if s.generator == g)
+                         for g in desk.generators])  # fmt: skip
+        at = int(np.abs(scores - mine).sum(axis=1).argmin())
+        np.testing.assert_allclose(scores[at], mine, atol=1e-6)
+        number = learned(mine[None], traits[at].astype(float)[None])[0]
+        expected = (1 + (among >= number - 1e-9).sum()) / 28
+        assert found.verdict.false_positive_rate == pytest.approx(expected, abs=1 / 28 + 1e-9)
+        both = auto.detect(path).verdict
+        known = load_detector(banded.folder, threads=1).detect(path).verdict
+        assert both.false_positive_rate >= known.false_positive_rate  # type: ignore[operator]
+
+
+def test_an_audit_with_a_learned_number(banded: Any, band_photos: Path, tmp_path: Path) -> None:
+    images, _ = audit.photos_in([band_photos])
+    found = audit.audit(banded.folder, images, cache=tmp_path)
+    assert found.whole.photos == 27
+    assert found.whole.claims[-1].rate <= found.whole.claims[-1].claimed + 0.35
+    assert not found.failures
+    detector = load_detector(banded.folder, threads=1)
+    rates = [detector.detect(images.file(row)).verdict.false_positive_rate for row in images.rows]
+    for claim in found.whole.claims:
+        assert claim.alarms == sum(rate <= claim.claimed for rate in rates)  # type: ignore[operator]

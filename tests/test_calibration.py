@@ -11,10 +11,14 @@ from numpy.typing import NDArray
 from masksim.calibration import (
     UNCLEAR,
     Attribution,
+    Calibration,
+    Joint,
+    Strata,
     false_positive_rate,
     joint_false_positive_rate,
 )
 from masksim.errors import ModelError
+from masksim.traits import TRAITS
 
 Scores = NDArray[np.float64]
 Draw = Callable[[np.random.Generator, int, int], Scores]
@@ -340,3 +344,97 @@ def test_photos_with_gaps_count_where_they_are_scored() -> None:
     np.testing.assert_allclose(joint, [count_joint(row, real[:20]) for row in scores])
     with pytest.raises(ModelError, match="every generator"):
         joint_false_positive_rate(scores, np.where(np.arange(3) == 1, np.nan, real))
+
+
+# --- one learned number --------------------------------------------------------------------------
+
+
+def banded_traits(band: NDArray[np.int64]) -> Scores:
+    found = np.full((len(band), len(TRAITS)), np.nan)
+    found[:, TRAITS.index("band")] = band
+    return found
+
+
+LEARNED = Joint(np.array([[1.0, 2.0, 0.0], [0.5, -1.0, 3.0]]), np.array([0.0, -2.0]))
+
+
+def test_the_learned_number_by_hand() -> None:
+    scores = np.array([[1.0, 2.0, 3.0], [1.0, 2.0, 3.0], [0.5, 0.0, 1.0]])
+    traits = banded_traits(np.array([0, 1, 1]))
+    np.testing.assert_allclose(LEARNED(scores, traits), [5.0, 5.5, 1.25])
+    traits[0, TRAITS.index("band")] = np.nan  # not known: the band of no trace
+    np.testing.assert_allclose(LEARNED(scores, traits), [5.0, 5.5, 1.25])
+    some = LEARNED.only(np.array([True, False, True]))
+    np.testing.assert_allclose(some(scores[:, [0, 2]], traits), [1.0, 7.5, 1.25])
+
+
+def test_the_joint_rate_is_the_rank_of_the_learned_number() -> None:
+    rng = np.random.default_rng(0)
+    real, band = rng.normal(size=(50, 3)), rng.integers(2, size=50)
+    calibration = Calibration(real, banded_traits(band), learned=LEARNED)
+    new, shown = rng.normal(size=(20, 3)), banded_traits(rng.integers(2, size=20))
+    own, joint = calibration.all_rates(new, shown)
+    among = LEARNED(real, banded_traits(band))
+    expected = [(1 + (among >= x).sum()) / 51 for x in LEARNED(new, shown)]
+    np.testing.assert_allclose(joint, expected)
+    np.testing.assert_allclose(own, count_rates(new, real))  # a generator's own rate is as before
+    for k in range(20):
+        assert calibration.rates(new[k], shown[k]).joint == pytest.approx(expected[k])
+        assert calibration.joint(new[k], shown[k]) == pytest.approx(expected[k])
+    plain = calibration.all_rates(new)[1]  # no traits: all as if of band 0
+    assert ((plain > 0) & (plain <= 1)).all()
+    some = calibration.only(np.array([True, True, False]))
+    assert some.learned is not None
+    assert some.learned.weights.shape == (2, 2)
+
+
+def test_left_out_rates_and_gaps_with_a_learned_number() -> None:
+    rng = np.random.default_rng(1)
+    real, band = rng.normal(size=(60, 3)), rng.integers(2, size=60)
+    real[50:, 2] = np.nan
+    sources = np.repeat(np.arange(12), 5)
+    shown = banded_traits(band)
+    calibration = Calibration(real, shown, sources, learned=LEARNED)
+    found = calibration.left_out()
+    assert np.isnan(found[50:]).all()
+    among = LEARNED(real, shown)
+    for k in range(50):
+        rest = among[:50][sources[:50] != sources[k]]
+        assert found[k] == pytest.approx((1 + (rest >= among[k]).sum()) / (len(rest) + 1))
+    assert calibration.rates(real[0], shown[0]).photos == 50
+
+
+def test_rates_of_a_learned_number_are_uniform_for_exchangeable_photos() -> None:
+    """Whatever was learned: the bands differ, and the weights were fitted to other data."""
+    rng = np.random.default_rng(2)
+    rates = []
+    for _ in range(400):
+        band = rng.integers(2, size=61)
+        scores = rng.normal(band[:, None], 1 + band[:, None], (61, 3))
+        shown = banded_traits(band)
+        strata = Strata((("band", (0.5,)),), 15, 1)
+        calibration = Calibration(scores[1:], shown[1:], None, strata, LEARNED)
+        rates.append(calibration.joint(scores[0], shown[0]))
+    found = np.array(rates)
+    for level in (0.1, 0.25, 0.5, 0.75):
+        # Valid, and not wasteful: 400 draws have a standard error of at most 0.025.
+        assert level - 0.1 < (found <= level).mean() < level + 0.065, level
+
+
+@pytest.mark.parametrize(
+    ("weights", "offsets"),
+    [
+        (np.zeros((2, 3)), np.zeros(3)),
+        (np.zeros(3), np.zeros(3)),
+        (np.full((1, 3), np.nan), np.zeros(1)),
+        (np.zeros((1, 3)), np.full(1, np.inf)),
+    ],
+)
+def test_invalid_learned_numbers_are_refused(weights: Scores, offsets: Scores) -> None:
+    with pytest.raises(ModelError, match="joint weights"):
+        Joint(weights, offsets)
+
+
+def test_a_learned_number_is_of_the_generators_that_are_there() -> None:
+    with pytest.raises(ModelError, match="joint weights of 3 generators for 2"):
+        Calibration(np.zeros((5, 2)), learned=LEARNED)

@@ -21,11 +21,14 @@ from masksim.dataset import (
     FeatureTable,
     View,
     ViewConfig,
+    at_most,
     compute_features,
     evaluation_view,
     histories,
     history_of,
     history_weights,
+    last_format,
+    last_quality,
     measure_first_qualities,
     source_folds,
     training_view,
@@ -650,3 +653,89 @@ def test_photos_of_one_source_are_in_one_fold() -> None:
     table = made_table(50, 4, images_a_source=50)
     folds = source_folds(table, 3)
     assert len(set(folds[table.generators == REAL].tolist())) == 1
+
+
+# --- as images are met ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("processing", "format", "quality"),
+    [
+        ((), "HEIF", 77),
+        (("jpeg 92 4:2:0",), "JPEG", 92),
+        (("webp 80", "jpeg 71 4:4:4"), "JPEG", 71),
+        (("jpeg 92 4:2:0", "webp 80"), "WEBP", None),
+        (("jpeg 92 4:2:0", "avif 50"), "AVIF", None),
+        (("jpeg 92 4:2:0", "heif 50"), "HEIF", None),
+        (("jpeg 92 4:2:0", "resize 0.5000 box"), "PNG", None),
+    ],
+)
+def test_the_file_that_a_view_would_be(
+    processing: tuple[str, ...], format: str, quality: int | None
+) -> None:
+    assert last_format(processing, "HEIF") == format
+    assert last_quality(processing, 77) == quality
+
+
+def test_at_most_so_many_images_of_a_repository() -> None:
+    rows = [
+        Row(f"{generator}/{source}/{i}.png", generator, source, "train", sha256=f"{i:064d}")
+        for generator, sources in ((REAL, "abc"), ("x", "ad"), ("y", "e"))
+        for source in sources
+        for i in range(10)
+    ]
+
+    def paths(some: Any) -> set[str]:
+        return {row.path for row in some}
+
+    chosen = at_most(rows, {"*": 4, REAL: 2, "y": 99})
+    counts = Counter((row.generator, row.source) for row in chosen)
+    assert counts == {
+        (REAL, "a"): 2, (REAL, "b"): 2, (REAL, "c"): 2,
+        ("x", "a"): 4, ("x", "d"): 4, ("y", "e"): 10,
+    }  # fmt: skip
+    assert [rows.index(row) for row in chosen] == sorted(rows.index(row) for row in chosen)
+    # Which ones depends on their content: neither on the order nor on what else there is.
+    again = at_most(rows[::-1], {"*": 4, REAL: 2, "y": 99})
+    assert paths(again) == paths(chosen)
+    alone = at_most([row for row in rows if row.source == "d"], {"*": 4})
+    assert paths(alone) == {row.path for row in chosen if row.source == "d"}
+    more = at_most(rows, {"*": 5, REAL: 2, "y": 99})
+    assert paths(chosen) < paths(more)
+    assert at_most(rows, {}) == tuple(rows)
+    assert at_most(rows, {"*": 0}) == ()
+
+
+def test_a_repository_that_is_added_leaves_the_pieces_of_the_others(
+    natural_image: Any, tmp_path: Path
+) -> None:
+    pytest.importorskip("onnx")
+    rows = []
+    for source in "abc":
+        for i in range(2):
+            path = tmp_path / f"{source}{i}.png"
+            Image.fromarray(natural_image(70, 80, seed=ord(source) + i)).save(path)
+            rows.append(Row(path.name, REAL, source, "train"))
+    config = replace(
+        SMALL, views={"*": 2}, ways=replace(SMALL.ways, smallest=64, region=64, ends={"high": 1.0})
+    )
+    told: list[tuple[int, int]] = []
+
+    def compute(chosen: list[Row]) -> FeatureTable:
+        return compute_features(
+            Manifest(tuple(chosen), tmp_path), "met", tmp_path / "cache", views_config=config,
+            feature_config=FEATURES, progress=lambda *step: told.append(step),
+        )  # fmt: skip
+
+    first = compute([row for row in rows if row.source != "b"])
+    assert told[0] == (0, 2)
+    told.clear()
+    second = compute(rows)
+    assert told[0] == (2, 3)
+    kept = second.sources != "b"
+    np.testing.assert_array_equal(second.features[kept], first.features)
+    assert len(second.images) == 12
+    assert set(second.histories.tolist()) <= {"jpeg", "lossless", "reduced", "shared", "enlarged"}
+    band = second.traits[:, TRAITS.index("band")]
+    assert set(band[::2].tolist()) == {0}  # as found: PNG
+    assert set(band[1::2].tolist()) == {1}

@@ -15,7 +15,7 @@ from PIL import Image
 
 from masksim import augment
 from masksim.augment import rng_for
-from masksim.degrade import GRID, PHONES, Degradation, select
+from masksim.degrade import GRID, MILD, PHONES, Degradation, select
 from masksim.errors import UsageError
 from masksim.image import estimate_jpeg_quality
 
@@ -294,3 +294,27 @@ def test_the_page_lists_them_all() -> None:
     page = Path(__file__).parent.parent / "docs" / "degradations.md"
     rows = [line for line in page.read_text(encoding="utf-8").splitlines() if "| `" in line]
     assert rows == [f"| `{one.name}` | {one.does} |" for one in GRID.values()]
+
+
+def test_the_file_that_a_degraded_image_comes_from() -> None:
+    """What is recorded is what the last compression was, as the steps themselves call it."""
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 110, 3)).astype(np.uint8)
+    for one in (*GRID.values(), *MILD):
+        calls: list[Any] = []
+        with pytest.MonkeyPatch.context() as patch:
+            real = augment.reencode
+
+            def spy(image: Any, format: str, quality: int, *rest: Any, real: Any = real) -> Any:
+                found = real(image, format, quality, *rest)
+                calls.append((format, quality, found))  # noqa: B023
+                return found
+
+            patch.setattr(augment, "reencode", spy)
+            result = one.apply(pixels, np.random.default_rng(1))
+        if calls and result is calls[-1][2]:
+            format, quality, _ = calls[-1]
+            assert one.saved_as == (format, quality if format == "JPEG" else None), one.name
+        elif one.name == "none":
+            assert one.saved_as is None
+        else:
+            assert one.saved_as == ("PNG", None), one.name

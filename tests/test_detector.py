@@ -17,15 +17,17 @@ from PIL import Image
 import make_original_fixture as fixture  # type: ignore[import-not-found]
 import masksim
 from conftest import make_natural, plant  # type: ignore[import-not-found]
+from masksim.augment import encode
 from masksim.calibration import Interval, Rates
 from masksim.checkpoint import Branch, DetectorFile, import_original
 from masksim.detector import PROBES, Detection, Detector, load_detector
 from masksim.errors import ImageError, ModelError, UsageError
 from masksim.features import shared_features
 from masksim.image import load_image
-from masksim.model import SharedHeads
+from masksim.model import SharedHeads, heads_by_band
 from masksim.residual import BANK, OnnxResidual, ResidualConfig, residual_onnx
 from masksim.spectrum import frequencies
+from masksim.traits import TRAITS
 
 Natural = Callable[..., NDArray[np.uint8]]
 
@@ -787,3 +789,84 @@ def test_a_large_file_is_analysed_as_its_whole_array(
 def test_threads_change_no_answer(trained: Any, photo: NDArray[np.uint8]) -> None:
     one, three = (load_detector(trained.folder, threads=n) for n in (1, 3))
     np.testing.assert_array_equal(one.similarities(photo), three.similarities(photo))
+
+
+# --- heads for each band of compression, and detectors from before there were any ----------------
+
+
+def test_a_detector_of_the_first_edition_gives_the_same_answers(
+    trained: Any, detector: Detector, photo: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    """Without parts and coherence in its configuration, and with one trait fewer."""
+    file = DetectorFile.load(trained.folder)
+    (branch,) = file.branches
+    spectrum = {k: v for k, v in branch.spectrum.items() if k not in ("parts", "coherence")}
+    assert len(spectrum) == len(branch.spectrum) - 2
+    assert file.calibration is not None
+    arrays = {
+        name: values[:, :8] if name.endswith("_traits") else values
+        for name, values in file.calibration.items()
+    }
+    older = replace(file, branches=(replace(branch, spectrum=spectrum),), calibration=arrays)
+    older.save(tmp_path / "older")
+    found = load_detector(tmp_path / "older", threads=1, stability=False)
+    for image in (photo, plant(make_natural(560, 600, seed=8), "ring", 8)):
+        for data in (png(image), encode(image, "JPEG", 80), encode(image, "WEBP", 80)):
+            mine, known = found.detect(data), detector.detect(data)
+            assert mine.scores == known.scores
+            assert mine.verdict == known.verdict
+        # One set of heads: what the file shows of its compression does not change a score.
+        one, two = (found.measure_pixels(image, q, f)[0] for q, f in ((None, "PNG"), (70, "JPEG")))
+        np.testing.assert_array_equal(one, two)
+        np.testing.assert_array_equal(one, found.similarities(image))
+
+
+def test_each_band_has_the_heads_of_its_own(banded: Any) -> None:
+    file = DetectorFile.load(banded.folder)
+    detector = Detector(file, threads=1, stability=False)
+    heads = heads_by_band(file.branches[0].tensors, 6.0)
+    config = banded.config.features
+    residual = OnnxResidual(file.branches[0].onnx, threads=1)
+    pixels = plant(make_natural(304, 336, seed=41), "grid", 41)
+    features, _ = shared_features(pixels, config, residual)
+    asked = {
+        0: (None, "PNG"), 1: (90, "JPEG"), 2: (70, "JPEG"), 3: (55, "JPEG"), 4: (None, "WEBP")
+    }  # fmt: skip
+    different = set()
+    for band, (quality, format) in asked.items():
+        scores, traits = detector.measure_pixels(pixels, quality, format)
+        np.testing.assert_allclose(scores, heads[band].similarities(features), atol=1e-6)
+        assert traits[TRAITS.index("band")] == band
+        assert traits[TRAITS.index("distance")] == pytest.approx(heads[band].distance(features))
+        different.add(scores.tobytes())
+    assert len(different) == 5
+    # Of the file itself: its band decides, and maps are of the same heads.
+    data = encode(pixels, "JPEG", 70)
+    loaded = load_image(data)
+    found, maps = detector.explain(loaded)
+    scores = detector.measure_pixels(loaded.pixels, 70, "JPEG")[0]
+    for score in found.scores:
+        g = detector.generators.index(score.generator)
+        assert score.similarity == pytest.approx(scores[g], abs=1e-6)
+        planes = maps[score.generator].planes
+        assert len(planes) == config.channels
+        assert sum(float(p.values.sum()) for p in planes) == pytest.approx(scores[g], abs=1e-4)
+        names = [plane.name for plane in planes]
+        assert len(set(names)) == len(names)
+        assert "coherence, R and G" in names
+        assert names[0].startswith("luma quiet, ")
+
+
+def test_bands_and_the_learned_number_must_fit(banded: Any) -> None:
+    file = DetectorFile.load(banded.folder)
+    assert file.calibration is not None
+    arrays = dict(file.calibration)
+    for change, message in (
+        ({"joint_offsets": None}, "only one"),
+        ({"joint_offsets": np.zeros(3, np.float32)}, "joint weights of shape"),
+        ({"joint_weights": np.zeros((5, 3), np.float32)}, "joint weights of 3 generators for 2"),
+        ({"joint_weights": np.full((5, 2), np.nan, np.float32)}, "not finite"),
+    ):
+        changed = {k: v for k, v in {**arrays, **change}.items() if v is not None}
+        with pytest.raises(ModelError, match=message):
+            Detector(replace(file, calibration=changed), threads=1)

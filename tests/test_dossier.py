@@ -29,7 +29,7 @@ from masksim import cli, cli_report, dossier, dossier_html, origin
 from masksim.detector import Detector, PlaneMap, load_detector
 from masksim.dossier import Report, make_report, turn_window, verify_report
 from masksim.errors import ImageError, UsageError
-from masksim.image import ImageFacts, LoadedImage, to_display
+from masksim.image import ImageFacts, LoadedImage, load_image, to_display
 from masksim.metadata import C2pa, statements_of
 from masksim.verdict import format_rate
 
@@ -918,3 +918,14 @@ def test_wrong_usage(run: Callable[..., Any], photo: bytes, tmp_path: Path) -> N
     assert run("verify", tmp_path / "none.html", image).exit_code == 2
     assert run("--help").exit_code == 0
     assert not (tmp_path / "a.html").exists()
+
+
+def test_a_window_is_scored_as_part_of_its_file(banded: Any) -> None:
+    """With heads for each band of compression: of the file's band, not of a lossless array's."""
+    detector = load_detector(banded.folder, threads=1)
+    loaded = load_image(encode(Image.fromarray(make_natural(400, 400, seed=3)), "JPEG", quality=60))
+    window = (8, 16, 192, 192)
+    part = np.ascontiguousarray(loaded.pixels[16:208, 8:200])
+    found = dossier._similarity(detector, loaded, window, 1)
+    assert found == pytest.approx(detector.measure_pixels(part, 60, "JPEG")[0][1], abs=1e-9)
+    assert found != pytest.approx(detector.measure_pixels(part)[0][1], abs=1e-9)

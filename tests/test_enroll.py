@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from conftest import make_natural, plant
+from conftest import make_natural, make_repositories, plant
 from masksim.checkpoint import DetectorFile
 from masksim.cli import app
 from masksim.detector import Detector
@@ -22,7 +22,9 @@ from masksim.errors import DataError, ModelError, UsageError
 from masksim.image import load_image
 from masksim.manifest import REAL
 from masksim.metrics import auroc
+from masksim.model import heads_by_band
 from masksim.photos import ReferencePhotos, pack, unpack
+from masksim.traits import BANDS, TRAITS
 
 pytest.importorskip("sklearn")
 pytest.importorskip("onnx")
@@ -340,3 +342,235 @@ def test_the_command(trained: Any, folder: Path, tmp_path: Path) -> None:
     assert result.exit_code == 2
     assert "is not a detector" in result.stderr
     assert [path.name for path in out.iterdir()] == ["kept.txt"]
+
+
+# --- heads for each band of compression ----------------------------------------------------------
+
+BANDS_CONFIG = EnrollConfig(views=4, smallest=12, smallest_photos=40, samples=30)
+
+
+def write_small(folder: Path, count: int, seed: int) -> Path:
+    for i in range(count):
+        path = folder / f"source{i % 5}" / f"{i:03d}{'.jpg' if i % 5 % 2 else '.png'}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        options: dict[str, Any] = (
+            {"quality": 93} if path.suffix == ".jpg" else {"compress_level": 1}
+        )
+        Image.fromarray(stripes(seed + i, (304, 320))).save(path, **options)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def plain(banded: Any) -> DetectorFile:
+    return DetectorFile.load(banded.folder)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_small(tmp_path_factory.mktemp("small"), 20, 910_000)
+
+
+@pytest.fixture(scope="module")
+def in_bands(plain: DetectorFile, small: Path, cache: Path) -> tuple[DetectorFile, Enrollment]:
+    made, outcome = enroll(plain, "stripes", [small], cache=cache, config=BANDS_CONFIG)
+    return made.save(cache / "bands"), outcome
+
+
+@pytest.fixture(scope="module")
+def met_again(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, Path]]:
+    """Images and photos of repositories that neither training nor enrolling has seen."""
+    folder = tmp_path_factory.mktemp("again")
+    counts = {REAL: (5, 3), "grid": (3, 2), "ring": (3, 2)}
+    rows = make_repositories(folder, counts, size=(304, 336), seed=8)
+    found = [(row.generator, folder / row.path) for row in rows]
+    for i in range(8):
+        path = folder / f"stripes{i}.{'jpg' if i % 2 else 'png'}"
+        Image.fromarray(stripes(960_000 + i, (304, 336))).save(path)
+        found.append(("stripes", path))
+    return found
+
+
+def test_a_generator_is_enrolled_on_heads_for_each_band(
+    plain: DetectorFile, in_bands: Any, cache: Path, met_again: Any
+) -> None:
+    _, outcome = in_bands
+    assert outcome.auroc.value > 0.95
+    assert outcome.auroc_new_sources is not None
+    assert outcome.auroc_new_sources.value > 0.95
+    assert (outcome.images, outcome.sources) == (20, 5)
+    detector = Detector(DetectorFile.load(cache / "bands"), threads=1, stability=False)
+    old = Detector(plain, threads=1, stability=False)
+    assert detector.generators == ("grid", "ring", "stripes")
+    names = np.array([name for name, _ in met_again])
+    found = [detector.detect(path) for _, path in met_again]
+    scores = np.array(
+        [[next(s for s in d.scores if s.generator == g).similarity for g in detector.generators]
+         for d in found]
+    )  # fmt: skip
+    pair = np.isin(names, ["stripes", REAL])
+    assert auroc(scores[pair, 2], names[pair] == "stripes") > 0.97
+    planted = names != REAL
+    rates = np.array([d.verdict.false_positive_rate for d in found], float)
+    for name in ("stripes", "grid", "ring"):
+        assert np.median(rates[names == name]) < 0.07, name
+    assert (rates[~planted] <= 0.05).mean() < 0.3  # of 15
+    # All that is said of the earlier heads is equal to the last bit.
+    for (_, path), new in zip(met_again[::6], found[::6], strict=True):
+        ours = {s.generator: s for s in new.scores}
+        for score in old.detect(path).scores:
+            mine = ours[score.generator]
+            assert (mine.similarity, mine.probability, mine.false_positive_rate) == (
+                score.similarity, score.probability, score.false_positive_rate,
+            )  # fmt: skip
+
+
+def test_the_new_head_stands_in_every_band(plain: DetectorFile, in_bands: Any) -> None:
+    made, _ = in_bands
+    tensors, before = made.branches[0].tensors, plain.branches[0].tensors
+    assert tensors["masks"].shape[:2] == (len(BANDS), 3)
+    for key in ("masks", "references", "a", "b"):
+        np.testing.assert_array_equal(tensors[key][:, :2], before[key])
+        for b in range(1, len(BANDS)):
+            np.testing.assert_array_equal(tensors[key][b, 2], tensors[key][0, 2])
+    for key in ("mean", "deviation", "basis", "shrink"):
+        np.testing.assert_array_equal(tensors[key], before[key])
+
+
+def test_the_calibration_in_bands(plain: DetectorFile, in_bands: Any, small: Path) -> None:
+    made, outcome = in_bands
+    now, before = made.calibration, plain.calibration
+    assert now is not None
+    assert before is not None
+    kit = unpack(plain.photos())[0]  # type: ignore[misc]
+    assert outcome.photos == len(kit.rows)
+    new = now["real_similarities"]
+    np.testing.assert_array_equal(new[:, :2], before["real_similarities"])
+    scored = np.flatnonzero(np.isfinite(new[:, 2]))
+    np.testing.assert_array_equal(scored, np.sort(kit.rows))
+    of = now["own_generators"]
+    assert (of == 2).sum() == 4 * 20  # every view: they lie in several bands
+    band = now["own_traits"][of == 2, TRAITS.index("band")]
+    assert len(np.unique(band)) > 2
+    assert np.isfinite(now["own_traits"][:, TRAITS.index("distance")]).all()
+    complete = np.isfinite(now["own_similarities"]).all(axis=1)
+    assert np.bincount(of[complete]).tolist() == [12, 12, 80]
+    # The kept views are those that the rows are of, as the heads of their band compare them.
+    kept = unpack(made.photos())[1]
+    assert kept is not None
+    mine = np.flatnonzero(of[kept.rows] == 2)
+    assert 40 <= len(mine) <= 50
+    heads = heads_by_band(made.branches[0].tensors, 6.0)
+    for k in mine[:6]:
+        row = kept.rows[k]
+        head = heads[int(now["own_traits"][row, TRAITS.index("band")])]
+        z = kept.features[k].ravel()
+        mask = np.asarray(head.masks[0]).ravel()
+        reference = np.asarray(head.references[0]).ravel()
+        power = (z * mask) @ (z * mask) - kept.noise * (mask @ mask)
+        similarity = z @ (mask * reference) / np.sqrt(power)
+        assert similarity == pytest.approx(now["own_similarities"][row, 0], abs=0.04)
+
+
+def test_the_learned_number_is_learned_anew(plain: DetectorFile, in_bands: Any) -> None:
+    made, _ = in_bands
+    now, before = made.calibration, plain.calibration
+    assert now is not None
+    assert before is not None
+    assert now["joint_weights"].shape == (len(BANDS), 3)
+    assert np.isfinite(now["joint_weights"]).all()
+    assert (now["joint_weights"][:, 2] > 0).all()
+    # Where photos are too few it is what it was, and one more term.
+    complete = np.isfinite(now["real_similarities"]).all(axis=1)
+    band = now["real_traits"][:, TRAITS.index("band")]
+    whole = np.isfinite(now["own_similarities"]).all(axis=1)
+    of_images = now["own_traits"][whole, TRAITS.index("band")]
+    few = [
+        b
+        for b in range(len(BANDS))
+        if min((complete & (band == b)).sum(), (of_images == b).sum()) < 20
+    ]
+    assert 0 < len(few) < len(BANDS)
+    for b in range(len(BANDS)):
+        same = np.allclose(now["joint_weights"][b, :2], before["joint_weights"][b])
+        assert same == (b in few)
+    for b in few:
+        spread = np.nanstd(now["real_similarities"].astype(float), axis=0)
+        average = np.abs(before["joint_weights"][b] * spread[:2]).mean()
+        assert now["joint_weights"][b, 2] * spread[2] == pytest.approx(average, rel=1e-4)
+    detector = Detector(made, threads=1)
+    learned = detector.calibrations["built-in"].learned
+    assert learned is not None
+    own, of = now["own_similarities"].astype(float), now["own_generators"]
+    real = now["real_similarities"][complete].astype(float)
+    scores = np.concatenate([real, own[of == 2]])
+    shown = np.concatenate([now["real_traits"][complete], now["own_traits"][of == 2]])
+    made_by = np.arange(len(scores)) >= len(real)
+    assert auroc(learned(scores, shown.astype(float)), made_by) > 0.95
+
+
+def test_forgetting_in_bands(
+    plain: DetectorFile, in_bands: Any, tmp_path: Path, met_again: Any
+) -> None:
+    made, _ = in_bands
+    without = forget(made, "stripes")
+    assert without.generators == plain.generators
+    for key, values in plain.branches[0].tensors.items():
+        np.testing.assert_array_equal(without.branches[0].tensors[key], values)
+    for key, values in plain.calibration.items():  # type: ignore[union-attr]
+        if not key.startswith("joint"):  # the images without a head are gone from it
+            np.testing.assert_array_equal(without.calibration[key], values)  # type: ignore[index]
+    joint = without.calibration["joint_weights"]  # type: ignore[index]
+    assert joint.shape == (len(BANDS), 2)
+    assert (joint > 0).all()
+    other = Detector(forget(made, "grid").save(tmp_path / "two"), threads=1, stability=False)
+    assert other.generators == ("ring", "stripes")
+    path = next(path for name, path in met_again if name == "stripes")
+    found = other.detect(path)
+    assert found.verdict.generator == "stripes"
+    assert found.verdict.false_positive_rate < 0.1  # type: ignore[operator]
+
+
+def test_few_photos_leave_the_learned_number_defined(
+    plain: DetectorFile, small: Path, cache: Path
+) -> None:
+    kit, images = unpack(plain.photos())  # type: ignore[misc]
+    keep = np.arange(0, len(kit.rows), 8)
+    fewer = ReferencePhotos(
+        kit.features[keep], kit.step, kit.rows[keep], kit.sources[keep], kit.histories[keep]
+    )
+    made, _ = enroll(
+        replace(plain, photos=lambda: pack(fewer, images)), "stripes", [small], cache=cache,
+        config=replace(BANDS_CONFIG, smallest_photos=10),
+    )  # fmt: skip
+    weights = made.calibration["joint_weights"]  # type: ignore[index]
+    np.testing.assert_array_equal(weights[:, :2], plain.calibration["joint_weights"])  # type: ignore[index]
+    assert (weights[:, 2] > 0).all()
+    assert Detector(made, threads=1).sample_size == len(keep)
+    # Nor is a generator unlearned of which no image is kept.
+    made, _ = enroll(
+        replace(plain, photos=lambda: pack(kit, None)), "stripes", [small], cache=cache,
+        config=BANDS_CONFIG,
+    )  # fmt: skip
+    weights = made.calibration["joint_weights"]  # type: ignore[index]
+    np.testing.assert_array_equal(weights[:, :2], plain.calibration["joint_weights"])  # type: ignore[index]
+
+
+def test_own_photos_in_bands(plain: DetectorFile, small: Path, cache: Path, tmp_path: Path) -> None:
+    make_repositories(tmp_path / "own", {REAL: (3, 5)}, size=(304, 320), seed=9)
+    made, outcome = enroll(
+        plain, "stripes", [small], real=[tmp_path / "own"], cache=cache, config=BANDS_CONFIG
+    )
+    kit = unpack(plain.photos())[0]  # type: ignore[misc]
+    assert outcome.photos == len(kit.rows) + 4 * 15
+    table = made.calibration["real_similarities"]  # type: ignore[index]
+    before = len(plain.calibration["real_similarities"])  # type: ignore[index]
+    assert table.shape == (before + 60, 3)
+    assert np.isnan(table[before:, :2]).all()
+    assert np.isfinite(table[before:, 2]).all()
+    assert len(np.unique(made.calibration["real_traits"][before:, TRAITS.index("band")])) > 2  # type: ignore[index]
+    Detector(made, threads=1)
+    # Views are no photos: 15 of one's own are too few however often each is drawn.
+    bare = replace(plain, photos=None, calibration=None)
+    with pytest.raises(DataError, match="15 real photos") as caught:
+        enroll(bare, "stripes", [small], real=[tmp_path / "own"], cache=cache, config=BANDS_CONFIG)
+    assert caught.value.code == "too_few_images"

@@ -21,6 +21,7 @@ from masksim.detector import load_detector
 from masksim.errors import DataError, UsageError
 from masksim.image import load_image
 from masksim.manifest import REAL, Manifest, write_manifest
+from masksim.traits import TRAITS
 
 
 @pytest.fixture(scope="module")
@@ -478,3 +479,47 @@ def test_options_that_do_not_go_together(arguments: list[str], message: str) -> 
     result = CliRunner().invoke(app, ["evaluate", *arguments])
     assert result.exit_code == 2
     assert message in result.stderr
+
+
+# --- heads for each band of compression ----------------------------------------------------------
+
+
+def band_column(table: Any) -> list[int]:
+    return [int(band) for band in table.traits[:, TRAITS.index("band")]]
+
+
+def test_scores_are_those_of_each_files_band(banded: Any, tmp_path: Path) -> None:
+    detector = load_detector(banded.folder, threads=1)
+    chosen = evaluate.bounded(banded.manifest, 4)
+    table = evaluate.score_manifest(banded.folder, chosen, cache=tmp_path, purpose="as found")
+    assert set(band_column(table)) == {0, 1}
+    assert table.traits is not None
+    for name, scores, traits in zip(table.filenames, table.similarities, table.traits, strict=True):
+        found = detector.detect(chosen.root / str(name))
+        mine = {s.generator: s for s in found.scores}
+        for g, generator in enumerate(table.generators):
+            assert mine[generator].similarity == pytest.approx(scores[g], abs=1e-6)
+        # The joint rate is the verdict's, probabilities are the heads' of the band.
+        rates = detector.rates(scores, traits)
+        assert rates is not None
+        assert rates.joint == pytest.approx(found.verdict.as_found or rates.joint)
+        odds = evaluate.scale_of(detector).log_odds(scores[None], traits[None])
+        assert odds is not None
+        p = [mine[generator].probability for generator in table.generators]
+        np.testing.assert_allclose(1 / (1 + np.exp(-odds[0])), p, rtol=1e-3)
+    results = evaluate.measure_table(table, evaluate.scale_of(detector), samples=10)
+    assert results.tables
+
+
+def test_degraded_files_have_the_band_of_their_last_compression(
+    banded: Any, tmp_path: Path
+) -> None:
+    chosen = evaluate.bounded(banded.manifest, 2)
+    steps = degrade.select(["none", "jpeg-90", "jpeg-70", "jpeg-50", "webp-80", "blur-1"])
+    found = evaluate.score_degraded(banded.folder, chosen, steps, cache=tmp_path)
+    bands = {name: set(band_column(table)) for name, table in found.items()}
+    assert bands.pop("none") <= {0, 1}
+    assert bands == {"jpeg-90": {1}, "jpeg-70": {2}, "jpeg-50": {3}, "webp-80": {4}, "blur-1": {0}}
+    quality = found["jpeg-70"].traits[:, TRAITS.index("quality")]  # type: ignore[index]
+    assert set(quality.tolist()) == {70.0}
+    assert np.isnan(found["webp-80"].traits[:, TRAITS.index("quality")]).all()  # type: ignore[index]

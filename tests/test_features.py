@@ -199,3 +199,125 @@ def test_threads_change_nothing(natural_image: Natural) -> None:
     many, same = shared_features(pixels, SMALL, bank_residual, threads=3)
     assert windows == same
     np.testing.assert_array_equal(one, many)
+
+
+# --- parts of an image, coherence of its colours -------------------------------------------------
+
+PARTED = FeatureConfig(**{**SMALL.to_dict(), "hops": (24, 16), "parts": 3, "coherence": True})
+
+
+def hann(n: int) -> NDArray[np.float64]:
+    line = np.sin(np.pi * np.arange(n) / n) ** 2
+    window = np.outer(line, line)
+    return np.asarray(window / np.sqrt((window**2).mean()))
+
+
+def slow_cells(spectrum: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Cells of side 2 of a whole spectrum of 32 x 32 in FFT order."""
+    half = np.fft.fftshift(spectrum)[:, 16:]
+    return np.asarray(half.reshape(16, 2, 8, 2).mean(axis=(1, 3)))
+
+
+def slow_features(
+    pixels: NDArray[np.uint8], config: FeatureConfig, bank: OnnxResidual
+) -> NDArray[np.float64]:
+    """The definition, one segment after another, in double precision."""
+    corners, height, width = shared_windows(
+        pixels.shape[0], pixels.shape[1], config.window, config.windows, smallest=config.smallest,
+        region=config.region, spacing=config.spacing,
+    )  # fmt: skip
+    segments = []  # (energy, spectra of the luma channels)
+    chroma_means, pair_means = [], []
+    for y0, x0 in corners:
+        part = pixels[y0 : y0 + height, x0 : x0 + width]
+        luma, chroma = (bank(plane)[0].astype(np.float64) for plane in luma_chroma(part[None]))
+        for y in range(0, height - 31, config.hops[0]):
+            for x in range(0, width - 31, config.hops[0]):
+                patch = luma[:, y : y + 32, x : x + 32]
+                power = np.abs(np.fft.fft2(patch * hann(32), norm="ortho")) ** 2
+                segments.append(((patch[0] ** 2).mean(), np.log(power + config.floor)))
+        h, w = chroma.shape[1:]
+        found = []
+        half = part.astype(np.float64).reshape(h, 2, w, 2, 3).sum(axis=(1, 3))
+        cross = np.zeros((3, h, w))
+        for c in range(3):
+            a = half[..., c]
+            cross[c, :-1, :-1] = a[:-1, :-1] + a[1:, 1:] - a[1:, :-1] - a[:-1, 1:]
+        cosines = []
+        for y in range(0, h - 31, config.hops[1]):
+            for x in range(0, w - 31, config.hops[1]):
+                patch = chroma[:, y : y + 32, x : x + 32]
+                power = np.abs(np.fft.fft2(patch * hann(32), norm="ortho")) ** 2
+                found.append(np.log(power + config.floor))
+                three = np.fft.fft2(cross[:, y : y + 32, x : x + 32] * hann(32))
+                angle = np.angle(three)
+                cosines.append([np.cos(angle[i] - angle[j]) for i, j in ((0, 1), (1, 2), (0, 2))])
+        chroma_means.append(np.mean(found, axis=0))
+        pair_means.append(np.mean(cosines, axis=0))
+    order = sorted(range(len(segments)), key=lambda k: segments[k][0])
+    groups: list[list[Any]] = [[] for _ in range(config.parts)]
+    for rank, k in enumerate(order):
+        groups[rank * config.parts // len(order)].append(segments[k][1])
+    channels = [*np.concatenate([np.mean(group, axis=0) for group in groups])]
+    channels += [*np.mean(chroma_means, axis=0), *np.mean(pair_means, axis=0)]
+    return np.array([slow_cells(channel) for channel in channels])
+
+
+@pytest.mark.parametrize("size", [(300, 420), (140, 330), (72, 90)])
+def test_parts_and_coherence_are_the_definition(
+    bank: OnnxResidual, natural_image: Natural, size: tuple[int, int]
+) -> None:
+    pixels = natural_image(*size, seed=11)
+    pixels[: size[0] // 2] = pixels[: size[0] // 2] // 4 + 100  # quiet above, busy below
+    found, windows = shared_features(pixels, PARTED, bank)
+    assert found.shape == (PARTED.channels, 16, 8)
+    assert PARTED.channels == 5 * len(BANK) + 3
+    assert len(windows) == {(300, 420): 3, (140, 330): 3, (72, 90): 1}[size]
+    expected = slow_features(pixels, PARTED, bank)
+    luma = 3 * len(BANK)
+    np.testing.assert_allclose(found[:luma], expected[:luma], atol=3e-4)
+    np.testing.assert_allclose(found[luma:], expected[luma:], atol=2e-3)
+    # The quiet part is quieter than the busy one, and coherences are cosines.
+    assert found[0].mean() < found[2 * len(BANK)].mean() - 0.5
+    assert np.abs(found[-3:]).max() <= 1 + 1e-5
+
+
+def test_one_part_is_all_segments(bank: OnnxResidual, natural_image: Natural) -> None:
+    pixels = natural_image(300, 420, seed=12)
+    together = shared_features(pixels, SMALL, bank)[0]
+    with_coherence = FeatureConfig(**{**PARTED.to_dict(), "hops": SMALL.hops, "parts": 1})
+    found = shared_features(pixels, with_coherence, bank)[0]
+    np.testing.assert_allclose(found[:-3], together, atol=2e-5)
+    parts = shared_features(pixels, PARTED, bank)[0]
+    luma = len(BANK)
+    counts = np.bincount(np.arange(75) * 3 // 75)
+    assert counts.tolist() == [25, 25, 25]  # 5 x 5 segments in each of three windows
+    np.testing.assert_allclose(
+        parts[: 3 * luma].reshape(3, luma, 16, 8).mean(axis=0), together[:luma], atol=1e-4
+    )
+
+
+def test_a_pattern_of_all_colours_is_coherent(bank: OnnxResidual) -> None:
+    rng = np.random.default_rng(13)
+    own = rng.normal(128, 6, (160, 160, 3))
+    y, x = np.mgrid[:160, :160]
+    wave = 12 * np.cos(2 * np.pi * (x + y) / 16)[..., None]  # 1 / 8 at half the resolution
+    plain, planted = (np.clip(np.rint(p), 0, 255).astype(np.uint8) for p in (own, own + wave))
+    none, found = (shared_features(p, PARTED, bank)[0][-3:] for p in (plain, planted))
+    assert np.abs(none).mean() < 0.15
+    # Rows: from -0.5 upwards; frequency (1/8, 1/8) lies in cell (10, 2) of 16 x 8.
+    assert (found[:, 9:11, 1:3].max(axis=(1, 2)) > 0.6).all()
+    grey = np.repeat(plain[..., :1], 3, axis=2)
+    np.testing.assert_allclose(shared_features(grey, PARTED, bank)[0][-3:, 1:, 1:], 1, atol=1e-3)
+
+
+def test_threads_change_nothing_in_parts(bank: OnnxResidual, natural_image: Natural) -> None:
+    pixels = natural_image(420, 420, seed=14)
+    one, four = (shared_features(pixels, PARTED, bank, threads=n)[0] for n in (1, 4))
+    np.testing.assert_array_equal(one, four)
+
+
+def test_a_flat_image_has_finite_parts(bank: OnnxResidual) -> None:
+    found = shared_features(np.full((160, 160, 3), 90, np.uint8), PARTED, bank)[0]
+    assert np.isfinite(found).all()
+    np.testing.assert_array_equal(found[-3:], 0)  # of nothing there is no phase

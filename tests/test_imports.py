@@ -45,16 +45,15 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "server",
         "export",
         "dossier",
-        "enroll",
         "train_bands",
         "train_original",
         "train_residual",
     ),
     (
         *("audit", "cli_batch", "cli_data", "cli_evaluate", "cli_report", "cli_serve"),
-        *("cli_train", "exported"),
+        *("enroll", "exported"),
     ),
-    ("cli_audit", "cli_export"),
+    ("cli_audit", "cli_export", "cli_train"),
     ("cli",),
     ("__init__", "__main__"),
 )

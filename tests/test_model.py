@@ -378,3 +378,108 @@ def test_unfit_shared_tensors_are_refused(change: dict[str, Any], message: str) 
     with pytest.raises(ModelError, match=message) as caught:
         SharedHeads.from_tensors(arrays, 6.0)
     assert caught.value.code == "model_invalid"
+
+
+# --- whitening, and heads for each band ----------------------------------------------------------
+
+
+def orthonormal(count: int, seed: int = 8) -> NDArray[np.float32]:
+    q = np.linalg.qr(np.random.default_rng(seed).standard_normal((120, count)))[0]
+    return np.asarray(q.T.reshape(count, 4, 6, 5), np.float32)
+
+
+def test_whitening_is_a_linear_map() -> None:
+    basis, shrink = orthonormal(7), np.linspace(0, 1, 7, dtype=np.float32)
+    z = shared_features(2, 3)
+    flat = basis.reshape(7, 120).astype(float)
+    dense = np.eye(120) - flat.T @ np.diag(shrink.astype(float)) @ flat
+    found = model.whiten(z, basis, shrink)
+    assert found.shape == z.shape
+    np.testing.assert_allclose(found.reshape(6, 120), z.reshape(6, 120) @ dense, atol=1e-4)
+    one = model.whiten(z[0, 0], basis, shrink)
+    np.testing.assert_allclose(one, found[0, 0], atol=1e-5)
+    # A component with a share of 1 is gone, one with 0 untouched.
+    along = found.reshape(6, 120) @ flat.T
+    np.testing.assert_allclose(along[:, -1], 0, atol=1e-4)
+    np.testing.assert_allclose(along[:, 0], z.reshape(6, 120) @ flat[0], atol=1e-4)
+
+
+def test_torch_whitens_the_same() -> None:
+    torch = pytest.importorskip("torch")
+    basis, shrink = orthonormal(5), np.linspace(0, 1, 5, dtype=np.float32)
+    z = shared_features(3)
+    found = model.whiten(*(torch.from_numpy(part) for part in (z, basis, shrink)))
+    np.testing.assert_allclose(found, model.whiten(z, basis, shrink), atol=1e-5)
+
+
+def banded_tensors(bands: int = 3, components: int = 4) -> dict[str, NDArray[np.float32]]:
+    each = [shared_tensors(seed=20 + b) for b in range(bands)]
+    found = {name: np.stack([one[name] for one in each]) for name in each[0]}
+    if components:
+        found["basis"] = orthonormal(components)
+        found["shrink"] = np.linspace(0.2, 0.9, components, dtype=np.float32)
+    return found
+
+
+def test_each_band_is_a_set_of_heads() -> None:
+    tensors = banded_tensors(components=0)
+    heads = model.heads_by_band(tensors, 6.0)
+    assert len(heads) == 3
+    features = shared_features(4)
+    for b, head in enumerate(heads):
+        alone = SharedHeads.from_tensors({name: v[b] for name, v in tensors.items()}, 6.0)
+        np.testing.assert_array_equal(head.maps(features), alone.maps(features))
+        np.testing.assert_array_equal(head.compared(features), head.standardise(features))
+
+
+def test_the_similarity_is_the_cosine_of_what_is_whitened() -> None:
+    tensors = banded_tensors()
+    features = shared_features(4).astype(np.float32)
+    for b, head in enumerate(model.heads_by_band(tensors, 6.0)):
+        z = model.standardise(features, tensors["mean"][b], tensors["deviation"][b], 6.0)
+        z = model.whiten(z, tensors["basis"], tensors["shrink"]).astype(float)
+        np.testing.assert_allclose(head.compared(features), z, atol=1e-5)
+        for g in range(3):
+            masked = (z * tensors["masks"][b, g]).reshape(4, -1)
+            reference = tensors["references"][b, g].ravel().astype(float)
+            expected = masked @ reference / np.linalg.norm(masked, axis=1)
+            np.testing.assert_allclose(head.similarities(features)[:, g], expected, atol=1e-5)
+    # How far an image is from photos is told before whitening.
+    assert head.distance(features[0]) == pytest.approx(
+        float(np.log((head.standardise(features[0]) ** 2).mean())), abs=1e-5
+    )
+
+
+def test_bands_of_length_one_are_the_same_for_all() -> None:
+    tensors = banded_tensors()
+    for name in ("masks", "references", "a"):
+        tensors[name] = tensors[name][:1]
+    heads = model.heads_by_band(tensors, 6.0)
+    assert len(heads) == 3
+    np.testing.assert_array_equal(heads[0].masks, heads[2].masks)
+    assert np.abs(heads[0].mean - heads[2].mean).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mean": None}, "expected"),
+        ({"basis": None}, "expected"),  # a share without what it is of
+        ({"shrink": None}, "expected"),
+        ({"odd": np.zeros(3)}, "odd"),
+        ({"mean": np.zeros((2, 4, 6, 5))}, "misshapen arrays: .'mean'"),
+        ({"mean": np.zeros((3, 4, 5, 6))}, "misshapen arrays: .'mean'"),
+        ({"a": np.zeros((3, 4))}, "misshapen arrays: .'a'"),
+        ({"a": np.float32(1)}, "misshapen arrays: .'a'"),
+        ({"masks": np.zeros((3, 4, 6, 5))}, "misshapen"),
+        ({"masks": np.zeros((4, 3, 4, 6, 5))}, "misshapen"),
+        ({"basis": np.zeros((5, 4, 6, 5))}, "misshapen arrays: .'basis'"),
+        ({"basis": np.zeros((4, 120))}, "misshapen arrays: .'basis'"),
+        ({"shrink": np.zeros((4, 1))}, "misshapen arrays: .'basis'"),
+    ],
+)
+def test_unfit_tensors_of_bands_are_refused(change: dict[str, Any], message: str) -> None:
+    arrays = {name: v for name, v in {**banded_tensors(), **change}.items() if v is not None}
+    with pytest.raises(ModelError, match=message) as caught:
+        model.heads_by_band(arrays, 6.0)
+    assert caught.value.code == "model_invalid"

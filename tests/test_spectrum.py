@@ -297,3 +297,63 @@ def test_numpy_arrays_need_no_second_namespace() -> None:
     )
     if hasattr(np, "__array_api_version__"):
         subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# --- parts and coherence -------------------------------------------------------------------------
+
+
+def test_segment_energies_are_mean_squares() -> None:
+    plane = noise(50, 70).astype(np.float32)
+    expected = [
+        np.mean(plane[y : y + 16, x : x + 16].astype(float) ** 2)
+        for y in range(0, 50 - 15, 12)
+        for x in range(0, 70 - 15, 12)
+    ]
+    np.testing.assert_allclose(spectrum.segment_energies(plane, 16, 12), expected, rtol=1e-5)
+
+
+def test_log_power_by_part_is_the_sum_of_its_segments() -> None:
+    planes = (3 * noise(5, 50, 70)).astype(np.float32)
+    corners = [(y, x) for y in range(0, 35, 12) for x in range(0, 55, 12)]
+    parts = np.random.default_rng(8).integers(0, 4, len(corners))
+    parts[parts == 2] = 1  # one part is empty
+    found = spectrum.log_power_by_part(planes, 16, 12, 0.05, parts, 4)
+    assert found.shape == (4, 5, 16, 9)
+    window = np.outer(*2 * [np.sin(np.pi * np.arange(16) / 16) ** 2])
+    window /= np.sqrt((window**2).mean())
+    expected = np.zeros(found.shape)
+    for (y, x), part in zip(corners, parts, strict=True):
+        for c in range(5):
+            patch = planes[c, y : y + 16, x : x + 16].astype(float) * window
+            expected[part, c] += np.log(np.abs(np.fft.rfft2(patch, norm="ortho")) ** 2 + 0.05)
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+    assert not found[2].any()
+    whole = spectrum.log_power_by_part(planes, 16, 12, 0.05, np.zeros(len(corners), int), 1)[0]
+    np.testing.assert_allclose(
+        whole / len(corners), spectrum.welch_log_power(planes, 16, 12, 0.05), atol=1e-5
+    )
+
+
+def test_phase_coherence_by_definition() -> None:
+    planes = noise(3, 40, 56).astype(np.float32)
+    planes[1] += 2 * planes[0]
+    found = spectrum.phase_coherence(planes, 16, 8)
+    assert found.shape == (3, 16, 9)
+    window = np.outer(*2 * [np.sin(np.pi * np.arange(16) / 16) ** 2])
+    cosines = []
+    for y in range(0, 40 - 15, 8):
+        for x in range(0, 56 - 15, 8):
+            angle = np.angle(np.fft.rfft2(planes[:, y : y + 16, x : x + 16] * window))
+            cosines.append([np.cos(angle[a] - angle[b]) for a, b in ((0, 1), (1, 2), (0, 2))])
+    np.testing.assert_allclose(found, np.mean(cosines, axis=0), atol=1e-3)
+    assert found[0].mean() > 0.7
+    assert abs(found[2].mean()) < 0.2
+
+
+def test_phase_coherence_does_not_see_strength_and_sees_sign() -> None:
+    plane = noise(64, 64).astype(np.float32)
+    found = spectrum.phase_coherence(np.stack([plane, 5 * plane, -plane]), 32, 16)
+    np.testing.assert_allclose(found[0], 1, atol=1e-3)
+    np.testing.assert_allclose(found[1:], -1, atol=1e-3)
+    nothing = spectrum.phase_coherence(np.stack([plane, 0 * plane, plane]), 32, 16)
+    np.testing.assert_array_equal(nothing[:2], 0)

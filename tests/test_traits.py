@@ -7,7 +7,15 @@ import pytest
 from PIL import Image
 
 from masksim.errors import UsageError
-from masksim.traits import TRAITS, flat_share, measure
+from masksim.traits import (
+    BANDS,
+    TRAITS,
+    bands_of,
+    compression_band,
+    flat_share,
+    measure,
+    with_all_traits,
+)
 
 
 def of(pixels: np.ndarray, **known: float) -> dict[str, float]:
@@ -43,8 +51,49 @@ def test_enlarging_takes_the_sharpness() -> None:
 
 
 def test_what_is_known_is_passed_on() -> None:
-    found = of(noise(5), quality=87, distance=-0.25)
-    assert (found["quality"], found["distance"]) == (87, -0.25)
+    found = of(noise(5), quality=87, distance=-0.25, band=1)
+    assert (found["quality"], found["distance"], found["band"]) == (87, -0.25, 1)
+    assert np.isnan(of(noise(5))["band"])
+
+
+@pytest.mark.parametrize(
+    ("format", "quality", "band"),
+    [
+        ("JPEG", 100, "lossless"),
+        ("JPEG", 96, "lossless"),
+        ("JPEG", 95, "high"),
+        ("JPEG", 86, "high"),
+        ("JPEG", 85, "middle"),
+        ("MPO", 66, "middle"),
+        ("JPEG", 65, "low"),
+        ("JPEG", 1, "low"),
+        ("PNG", None, "lossless"),
+        ("array", None, "lossless"),
+        ("TIFF", None, "lossless"),
+        ("WEBP", None, "other"),
+        ("AVIF", None, "other"),
+        ("HEIF", None, "other"),
+    ],
+)
+def test_the_band_of_a_file(format: str, quality: int | None, band: str) -> None:
+    assert BANDS[compression_band(format, quality)] == band
+
+
+def test_bands_of_a_table() -> None:
+    table = np.full((5, len(TRAITS)), np.nan)
+    table[:, TRAITS.index("band")] = [0, 3, np.nan, 4, 9]
+    assert bands_of(table, len(BANDS)).tolist() == [0, 3, 0, 4, 4]
+    assert bands_of(table, 1).tolist() == [0] * 5  # one set of heads serves all
+    assert bands_of(table[1], len(BANDS)) == 3
+
+
+def test_tables_of_fewer_traits_are_completed() -> None:
+    older = np.arange(16.0).reshape(2, 8)  # written before there were bands
+    found = with_all_traits(older)
+    assert found.shape == (2, len(TRAITS))
+    np.testing.assert_array_equal(found[:, :8], older)
+    assert np.isnan(found[:, TRAITS.index("band")]).all()
+    assert with_all_traits(found) is found
 
 
 def test_colour_light_and_the_shorter_side() -> None:

@@ -48,12 +48,16 @@ class Degradation:
         argument is not changed; the same pixels and state of `rng` give the same result.
     does
         In words, for people.
+    saved_as
+        Format (Pillow's name) and JPEG quality of the file that the result comes from: what it
+        shows of its last compression. None: that of the file as it was.
     """
 
     name: str
     family: str
     apply: Callable[[Pixels, np.random.Generator], Pixels]
     does: str
+    saved_as: tuple[str, int | None] | None = ("PNG", None)
 
 
 # --- single steps ------------------------------------------------------------------------------
@@ -147,17 +151,30 @@ def _chain(
     return pixels
 
 
+def _saved_as(step: Callable[[Pixels, np.random.Generator], Pixels]) -> tuple[str, int | None]:
+    """Read from a step how it compresses last; lossless where it does not."""
+    if not isinstance(step, partial):
+        return "PNG", None
+    if step.func is _chain:
+        return _saved_as(step.keywords["steps"][-1])
+    if step.func not in (_compress, _share):
+        return "PNG", None
+    format = str(step.keywords.get("format", "JPEG"))
+    return format, int(step.keywords["quality"]) if format == "JPEG" else None
+
+
 # --- the grid ----------------------------------------------------------------------------------
 
 
 def _grid() -> list[Degradation]:
     # partial, not lambda: worker processes are sent these functions.
-    found = [Degradation("none", "none", _none, "nothing: the image as it is")]
+    found = [Degradation("none", "none", _none, "nothing: the image as it is", saved_as=None)]
 
     def add(
         family: str, name: str, does: str, function: Callable[..., Pixels], **options: Any
     ) -> None:
-        found.append(Degradation(name, family, partial(function, **options), does))
+        step = partial(function, **options)
+        found.append(Degradation(name, family, step, does, _saved_as(step)))
 
     for quality in (50, 60, 70, 80, 90, 95, 100):
         add(
@@ -268,6 +285,7 @@ MILD: tuple[Degradation, ...] = (
         Degradation(
             f"{format.lower()}-{quality}", format.lower(),
             partial(_compress, format=format, quality=quality), f"{format} of quality {quality}",
+            (format, quality if format == "JPEG" else None),
         )
         for format, quality in (
             *(("JPEG", quality) for quality in (75, 80, 85, 90, 95)),

@@ -683,13 +683,17 @@ class Detector:
         found = self._analyse(pixels, compression_band(format, quality))
         return _together(found)[0], _traits(pixels, found, quality)
 
-    def similarities(self, pixels: Pixels) -> NDArray[np.float64]:
+    def similarities(
+        self, pixels: Pixels, quality: int | None = None, format: str = "array"
+    ) -> NDArray[np.float64]:
         """Score pixels, for programs.
 
         Parameters
         ----------
         pixels
             uint8 (H, W, 3), sRGB.
+        quality, format
+            Of their file, see `measure_pixels`.
 
         Returns
         -------
@@ -701,7 +705,7 @@ class Detector:
         ImageError
             Code ``too_small``.
         """
-        return _together(self._analyse(pixels, 0))[0]
+        return _together(self._analyse(pixels, compression_band(format, quality)))[0]
 
     def _load(self, image: ImageSource | LoadedImage, name: str | None) -> LoadedImage:
         if isinstance(image, LoadedImage):

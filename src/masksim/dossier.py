@@ -644,8 +644,9 @@ def _similarity(
     detector: Detector, loaded: LoadedImage, window: _Rectangle, g: int
 ) -> float | None:
     x, y, width, height = window
+    part, facts = loaded.region(y, x, height, width), loaded.facts
     try:
-        return float(detector.similarities(loaded.region(y, x, height, width))[g])
+        return float(detector.similarities(part, facts.jpeg_quality, facts.format)[g])
     except ImageError:  # no pattern in a perfectly flat part
         return None
 

@@ -4,6 +4,11 @@ The shared residual, its statistics and all other heads stay as they are, so tha
 generators that were there before do not change by a bit. What is new is one mask, one reference and
 one column of the calibration. The real photos that it is set against come with the detector as
 features (`masksim.photos`); more can be given.
+
+Where there are heads for each band of compression (`masksim.train_bands`), the features of a view
+are those that its own band's heads compare. A new generator has too few images for a direction in
+each band: it gets one, learned from all of them, which stands in every band. The number for "some
+generator" is learned anew.
 """
 
 from __future__ import annotations
@@ -15,7 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -30,11 +35,13 @@ from masksim.dataset import (
     source_folds,
     training_weights,
 )
-from masksim.errors import DataError, UsageError, counted
+from masksim.detector import JOINT_ARRAYS
+from masksim.errors import DataError, UsageError
+from masksim.errors import counted as in_words
 from masksim.features import FeatureConfig
 from masksim.manifest import REAL, Manifest, Row, manifest_hash, scan_folders
 from masksim.metrics import Estimate
-from masksim.model import SharedHeads
+from masksim.model import SharedHeads, heads_by_band
 from masksim.photos import ReferencePhotos, pack, spread_over_sources, unpack
 from masksim.sources import file_digest
 from masksim.train import (
@@ -45,9 +52,9 @@ from masksim.train import (
     masks_and_references,
     matched_real_weights,
     stored,
-    with_distance,
 )
-from masksim.traits import TRAITS
+from masksim.train_bands import fit_joint, view_weights
+from masksim.traits import TRAITS, bands_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -68,6 +75,9 @@ FEW_SOURCES = 5
 
 EXPLAINED = 0.05
 """A head that is already there knows an image if the image's rate for it is at most this."""
+
+FEWEST_JOINT = 20
+"""With fewer photos or images in a band the number for "some generator" is not learned anew."""
 
 _NEUTRAL = "enrolled"
 
@@ -115,7 +125,7 @@ class Enrollment:
     images, sources
         How many of the generator were used.
     photos
-        Real photos it was set against and calibrated on.
+        Real photos it was set against and calibrated on; with heads for each band their views.
     auroc
         Cross-validated against the photos, histories matched; photos by sources left out, the
         generator's images by images (with five sources or more by sources). The interval draws
@@ -158,7 +168,7 @@ def enroll(
     workers: int = 1,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> tuple[DetectorFile, Enrollment]:
-    """Add a generator to a detector of the shared recipe.
+    """Add a generator to a detector of the recipe ``shared`` or ``bands``.
 
     Parameters
     ----------
@@ -191,7 +201,7 @@ def enroll(
     Raises
     ------
     UsageError
-        The name is there already, or the detector is not of the shared recipe.
+        The name is there already, or the detector is of another recipe.
     DataError
         ``too_few_images``, or nothing to set them against.
     """
@@ -200,16 +210,16 @@ def enroll(
     at, branch = _shared_branch(file)
     if name in file.generators:
         raise UsageError(f"the detector knows a generator {name!r} already")
-    views, heads_config = _settings(file, config)
+    training = _settings(file, branch, config)
     features = FeatureConfig.from_dict(
         {k: v for k, v in {**branch.preprocess, **branch.spectrum}.items() if k != "colour"}
     )
-    heads = SharedHeads.from_tensors(branch.tensors, float(branch.head_config["limit"]))
+    heads = _Heads.of(branch)
 
     def compute(rows: Sequence[Row], stage: str) -> FeatureTable:
         return compute_features(
-            Manifest(tuple(rows), Path(".")), "enroll", cache,
-            views_config=views, feature_config=features, seed=config.seed, workers=workers,
+            Manifest(tuple(rows), Path(".")), training.purpose, cache,
+            views_config=training.views, feature_config=features, seed=config.seed, workers=workers,
             graph=branch.onnx,
             progress=(lambda done, count: progress(stage, done, count)) if progress else None,
         )  # fmt: skip
@@ -233,17 +243,17 @@ def enroll(
     if n_images < config.smallest:
         raise DataError(
             f"only {n_images} of {len(rows)} images of {name} could be used (left out: "
-            f"{counted(skipped)}); at least {config.smallest} are needed",
+            f"{in_words(skipped)}); at least {config.smallest} are needed",
             code="too_few_images",
         )
     kit, others = (None, None) if file.photos is None else unpack(file.photos())
     photos, scored, traits = _photos(kit, heads, photo_rows, compute, config.smallest_photos)
-    fit = _fit(name, own, photos, heads, views.shares, heads_config, config, progress)
+    fit = _fit(name, own, photos, heads, training, config, progress)
     similarity, tensors = fit.similarity, fit.tensors
 
     n = len(photos.features)
     synthetic = np.arange(len(similarity)) >= n
-    pair = history_weights(fit.table.histories, [synthetic, ~synthetic], views.shares)
+    pair = training.compared(fit.table, synthetic)
     used = pair > 0
     groups, _ = metrics.draw_together(synthetic, fit.table.images, fit.table.sources)
 
@@ -257,9 +267,9 @@ def enroll(
         np.array([value], np.float32)
         for value in fit_probability(similarity[used], synthetic[used], pair[used])
     )
-    first = np.concatenate([[True], own.images[1:] != own.images[:-1]])  # one view an image
+    counted = training.counted(own)
     own_scores = np.column_stack(
-        [in_parts(heads.similarities, own.features[first]), similarity[n:][first]]
+        [heads.similarities(own.features[counted], own.traits[counted]), similarity[n:][counted]]
     )
     known = None
     if others is not None:
@@ -278,35 +288,32 @@ def enroll(
             "no scores of them. Calibrate again."
         )
     outcome = replace(outcome, warnings=tuple(warnings))
+    branches = (
+        *file.branches[:at],
+        _with_head(branch, name, tensors),
+        *file.branches[at + 1 :],
+    )
+    calibration = _calibration(
+        file, at, photos, scored, similarity[:n], own_scores, known, traits,
+        heads.traits(own)[counted],
+    )  # fmt: skip
     made = replace(
         file,
-        branches=(
-            *file.branches[:at],
-            _with_head(branch, name, tensors),
-            *file.branches[at + 1 :],
-        ),
+        branches=branches,
         # Photos of one's own have no score for the new head, and no features to give them one.
         config={key: value for key, value in file.config.items() if key != "populations"},
-        calibration=_calibration(
-            file,
-            at,
-            photos,
-            scored,
-            similarity[:n],
-            own_scores,
-            known,
-            traits,
-            with_distance(own, heads)[first],
-        ),
+        calibration=calibration | _joint(file, branches, calibration, training.joint_strength),
         provenance=_provenance(file, outcome, rows, config),
-        photos=None if kit is None else partial(pack, kit, _kept(file, others, own, first, heads)),
+        photos=None
+        if kit is None
+        else partial(pack, kit, _kept(file, others, own, counted, heads)),
         sha256="",
     )
     return made, outcome
 
 
 def forget(file: DetectorFile, name: str) -> DetectorFile:
-    """Take a generator out of a detector of the shared recipe: the inverse of `enroll`.
+    """Take a generator out of a detector, of the recipes of `enroll`: its inverse.
 
     Parameters
     ----------
@@ -319,12 +326,13 @@ def forget(file: DetectorFile, name: str) -> DetectorFile:
     -------
     DetectorFile
         To be saved; all other heads are bit-equal. Photos that were scored for nothing else stay
-        in the calibration, as rows without a score.
+        in the calibration, as rows without a score. A learned number for "some generator" is
+        learned anew from what is scored for all that are left.
 
     Raises
     ------
     UsageError
-        There is no such generator, no other one, or the detector is not of the shared recipe.
+        There is no such generator, no other one, or the detector is of another recipe.
     """
     at, branch = _shared_branch(file)
     if name not in branch.generators or len(branch.generators) < 2:
@@ -333,10 +341,16 @@ def forget(file: DetectorFile, name: str) -> DetectorFile:
         )
     keep = [g for g, other in enumerate(branch.generators) if other != name]
     names = tuple(branch.generators[g] for g in keep)
+    axis = _generator_axis(branch)
     heads = {
-        key: values if key in ("mean", "deviation") else values[keep]
+        key: np.take(values, keep, axis) if key in _OF_GENERATORS else values
         for key, values in branch.tensors.items()
     }
+    branches = (
+        *file.branches[:at],
+        replace(branch, generators=names, tensors=heads),
+        *file.branches[at + 1 :],
+    )
     calibration, photos = None, file.photos
     if file.calibration is not None:
         column = file.generators.index(name)
@@ -360,13 +374,13 @@ def forget(file: DetectorFile, name: str) -> DetectorFile:
         for k in range(1, 1 + len(file.config.get("populations", []))):
             scores = population_arrays(k)[0]
             calibration[scores] = np.delete(calibration[scores], column, axis=1)
+        training = file.provenance.get("training")
+        known = training if isinstance(training, Mapping) else {}
+        strength = float(known.get("joint_strength", _STRENGTH))
+        calibration |= _joint(file, branches, calibration, strength)
     return replace(
         file,
-        branches=(
-            *file.branches[:at],
-            replace(branch, generators=names, tensors=heads),
-            *file.branches[at + 1 :],
-        ),
+        branches=branches,
         calibration=calibration,
         photos=photos,
         sha256="",
@@ -382,8 +396,17 @@ def _without(images: ReferencePhotos, kept: NDArray[np.bool_]) -> ReferencePhoto
     )  # fmt: skip
 
 
+_OF_GENERATORS = ("masks", "references", "a", "b")
+_STRENGTH = 0.1
+
+
+def _generator_axis(branch: Branch) -> int:
+    """Tell which axis of masks, references, a and b is that of the generators."""
+    return 1 if branch.head == "bands" else 0
+
+
 def _shared_branch(file: DetectorFile) -> tuple[int, Branch]:
-    shared = [(i, branch) for i, branch in enumerate(file.branches) if branch.head == "shared"]
+    shared = [(i, branch) for i, branch in enumerate(file.branches) if branch.head != "original"]
     if len(shared) != 1:
         raise UsageError(
             "a generator can be enrolled in a detector with one shared residual; this one has "
@@ -392,14 +415,111 @@ def _shared_branch(file: DetectorFile) -> tuple[int, Branch]:
     return shared[0]
 
 
-def _settings(file: DetectorFile, config: EnrollConfig) -> tuple[ViewConfig, HeadConfig]:
-    """Process and fit as the detector was trained: photos and images must be treated alike."""
+@dataclass(frozen=True)
+class _Heads:
+    """The heads that are there: one set, or one for each band of compression."""
+
+    sets: tuple[SharedHeads, ...]
+
+    @classmethod
+    def of(cls, branch: Branch) -> _Heads:
+        limit = float(branch.head_config["limit"])
+        if branch.head == "bands":
+            return cls(heads_by_band(branch.tensors, limit))
+        return cls((SharedHeads.from_tensors(branch.tensors, limit),))
+
+    def _each(
+        self, name: str, features: NDArray[Any], traits: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        """Apply a method to each view, of the heads of its band."""
+        band = bands_of(traits, len(self.sets))
+        parts = [(band == b, getattr(self.sets[b], name)) for b in np.unique(band).tolist()]
+        found = [(at, in_parts(function, features[at])) for at, function in parts]
+        out = np.empty((len(features), *found[0][1].shape[1:]), np.float32)
+        for at, values in found:
+            out[at] = values
+        return out
+
+    def compared(self, features: NDArray[Any], traits: NDArray[np.float32]) -> Matrix:
+        """Give views as masks are laid over them, (n, C, R, S)."""
+        return self._each("compared", features, traits)
+
+    def similarities(self, features: NDArray[Any], traits: NDArray[np.float32]) -> Matrix:
+        """Score views, (n, G)."""
+        return self._each("similarities", features, traits)
+
+    def traits(self, table: FeatureTable) -> NDArray[np.float32]:
+        """Complete the traits of a table by what needs heads, (n, T)."""
+        traits = table.traits.copy()
+        band, column = bands_of(traits, len(self.sets)), TRAITS.index("distance")
+        for i, features in enumerate(table.features):
+            traits[i, column] = self.sets[band[i]].distance(features.astype(np.float32))
+        return traits
+
+
+@dataclass(frozen=True)
+class _Training:
+    """How the detector was trained: photos and images must be treated alike."""
+
+    views: ViewConfig
+    heads: HeadConfig
+    by_band: bool
+    lossless: float
+    joint_strength: float
+
+    @property
+    def purpose(self) -> Literal["enroll", "met"]:
+        return "met" if self.by_band else "enroll"
+
+    def weights(self, table: FeatureTable, classes: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Weights of views in the fit: (n,)."""
+        if self.by_band:
+            return view_weights(classes, table.sources, table.histories, self.lossless)
+        return training_weights(table, self.views.shares)
+
+    def compared(self, table: FeatureTable, synthetic: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """Weights with which images and photos are compared, the same histories in both: (n,).
+
+        Raises
+        ------
+        DataError
+            No photo has a history that an image has.
+        """
+        if not self.by_band:
+            return history_weights(table.histories, [synthetic, ~synthetic], self.views.shares)
+        weights = self.weights(table, synthetic.astype(np.int64))
+        common = np.isin(table.histories, table.histories[~synthetic]) | ~synthetic
+        weights = np.where(common, weights, 0.0)
+        if not weights[synthetic].sum() > 0:
+            raise DataError("the classes have no history in common", code="manifest_invalid")
+        against = matched_real_weights(synthetic.astype(np.int64), weights, table.histories)[:, 0]
+        return np.where(synthetic, weights / weights[synthetic].sum(), against / against.sum())
+
+    def counted(self, own: FeatureTable) -> NDArray[np.bool_]:
+        """Tell which views of the images stand in the calibration, (n,).
+
+        One an image; with heads for each band all, since the first one lies in one band.
+        """
+        if self.by_band:
+            return np.ones(len(own.images), dtype=np.bool_)
+        return np.concatenate([[True], own.images[1:] != own.images[:-1]])
+
+
+def _settings(file: DetectorFile, branch: Branch, config: EnrollConfig) -> _Training:
     training = file.provenance.get("training")
     if not isinstance(training, Mapping):
         raise UsageError("the detector does not say how its training processed images")
-    # Of a photo one view, so that photos count alike and can be ranked among.
-    views = ViewConfig.from_dict({**training["views"], "views": {"*": config.views, REAL: 1}})
-    return views, HeadConfig(**training["heads"])
+    by_band = branch.head == "bands"
+    # Of a photo one view, so that photos count alike and can be ranked among; with heads for each
+    # band as many as of an image: one would lie in one band.
+    counts = {"*": config.views, REAL: config.views if by_band else 1}
+    return _Training(
+        ViewConfig.from_dict({**training["views"], "views": counts}),
+        HeadConfig(**training["heads"]),
+        by_band,
+        float(training.get("lossless", 1.0)),
+        float(training.get("joint_strength", _STRENGTH)),
+    )
 
 
 def _rows(
@@ -433,7 +553,7 @@ def _rows(
 
 def _photos(
     kit: ReferencePhotos | None,
-    heads: SharedHeads,
+    heads: _Heads,
     rows: Sequence[Row],
     compute: Callable[[Sequence[Row], str], FeatureTable],
     smallest: int,
@@ -444,21 +564,23 @@ def _photos(
     """
     own = None
     traits: NDArray[np.float32] = np.zeros((0, len(TRAITS)), np.float32)
+    count = 0 if kit is None else len(kit.features)
     if rows:
         table = compute(rows, "real photos")
-        z = in_parts(heads.standardise, table.features)
+        count += len(np.unique(table.images))
+        z = heads.compared(table.features, table.traits)
         names = np.unique(table.sources, return_inverse=True)[1]
         own = ReferencePhotos(z, 0.0, np.full(len(z), -1), names, table.histories)
-        traits = with_distance(table, heads)
+        traits = heads.traits(table)
     photos = next((part for part in (kit, own) if part is not None), None)
     scored = None
     if kit is None and own is not None:
-        scored = in_parts(heads.similarities, table.features)
+        scored = heads.similarities(table.features, table.traits)
     elif kit is not None and own is not None:
         photos = kit.joined(own)
-    if photos is None or len(photos.features) < smallest:
+    if photos is None or count < smallest:
         raise DataError(
-            f"{0 if photos is None else len(photos.features)} real photos to set the images "
+            f"{count} real photos to set the images "
             f"against; at least {smallest} are needed: give folders of photos",
             code="too_few_images",
         )
@@ -483,15 +605,14 @@ def _fit(
     name: str,
     own: FeatureTable,
     photos: ReferencePhotos,
-    heads: SharedHeads,
-    shares: Mapping[str, float],
-    heads_config: HeadConfig,
+    heads: _Heads,
+    training: _Training,
     config: EnrollConfig,
     progress: Callable[[str, int, int], None] | None,
 ) -> _Fitted:
     n = len(photos.features)
     shape = photos.features.shape[1:]
-    z = np.concatenate([photos.features, in_parts(heads.standardise, own.features)])
+    z = np.concatenate([photos.features, heads.compared(own.features, own.traits)])
     flat = z.reshape(len(z), -1)
     # Photos as rows of the same table, so that the same weights and folds serve.
     rows = [Row(f"photo {i}", REAL, f"photos {s}", "train") for i, s in enumerate(photos.sources)]
@@ -507,7 +628,7 @@ def _fit(
         {},
     )
     classes = (table.generators == name).astype(np.int64)
-    weights = training_weights(table, shares)
+    weights = training.weights(table, classes)
     folds = source_folds(table, config.folds)
     # Views of one image, and all of a source of photos, are in one fold: none is seen and scored.
     gram = flat @ flat.T
@@ -517,10 +638,10 @@ def _fit(
         coefficients = fisher_coefficients(
             gram, chosen, weights, flat.shape[1],
             real_weights=matched_real_weights(chosen, weights, table.histories),
-            ridge=heads_config.ridge, pooled=heads_config.pooled,
+            ridge=training.heads.ridge, pooled=training.heads.pooled,
         )  # fmt: skip
         masks, references = masks_and_references(
-            (flat.T @ coefficients).T, (shape[0], shape[1], shape[2]), heads_config.mask_exponent
+            (flat.T @ coefficients).T, (shape[0], shape[1], shape[2]), training.heads.mask_exponent
         )
         return stored({"masks": masks, "references": references})
 
@@ -558,7 +679,7 @@ def similarities_with_noise(
     Parameters
     ----------
     z
-        (n, D), see `masksim.model.standardise`.
+        (n, D), see `masksim.model.SharedHeads.compared`.
     noise
         (n,): variance of an independent error of each feature; taken out of the norm.
     tensors
@@ -592,16 +713,18 @@ def _kept(
     file: DetectorFile,
     others: ReferencePhotos | None,
     own: FeatureTable,
-    first: NDArray[np.bool_],
-    heads: SharedHeads,
+    counted: NDArray[np.bool_],
+    heads: _Heads,
 ) -> ReferencePhotos:
     """Add images of the new generator to those that later generators will be told from."""
-    at = np.flatnonzero(first)
+    at = np.flatnonzero(counted)
     keys = [own.rows[i].sha256 for i in own.images[at]]
+    if len(set(keys)) < len(keys):  # several views of an image, each chosen for itself
+        keys = [f"{key} {number}" for number, key in enumerate(keys)]
     chosen = np.array(spread_over_sources(own.sources[at].tolist(), keys, KEPT_IMAGES))
     before = 0 if file.calibration is None else len(file.calibration.get("own_generators", ()))
     new = ReferencePhotos(
-        in_parts(heads.standardise, own.features[at[chosen]]),
+        heads.compared(own.features[at[chosen]], own.traits[at[chosen]]),
         1.0 if others is None else others.step,
         before + chosen,
         np.unique(own.sources[at], return_inverse=True)[1][chosen],
@@ -611,16 +734,19 @@ def _kept(
 
 
 def _with_head(branch: Branch, name: str, tensors: Mapping[str, NDArray[Any]]) -> Branch:
-    """Append a head to a branch; what was there is copied, not computed."""
-    joined = {
-        key: np.concatenate([values, tensors[key].astype(values.dtype)])
-        for key, values in branch.tensors.items()
-        if key in tensors
-    }
+    """Append a head to a branch, the same in all bands; what was there is copied, not computed."""
+    axis = _generator_axis(branch)
+
+    def appended(key: str) -> NDArray[Any]:
+        there, new = branch.tensors[key], tensors[key].astype(branch.tensors[key].dtype)
+        if axis:
+            new = np.broadcast_to(new, (len(there), *new.shape))
+        return np.concatenate([there, new], axis=axis)
+
     return replace(
         branch,
         generators=(*branch.generators, name),
-        tensors={**branch.tensors, **joined},
+        tensors={**branch.tensors, **{key: appended(key) for key in _OF_GENERATORS}},
     )
 
 
@@ -683,6 +809,64 @@ def _calibration(
         shown = before.get("own_traits", np.zeros((0, len(TRAITS)), np.float32))
         found["own_traits"] = np.concatenate([shown, own_traits]).astype(np.float32)
     return found
+
+
+def _joint(
+    file: DetectorFile,
+    branches: Sequence[Branch],
+    calibration: Mapping[str, NDArray[Any]],
+    strength: float,
+) -> dict[str, NDArray[Any]]:
+    """Give the number for "some generator" of other heads than a file has, if it has one.
+
+    In each band it is learned from the photos and images that are scored by all heads. Where those
+    are too few, it is what it was: without the column of a generator that is gone, and with the
+    average weight for a new one, in deviations of photos.
+
+    Parameters
+    ----------
+    file
+        With the heads of before.
+    branches, calibration
+        Of the heads of now; its ``joint_weights`` and ``joint_offsets`` do not count.
+    strength
+        See `masksim.train_bands.fit_joint`.
+    """
+    before = file.calibration or {}
+    if not set(JOINT_ARRAYS) <= set(before):
+        return {}
+    names = [name for branch in branches for name in branch.generators]
+    old, offsets = (before[key].astype(np.float64) for key in JOINT_ARRAYS)
+    bands = len(offsets)
+    real, own = (calibration[f"{kind}_similarities"].astype(np.float64) for kind in ("real", "own"))
+    deviations = np.nanstd(real, axis=0) + 1e-9
+    places = [file.generators.index(name) if name in file.generators else -1 for name in names]
+    there = np.array(places) >= 0
+    weights = np.zeros((bands, len(names)))
+    weights[:, there] = old[:, [place for place in places if place >= 0]]
+    average = np.abs(weights[:, there] * deviations[there]).mean(axis=1)
+    weights[:, ~there] = average[:, None] / deviations[~there]
+    # Photos have the same number as before on average.
+    offsets = offsets - weights[:, ~there] @ np.nanmean(real[:, ~there], axis=0)
+    scores = np.concatenate([real, own])
+    kinds = np.array([REAL] * len(real) + [names[g] for g in calibration["own_generators"]])
+    band = bands_of(np.concatenate([calibration["real_traits"], calibration["own_traits"]]), bands)
+    complete = ~np.isnan(scores).any(axis=1)
+    photo = complete & (kinds == REAL)
+    image = complete & ~photo
+    # A generator without images there would be unlearned.
+    if set(names) <= set(kinds[image].tolist()):
+        enough = [
+            b
+            for b in range(bands)
+            if min((photo & (band == b)).sum(), (image & (band == b)).sum()) >= FEWEST_JOINT
+        ]
+        if enough:
+            anew = fit_joint(scores[complete], kinds[complete], band[complete], bands, strength)
+            weights[enough], offsets[enough] = anew.weights[enough], anew.offsets[enough]
+    return dict(
+        zip(JOINT_ARRAYS, (weights.astype(np.float32), offsets.astype(np.float32)), strict=True)
+    )
 
 
 def _warnings(outcome: Enrollment, own: FeatureTable, photos: ReferencePhotos) -> list[str]:

@@ -86,7 +86,9 @@ def _degraded(file: str, row: Row, name: str, seed: int) -> Iterator[tuple[Row, 
     sized = replace(row, width=width, height=height, format=row.format or loaded.facts.format)
     rng = rng_for(seed, row.key, "degrade", name)
     history: History = "lossless" if history_of(sized.format) == "lossless" else "jpeg"
-    yield sized, View(GRID[name].apply(loaded.pixels, rng), history, (name,))
+    one = GRID[name]
+    format, quality = one.saved_as or (loaded.facts.format, loaded.facts.jpeg_quality)
+    yield sized, View(one.apply(loaded.pixels, rng), history, (name,), quality, format)
 
 
 def _work(
@@ -336,7 +338,7 @@ def score_degraded(
             manifest, detector.generators,
             [
                 detector.file.scores_sha256, _hash(manifest), "degraded", one.name, one.does,
-                TRAITS, seed,
+                one.saved_as, TRAITS, seed,
             ],
             cache=cache, purpose="as found", config=ViewConfig(), seed=seed,
             degradation=one.name, workers=workers, initializer=_start_worker,
@@ -442,13 +444,22 @@ def views_of(detector: Detector) -> ViewConfig:
 
 def scale_of(detector: Detector) -> Scale:
     """Return what a detector's similarities mean: probabilities, and rates where calibrated."""
-    slope, offset = [], []
+    parts = []
     for branch in detector.file.branches:
-        a, b = ("a", "b") if branch.head == "shared" else ("clf_a", "clf_b")
-        slope.append(np.exp(np.asarray(branch.tensors[a], dtype=np.float64)).reshape(-1))
-        offset.append(np.asarray(branch.tensors[b], dtype=np.float64).reshape(-1))
+        names = ("clf_a", "clf_b") if branch.head == "original" else ("a", "b")
+        pair = [np.asarray(branch.tensors[name], dtype=np.float64) for name in names]
+        if branch.head != "bands":
+            pair = [values.reshape(1, -1) for values in pair]
+        parts.append(pair)
+    bands = max(len(values) for pair in parts for values in pair)
+    a, b = (
+        np.concatenate(
+            [np.broadcast_to(values, (bands, values.shape[1])) for values in column], axis=1
+        )
+        for column in zip(*parts, strict=True)
+    )
     return Scale(
-        detector.generators, np.concatenate(slope), np.concatenate(offset),
+        detector.generators, np.exp(a), b,
         calibration=Populations(detector.calibrations) if detector.calibrations else None,
         attribution=detector.attribution,
     )  # fmt: skip
@@ -899,7 +910,7 @@ def _histories(table: ScoreTable, joint: NDArray[np.float64], samples: int = 500
     among = {}
     for history in ("lossless", "reduced"):
         rows = real & np.isin(table.histories, ("jpeg", history))
-        if not (rows & (table.histories == history)).any():
+        if len(np.unique(table.histories[rows])) < 2:
             continue
         # Lossless files come from few sources, so that whole sources are drawn.
         among[f"{history} against jpeg reals"] = {
@@ -915,7 +926,7 @@ def _histories(table: ScoreTable, joint: NDArray[np.float64], samples: int = 500
     # The same lossless photos with and without a first JPEG: no difference of sources.
     both = np.isin(table.filenames, table.filenames[real & (table.histories == "lossless")])
     rows = real & both & np.isin(table.histories, ("jpeg", "lossless"))
-    if rows.any():
+    if len(np.unique(table.histories[rows])) == 2:  # of files as found there is one view each
         among["lossless against a first JPEG, the same photos"] = {
             **asdict(
                 metrics.bootstrap(

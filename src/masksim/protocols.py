@@ -26,7 +26,7 @@ from masksim.calibration import Attribution, Calibration, Populations
 from masksim.errors import DataError, UsageError
 from masksim.manifest import REAL
 from masksim.tables import Cell, Column, Interval, Table
-from masksim.traits import TRAITS
+from masksim.traits import TRAITS, bands_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -267,8 +267,9 @@ class Scale:
     generators
         One a head.
     slope, offset
-        (G,): the log-odds of the probability are ``slope * score + offset``; None where scores
-        are of an unknown scale, or probabilities themselves.
+        (G,), or (B, G) for each band of compression: the log-odds of the probability are
+        ``slope * score + offset``; None where scores are of an unknown scale, or probabilities
+        themselves.
     probabilities
         Whether the scores are probabilities in [0, 1].
     calibration
@@ -293,14 +294,22 @@ class Scale:
         within = bool(((s >= 0) & (s <= 1)).all())
         return cls(table.generators, probabilities=within, calibration=calibration)
 
-    def log_odds(self, scores: Floats) -> Floats | None:
-        """Log-odds (n, G) of the heads' probabilities, or None where there are none."""
+    def log_odds(self, scores: Floats, traits: Floats | None = None) -> Floats | None:
+        """Log-odds (n, G) of the heads' probabilities, or None where there are none.
+
+        The traits (n, T) tell the band of each image; without them it is the first.
+        """
         if self.probabilities:
             p = np.clip(scores, _LEAST, 1 - _LEAST)
             return np.log(p) - np.log1p(-p)
         if self.slope is None or self.offset is None:
             return None
-        return scores * self.slope + self.offset
+        if self.slope.ndim == 1:
+            return scores * self.slope + self.offset
+        if traits is None:
+            traits = np.full((len(scores), len(TRAITS)), np.nan)
+        band = bands_of(traits, len(self.slope))
+        return scores * self.slope[band] + self.offset[band]
 
 
 @dataclass(frozen=True, eq=False)
@@ -372,7 +381,7 @@ def _ask(table: ScoreTable, scale: Scale, asked: Bools) -> Evidence:
     if tuple(table.generators) != tuple(scale.generators):
         raise UsageError(f"scores of {table.generators} with the scale of {scale.generators}")
     scores = table.similarities[:, asked]
-    odds = scale.log_odds(table.similarities)
+    odds = scale.log_odds(table.similarities, table.traits)
     highest = None if odds is None else odds[:, asked].max(axis=1)
     if scale.calibration is None:
         best = scores.max(axis=1) if highest is None or scores.shape[1] == 1 else highest
@@ -625,7 +634,7 @@ def confusion(
         ``"unknown"`` (where there is an attribution) and ``"no evidence"``, 1 in sum.
     """
     scores = table.similarities
-    odds = scale.log_odds(scores)
+    odds = scale.log_odds(scores, table.traits)
     if scale.calibration is not None:
         rates, joint = scale.calibration.all_rates(scores, table.traits)
         # The lowest rate, of equals the highest similarity.
