@@ -121,7 +121,8 @@ def test_planted_images_and_photos_get_their_verdicts(trained: Any, detector: De
 def test_a_detection_is_plain_values(detector: Detector, photo: NDArray[np.uint8]) -> None:
     found = detector.detect(photo)
     plain = json.loads(json.dumps(found.to_dict(), allow_nan=False))
-    assert set(plain) == {"image", "verdict", "scores", "windows", "detector", "seconds", "origin"}
+    parts = {"image", "verdict", "scores", "windows", "detector", "seconds", "origin", "watermarks"}
+    assert set(plain) == parts
     assert plain["detector"] == {"name": "planted", "sha256": detector.sha256}
     assert [s["generator"] for s in plain["scores"]] == [s.generator for s in found.scores]
     assert plain["windows"] == [list(window) for window in found.windows]

@@ -57,6 +57,7 @@ def test_a_configuration_survives_json() -> None:
         ({"spacing": 0}, "positive integers"),
         ({"cell": 3}, "multiple of the cell"),
         ({"segment": 126}, "multiple of the cell"),
+        ({"parts": 5}, "4 segments of luma, too few for 5 parts"),
         ({"floor": 0.0}, "floor"),
         ({"floor": float("nan")}, "floor"),
         ({"floor": "x"}, "floor"),

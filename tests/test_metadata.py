@@ -487,7 +487,8 @@ def signed(natural_image: Callable[..., NDArray[np.uint8]]) -> bytes:
         )
         if not authority:
             builder = builder.add_extension(
-                x509.ExtendedKeyUsage([x509.ExtendedKeyUsageOID.EMAIL_PROTECTION]), critical=False
+                x509.ExtendedKeyUsage([x509.oid.ExtendedKeyUsageOID.EMAIL_PROTECTION]),
+                critical=False,
             )
         return builder.sign(issuer_key, hashes.SHA256())
 

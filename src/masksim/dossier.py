@@ -644,9 +644,8 @@ def _similarity(
     detector: Detector, loaded: LoadedImage, window: _Rectangle, g: int
 ) -> float | None:
     x, y, width, height = window
-    facts = loaded.facts
+    part, facts = loaded.region(y, x, height, width), loaded.facts
     try:
-        part = loaded.region(y, x, height, width)
         return float(detector.similarities(part, facts.jpeg_quality, facts.format)[g])
     except ImageError:  # no pattern in a perfectly flat part
         return None

@@ -36,7 +36,8 @@ from masksim.dataset import (
     training_weights,
 )
 from masksim.detector import JOINT_ARRAYS
-from masksim.errors import DataError, UsageError, counted
+from masksim.errors import DataError, UsageError
+from masksim.errors import counted as in_words
 from masksim.features import FeatureConfig
 from masksim.manifest import REAL, Manifest, Row, manifest_hash, scan_folders
 from masksim.metrics import Estimate
@@ -242,7 +243,7 @@ def enroll(
     if n_images < config.smallest:
         raise DataError(
             f"only {n_images} of {len(rows)} images of {name} could be used (left out: "
-            f"{counted(skipped)}); at least {config.smallest} are needed",
+            f"{in_words(skipped)}); at least {config.smallest} are needed",
             code="too_few_images",
         )
     kit, others = (None, None) if file.photos is None else unpack(file.photos())
@@ -266,9 +267,9 @@ def enroll(
         np.array([value], np.float32)
         for value in fit_probability(similarity[used], synthetic[used], pair[used])
     )
-    chosen = training.counted(own)
+    counted = training.counted(own)
     own_scores = np.column_stack(
-        [heads.similarities(own.features[chosen], own.traits[chosen]), similarity[n:][chosen]]
+        [heads.similarities(own.features[counted], own.traits[counted]), similarity[n:][counted]]
     )
     known = None
     if others is not None:
@@ -294,7 +295,7 @@ def enroll(
     )
     calibration = _calibration(
         file, at, photos, scored, similarity[:n], own_scores, known, traits,
-        heads.traits(own)[chosen],
+        heads.traits(own)[counted],
     )  # fmt: skip
     made = replace(
         file,
@@ -303,7 +304,9 @@ def enroll(
         config={key: value for key, value in file.config.items() if key != "populations"},
         calibration=calibration | _joint(file, branches, calibration, training.joint_strength),
         provenance=_provenance(file, outcome, rows, config),
-        photos=None if kit is None else partial(pack, kit, _kept(file, others, own, chosen, heads)),
+        photos=None
+        if kit is None
+        else partial(pack, kit, _kept(file, others, own, counted, heads)),
         sha256="",
     )
     return made, outcome

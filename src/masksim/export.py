@@ -23,13 +23,14 @@ import numpy as np
 from masksim import __version__, preprocess, verdict
 from masksim.errors import ModelError, UsageError, install
 from masksim.features import FeatureConfig
-from masksim.model import COSINE_EPSILON, OriginalHead, SharedHeads
-from masksim.spectrum import hann_window
+from masksim.model import COSINE_EPSILON, OriginalHead, SharedHeads, heads_by_band
+from masksim.residual import BANK, BANK_LEVELS
+from masksim.spectrum import COHERENCE_FLOOR, hann_window
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from masksim.calibration import Calibration, Node
+    from masksim.calibration import Calibration, Joint, Node
     from masksim.checkpoint import Branch
     from masksim.detector import Detector
 
@@ -38,14 +39,17 @@ PREFIX = "masksim."
 """Of the names of the graph's metadata; those of other tools stay apart."""
 
 MEASURED = ("energy", "sharpness", "chroma", "brightness", "flat", "distance")
-"""Traits that windows show; the shorter side and the JPEG quality of a file are inputs."""
+"""Traits that windows show; what only the whole image or its file shows are inputs."""
 
 _GIVEN = {
     "side": "shorter side of the whole image, pixels",
     "quality": "JPEG quality of the file, 1 to 100, as masksim estimates it; NaN if it is no JPEG",
+    "band": "what the file shows of its last compression, 0 to 4, see masksim.traits."
+    "compression_band; NaN where nothing is known of it, as 0",
 }
 _END = np.iinfo(np.int32).max
 _LOWEST = float(np.finfo(np.float32).min)
+_TIE = 1e-12  # relative
 _TRAIT_BLOCK, _TRAIT_LEAST = 32, 0.05  # as in `masksim.traits`
 
 
@@ -165,19 +169,33 @@ def _shifted(n: int) -> NDArray[np.int64]:
     return found
 
 
-def _powers(
+def _waves(
     g: _Graph, parts: Sequence[str], n: int, window: NDArray[np.float64]
-) -> tuple[str, str]:
-    """Transform along the rows (..., n, columns), to powers at +u and at -u, u = 0 to n // 2."""
+) -> tuple[tuple[str, str], tuple[str, str]]:
+    """Transform along the rows (..., n, columns), at +u and at -u, u = 0 to n // 2.
+
+    Both as real and imaginary parts.
+    """
     cosines, sines = (g.constant(wave) for wave in _transform(n, n // 2 + 1, window))
     real, imaginary = parts
     a, b = g("MatMul", cosines, real), g("MatMul", sines, imaginary)
     c, d = g("MatMul", cosines, imaginary), g("MatMul", sines, real)
-    pairs = (
+    return (
         (g("Add", a, b), g("Sub", c, d)),
         (g("Sub", a, b), g("Add", c, d)),
     )
-    above, below = (g("Add", g("Mul", re, re), g("Mul", im, im)) for re, im in pairs)
+
+
+def _power(g: _Graph, wave: tuple[str, str]) -> str:
+    real, imaginary = wave
+    return g("Add", g("Mul", real, real), g("Mul", imaginary, imaginary))
+
+
+def _powers(
+    g: _Graph, parts: Sequence[str], n: int, window: NDArray[np.float64]
+) -> tuple[str, str]:
+    """Powers of `_waves`."""
+    above, below = (_power(g, wave) for wave in _waves(g, parts, n, window))
     return above, below
 
 
@@ -194,13 +212,12 @@ def _segments(g: _Graph, value: str, segment: int, hop: int) -> str:
     return g("Gather", value, at, axis=2)
 
 
-def _cells(g: _Graph, residual: str, windows: str, config: FeatureConfig, hop: int) -> str:
-    """Cells of mean log-power spectra: (images * windows, C, H, W) -> (images, C, R, R // 2)."""
-    n = config.segment
+def _half_transforms(g: _Graph, planes: str, n: int, hop: int) -> list[str]:
+    """Transform the segments of planes (N, C, H, W) along x: two of (N, C, ny, n, nx n // 2)."""
     half = n // 2  # the column of the Nyquist frequency is not used
-    line = np.sqrt(np.diag(hann_window(n)).astype(np.float64))
+    line = _line(n)
     # Whole rows are copied to segments: fast. So columns are made rows, and rows again.
-    tiles = _segments(g, g("Transpose", residual, perm=[0, 1, 3, 2]), n, hop)  # (N, C, nx, n, H)
+    tiles = _segments(g, g("Transpose", planes, perm=[0, 1, 3, 2]), n, hop)  # (N, C, nx, n, H)
     cosines, sines = _transform(n, half, line)
     parts = []
     for wave in (cosines, -sines):
@@ -208,15 +225,123 @@ def _cells(g: _Graph, residual: str, windows: str, config: FeatureConfig, hop: i
         part = g("Reshape", part, g("Concat", g.ints(0, 0, -1), g.side(part, 4), axis=0))
         part = g("Transpose", part, perm=[0, 1, 3, 2])
         parts.append(_segments(g, part, n, hop))  # (N, C, ny, n, nx half)
+    return parts
+
+
+def _line(n: int) -> NDArray[np.float64]:
+    """One axis of `hann_window`."""
+    line: NDArray[np.float64] = np.sqrt(np.diag(hann_window(n)).astype(np.float64))
+    return line
+
+
+def _mean_of_segments(g: _Graph, value: str, n: int) -> str:
+    """Mean over segments: (N, C, ny, n // 2 + 1, nx n // 2) -> (N, C, n // 2 + 1, n // 2)."""
+    half = n // 2
+    return g.mean(g.reshape(value, 0, 0, 0, half + 1, -1, half), 2, 4)
+
+
+def _cells(g: _Graph, residual: str, windows: str, config: FeatureConfig, hop: int) -> str:
+    """Cells of mean log-power spectra: (images * windows, C, H, W) -> (images, C, R, R // 2)."""
+    n = config.segment
     means = []
-    for power in _powers(g, parts, n, line):
+    for power in _powers(g, _half_transforms(g, residual, n, hop), n, _line(n)):
         log = g("Log", g("Add", power, g.constant(config.floor)))
-        means.append(g.mean(g.reshape(log, 0, 0, 0, half + 1, -1, half), 2, 4))
+        means.append(_mean_of_segments(g, log, n))
+    return _pooled(g, means, windows, config)
+
+
+def _pooled(g: _Graph, means: Sequence[str], windows: str, config: FeatureConfig) -> str:
+    """Cells of the mean over windows of what stands at +u and at -u, see `_waves`."""
+    n = config.segment
     rows = g.constant(_shifted(n), np.int64)
     log = g("Gather", g("Concat", *means, axis=2), rows, axis=2)  # (N, C, n, half)
-    images = g.mean(_by_image(g, log, windows, g.side(log, 1), n, half), 1)
-    cell = [config.cell, config.cell]
-    return g("AveragePool", images, kernel_shape=cell, strides=cell)
+    images = g.mean(_by_image(g, log, windows, g.side(log, 1), n, n // 2), 1)
+    return _pool(g, images, config.cell)
+
+
+def _pool(g: _Graph, images: str, cell: int) -> str:
+    return g("AveragePool", images, kernel_shape=[cell, cell], strides=[cell, cell])
+
+
+# --- segments ranked by their energy, coherence of colours: see `masksim.features` ---------------
+
+
+def _cross_difference(g: _Graph, planes: str) -> str:
+    """Cross difference of planes (N, C, H, W), last row and column 0.
+
+    The sums in the order of `masksim.residual.bank_residual`: ranks should not hang on rounding.
+    """
+    upper, lower = (g.slice(planes, 2, k, k - 1 or _END) for k in (0, 1))
+    (a, b), (c, d) = (
+        [g.slice(rows, 3, k, k - 1 or _END) for k in (0, 1)] for rows in (upper, lower)
+    )
+    inner = g("Sub", g("Add", d, a), g("Add", c, b))
+    return g("Pad", inner, g.ints(0, 0, 0, 0, 0, 0, 1, 1))
+
+
+def _parts(g: _Graph, luma: str, windows: str, config: FeatureConfig) -> str:
+    """Shares with which segments count in each part of their image: (images, parts, n).
+
+    The segments of all windows of an image are ranked together; equal ones in their order.
+    """
+    segment, hop = config.segment, config.hops[0]
+    cross = _cross_difference(g, g("Mul", luma, g.constant(BANK_LEVELS)))
+    squared = g("Transpose", g("Mul", cross, cross), perm=[0, 1, 3, 2])
+    lines = g.mean(_segments(g, squared, segment, hop), 3)  # (N, 1, nx, H)
+    lines = g("Transpose", lines, perm=[0, 1, 3, 2])
+    energies = g.mean(_segments(g, lines, segment, hop), 3)  # (N, 1, ny, nx)
+    energies = g.reshape(energies, g.side(windows, 0), -1)
+    size = g("Squeeze", g.side(energies, 1), g.ints(0))
+    order = g("Range", g.constant(0, np.int64), size, g.constant(1, np.int64))
+    one, other = (g("Unsqueeze", energies, g.ints(axis)) for axis in (2, 1))
+    earlier = g("Less", g("Unsqueeze", order, g.ints(0)), g("Unsqueeze", order, g.ints(1)))
+    before = g("Or", g("Less", other, one), g("And", g("Equal", other, one), earlier))
+    ranks = g.cast(g.sum(g.cast(before), 2), "INT64")
+    part = g("Div", g("Mul", ranks, g.constant(config.parts, np.int64)), size)
+    numbers = g.constant(np.arange(config.parts)[None, :, None], np.int64)
+    chosen = g.cast(g("Equal", g("Unsqueeze", part, g.ints(1)), numbers))
+    # At least one: windows smaller than those of any image may have fewer segments than parts.
+    return g("Div", chosen, g("Max", g.sum(chosen, 2, keep=True), g.constant(1)))
+
+
+def _cells_in_parts(
+    g: _Graph, luma: str, residual: str, windows: str, config: FeatureConfig
+) -> str:
+    """Cells of the mean log-power spectra of each part: (images, parts * C, R, R // 2)."""
+    n, channels = config.segment, len(BANK)
+    half = n // 2
+    shares = _parts(g, luma, windows, config)
+    means = []
+    for power in _powers(g, _half_transforms(g, residual, n, config.hops[0]), n, _line(n)):
+        log = g("Log", g("Add", power, g.constant(config.floor)))
+        log = g.reshape(log, 0, 0, 0, half + 1, -1, half)  # (N, C, ny, half + 1, nx, half)
+        log = g("Transpose", log, perm=[0, 2, 4, 1, 3, 5])
+        log = g.reshape(log, g.side(windows, 0), -1, channels * (half + 1) * half)
+        mean = g("MatMul", shares, log)
+        means.append(g.reshape(mean, 0, config.parts * channels, half + 1, half))
+    rows = g.constant(_shifted(n), np.int64)
+    return _pool(g, g("Gather", g("Concat", *means, axis=2), rows, axis=2), config.cell)
+
+
+def _coherence(g: _Graph, small: str, windows: str, config: FeatureConfig) -> str:
+    """Cells of `masksim.spectrum.phase_coherence`: (images, 3, R, R // 2).
+
+    `small` are the channels averaged over 2x2 pixels.
+    """
+    n = config.segment
+    # In levels times four, integers, as `masksim.preprocess.half_cross_difference`.
+    planes = _cross_difference(g, g("Mul", small, g.constant(4)))
+    means = []
+    for wave in _waves(g, _half_transforms(g, planes, n, config.hops[1]), n, _line(n)):
+        # The transform is orthonormal here, and is not there.
+        size = g("Add", g("Sqrt", _power(g, wave)), g.constant(COHERENCE_FLOOR / n))
+        products = []
+        for part in wave:
+            unit = g("Div", part, size)
+            pair = (g("Gather", unit, g.ints(*at), axis=1) for at in ((0, 1, 0), (1, 2, 2)))
+            products.append(g("Mul", *pair))
+        means.append(_mean_of_segments(g, g("Add", *products), n))
+    return _pooled(g, means, windows, config)
 
 
 def _by_image(g: _Graph, value: str, windows: str, *rest: int | str) -> str:
@@ -224,9 +349,11 @@ def _by_image(g: _Graph, value: str, windows: str, *rest: int | str) -> str:
     return g.reshape(value, g.side(windows, 0), g.side(windows, 1), *rest)
 
 
-def _probability(g: _Graph, similarity: str, a: Any, b: Any) -> str:
-    scale = np.exp(np.asarray(a, dtype=np.float32))
-    return g("Sigmoid", g("Add", g("Mul", similarity, g.constant(scale)), g.constant(b)))
+def _probability(g: _Graph, similarity: str, a: Any, b: Any, band: str = "") -> str:
+    """Logistic output of heads; `a` and `b` hold one array a band."""
+    scales = [np.exp(np.asarray(values, dtype=np.float32)) for values in a]
+    log_odds = g("Mul", similarity, _of_band(g, scales, band))
+    return g("Sigmoid", g("Add", log_odds, _of_band(g, b, band)))
 
 
 def _luma(g: _Graph, pixels: str) -> str:
@@ -239,18 +366,10 @@ def _luma(g: _Graph, pixels: str) -> str:
     return g("Add", g("Add", *weighted[:2]), weighted[2])
 
 
-def _shared(
-    g: _Graph, branch: Branch, pixels: str, bright: str, windows: str, maps: bool
-) -> dict[str, str]:
-    """All heads on one residual bank.
-
-    `pixels` are levels, float (images * windows, 3, H, W), `bright` their `_luma`.
-    """
-    values = dict(branch.preprocess) | dict(branch.spectrum)
-    values.pop("colour")
-    config = FeatureConfig.from_dict(values)
-    limit = float(branch.head_config["limit"])
-    heads = SharedHeads.from_tensors(branch.tensors, limit)
+def _features(
+    g: _Graph, branch: Branch, config: FeatureConfig, pixels: str, bright: str, windows: str
+) -> str:
+    """Features of `masksim.features.shared_features`: (images, C, R, R // 2)."""
     # Chroma is averaged over 2x2 pixels: of the channels, which are integers, without rounding.
     small = g("AveragePool", pixels, kernel_shape=[2, 2], strides=[2, 2])
     luma = _luma(g, small)
@@ -263,36 +382,128 @@ def _shared(
         )
         for k, weight in ((2, 0.114), (0, 0.299))
     ]
+    ranked = config.parts > 1
     groups = [
-        g("Mul", bright, g.constant(1 / 255_000)),
+        # Where segments are ranked by it, rounded as the detector rounds it.
+        g("Div", bright, g.constant(255_000))
+        if ranked
+        else g("Mul", bright, g.constant(1 / 255_000)),
         g("Add", g("Concat", *colours, axis=1), g.constant(1)),
     ]
-    cells = [
-        _cells(g, g.inline(branch.onnx, group, "residual_0_"), windows, config, hop)
-        for group, hop in zip(groups, config.hops, strict=True)
-    ]
-    features = g("Concat", *cells, axis=1)
+    cells = []
+    for k, (group, hop) in enumerate(zip(groups, config.hops, strict=True)):
+        residual = g.inline(branch.onnx, group, "residual_0_")
+        cells.append(
+            _cells_in_parts(g, group, residual, windows, config)
+            if ranked and not k
+            else _cells(g, residual, windows, config, hop)
+        )
+    if config.coherence:
+        cells.append(_coherence(g, small, windows, config))
+    return g("Concat", *cells, axis=1)
+
+
+def _given(g: _Graph, name: str, traits: dict[str, str]) -> str:
+    """Take an input of the graph, (images, 1); `traits` tells which ones are wanted."""
+    if name not in traits:
+        column = g("Unsqueeze", name, g.ints(1))
+        if name == "band":  # not known: as where there is no trace of a compression
+            zero = g.constant(0)
+            column = g("Where", g("Greater", column, zero), column, zero)
+        traits[name] = column
+    return traits[name]
+
+
+def _band(g: _Graph, count: int, traits: dict[str, str]) -> str:
+    """Read the band of compression as an index below `count`: int64 (images,)."""
+    steps = g.constant(np.arange(1, count)[None])
+    above = g.cast(g("GreaterOrEqual", _given(g, "band", traits), steps))
+    return g.cast(g.sum(above, 1), "INT64")
+
+
+def _of_band(g: _Graph, values: Sequence[NDArray[Any]], band: str) -> str:
+    """Choose each image's array: (images, ...), or one for all where there is but one."""
+    if all(np.array_equal(values[0], value) for value in values[1:]):
+        return g.constant(values[0] if len(values) == 1 else values[0][None])
+    return g("Gather", g.constant(np.stack(values)), band)
+
+
+def _products(g: _Graph, flat: str, tables: Sequence[NDArray[Any]], band: str) -> str:
+    """Multiply (images, D) by the table (G, D) of each image's band: (images, G)."""
+    if len(tables) == 1:
+        return g("MatMul", flat, g.constant(tables[0].T))
+    # By the tables of all bands: to copy one for every image would take longer.
+    count = len(tables[0])
+    every = g("MatMul", flat, g.constant(np.concatenate(tables).T))
+    every = g.reshape(every, 0, len(tables), count)
+    own = g("Equal", g("Unsqueeze", band, g.ints(1)), g.constant(np.arange(len(tables)), np.int64))
+    return g.sum(g("Mul", every, g.cast(g("Unsqueeze", own, g.ints(2)))), 1)
+
+
+def _shared(
+    g: _Graph,
+    branch: Branch,
+    pixels: str,
+    bright: str,
+    windows: str,
+    maps: bool,
+    traits: dict[str, str],
+) -> dict[str, str]:
+    """All heads on one residual bank, of one set or one for each band of compression.
+
+    `pixels` are levels, float (images * windows, 3, H, W), `bright` their `_luma`. The band is
+    added to `traits` where the heads depend on it.
+    """
+    values = dict(branch.preprocess) | dict(branch.spectrum)
+    values.pop("colour")
+    config = FeatureConfig.from_dict(values)
+    limit = float(branch.head_config["limit"])
+    heads = (
+        heads_by_band(branch.tensors, limit)
+        if branch.head == "bands"
+        else (SharedHeads.from_tensors(branch.tensors, limit),)
+    )
+    features = _features(g, branch, config, pixels, bright, windows)
+    band = _band(g, len(heads), traits) if len(heads) > 1 else ""
     level = g.mean(features, 2, 3, keep=True)
-    z = g("Sub", g("Sub", features, level), g.constant(heads.mean))
-    z = g("Div", z, g.constant(heads.deviation))
+    mean, deviation = ([getattr(h, name) for h in heads] for name in ("mean", "deviation"))
+    z = g("Sub", g("Sub", features, level), _of_band(g, mean, band))
+    z = g("Div", z, _of_band(g, deviation, band))
     z = g("Clip", z, g.constant(-limit), g.constant(limit))
     flat = g.reshape(z, 0, -1)
-    count = len(branch.generators)
-    shape = heads.masks.shape[1:]
-    weighted = (heads.masks * heads.references).reshape(count, -1)
-    norm = g("MatMul", g("Mul", flat, flat), g.constant((heads.masks**2).reshape(count, -1).T))
+    if heads[0].basis is not None:
+        vectors = heads[0].basis.reshape(len(heads[0].basis), -1)
+        basis = g.constant(vectors)  # once in the file: it is large
+        components = g("Gemm", flat, basis, transB=1)
+        components = g("Mul", components, g.constant(heads[0].shrink))
+        flat = g("Sub", flat, g("MatMul", components, basis))
+    found = {"features": features} | _compared(g, flat, heads, band, maps)
+    squared = g("Max", g.mean(g("Mul", z, z), 1, 2, 3), g.constant(1e-12))
+    found["distance"] = g("Log", squared)
+    return found
+
+
+def _compared(
+    g: _Graph, flat: str, heads: Sequence[SharedHeads], band: str, maps: bool
+) -> dict[str, str]:
+    """Compare what masks are laid over, (images, D), with the references of each image's band."""
+    shape = heads[0].masks.shape[1:]
+    count = len(heads[0].masks)
+    weighted = [(h.masks * h.references).reshape(count, -1) for h in heads]
+    masks = [(h.masks**2).reshape(count, -1) for h in heads]
+    norm = _products(g, g("Mul", flat, flat), masks, band)
     norm = g("Max", g("Sqrt", norm), g.constant(COSINE_EPSILON))
-    found = {"features": features}
+    found: dict[str, str] = {}
     if maps:
-        shares = g("Mul", g("Unsqueeze", flat, g.ints(1)), g.constant(weighted))
+        shares = g("Mul", g("Unsqueeze", flat, g.ints(1)), _of_band(g, weighted, band))
         shares = g("Div", shares, g("Unsqueeze", norm, g.ints(2)))
         found["maps"] = g.reshape(shares, 0, count, *shape)
     # A matrix product, and not a sum of the maps: they need not be there.
-    dot = g("MatMul", flat, g.constant(weighted.T))
+    dot = _products(g, flat, weighted, band)
     found["similarity"] = g("Div", dot, norm)
-    found["probability"] = _probability(g, found["similarity"], heads.a, heads.b)
-    squared = g("Max", g.mean(g("Mul", z, z), 1, 2, 3), g.constant(1e-12))
-    found["distance"] = g("Log", squared)
+    found["probability"] = _probability(
+        g, found["similarity"], [h.a for h in heads], [h.b for h in heads], band
+    )
     return found
 
 
@@ -368,7 +579,7 @@ def _original(g: _Graph, branch: Branch, planes: str, number: int, maps: bool) -
     similarity = g("Unsqueeze", best, g.ints(1))
     found = {
         "similarity": similarity,
-        "probability": _probability(g, similarity, head.a, head.b),
+        "probability": _probability(g, similarity, [head.a], [head.b]),
     }
     if maps:
         found["maps"] = g("Unsqueeze", picture, g.ints(1))
@@ -494,8 +705,8 @@ def _stratum(g: _Graph, calibration: Calibration, traits: dict[str, str]) -> str
     def walk(node: Node) -> str:
         if not node.parts:
             return g.constant([[number[node]]], np.int64)
-        if node.trait in _GIVEN and node.trait not in traits:
-            traits[node.trait] = g("Unsqueeze", node.trait, g.ints(1))
+        if node.trait in _GIVEN:
+            _given(g, node.trait, traits)
         if node.trait not in traits:  # heads that cannot know it
             return walk(node.parts[-1])
         found, *others = map(walk, node.parts)
@@ -509,10 +720,13 @@ def _stratum(g: _Graph, calibration: Calibration, traits: dict[str, str]) -> str
     return g("Expand", walk(calibration.tree), g("Concat", g.side("windows", 0), g.ints(1), axis=0))
 
 
-def _rates(g: _Graph, calibration: Calibration, similarity: str, stratum: str) -> tuple[str, str]:
+def _rates(
+    g: _Graph, calibration: Calibration, similarity: str, stratum: str, traits: dict[str, str]
+) -> tuple[str, str]:
     """Own rates (images, G) and joint rate (images, 1) in one population."""
     real_scores = calibration.real_scores
-    tables = _ranks([real_scores[leaf.members] for leaf in calibration.tree.leaves()])
+    leaves = calibration.tree.leaves()
+    tables = _ranks([real_scores[leaf.members] for leaf in leaves])
     at = g("Squeeze", stratum, g.ints(1))
     real = g("Gather", g.constant(tables.real), at)  # (images, n, G)
     score = g("Unsqueeze", similarity, g.ints(1))
@@ -520,6 +734,13 @@ def _rates(g: _Graph, calibration: Calibration, similarity: str, stratum: str) -
     one = g.constant(1)
     count = g.sum(at_least, 1)
     own = g("Div", g("Add", count, one), g("Add", g("Gather", g.constant(tables.counts), at), one))
+    if calibration.learned is not None:
+        mine = _learned(g, calibration.learned, similarity, traits)
+        reached = g("GreaterOrEqual", g("Gather", _statistics(g, calibration), at), mine)
+        total = g("Gather", g.constant(tables.complete_counts), at)
+        return own, g(
+            "Div", g("Add", g.sum(g.cast(reached), 1, keep=True), one), g("Add", total, one)
+        )
     if np.isnan(real_scores).any():
         kept = g("Gather", g.constant(tables.complete), at)
         count = g.sum(g("Mul", at_least, kept), 1)
@@ -529,6 +750,32 @@ def _rates(g: _Graph, calibration: Calibration, similarity: str, stratum: str) -
     extreme = _as_extreme(g, others, mine, real_scores.shape[1])
     total = g("Gather", g.constant(tables.complete_counts), at)
     return own, g("Div", g("Add", g.sum(extreme, 1), one), g("Add", total, one))
+
+
+def _learned(g: _Graph, learned: Joint, similarity: str, traits: dict[str, str]) -> str:
+    """Compute the number of `masksim.calibration.Joint`, in double precision: (images, 1)."""
+    weights, offsets = learned.weights, learned.offsets
+    band = _band(g, len(offsets), traits) if len(offsets) > 1 else g.ints(0)
+    terms = g(
+        "Mul",
+        g.cast(similarity, "DOUBLE"),
+        g("Gather", g.constant(weights, np.float64), band),
+    )
+    total = g.sum(terms, 1, keep=True)
+    return g("Add", total, g("Gather", g.constant(offsets[:, None], np.float64), band))
+
+
+def _statistics(g: _Graph, calibration: Calibration) -> str:
+    """Learned numbers of the photos of every stratum scored for all generators: (S, n)."""
+    leaves = calibration.tree.leaves()
+    table = np.full((len(leaves), max(len(leaf.members) for leaf in leaves)), _LOWEST)
+    for row, leaf in zip(table, leaves, strict=True):
+        scores = calibration.real_scores[leaf.members]
+        found = calibration.statistics(scores, calibration.traits[leaf.members])[:, 0]
+        complete = ~np.isnan(found)
+        # An image's own number is summed up in another order: equal ones must stay equal.
+        row[: complete.sum()] = found[complete] + _TIE * (1 + np.abs(found[complete]))
+    return g.constant(table, np.float64)
 
 
 def _as_extreme(g: _Graph, others: str, mine: str, count: int) -> str:
@@ -552,8 +799,8 @@ def windows_of(detector: Detector) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``recipe``, and for ``"shared"`` the arguments of `shared_windows`, for ``"original"`` those
-        of `centre_window`.
+        ``recipe``, and for ``"shared"`` (heads by band, too) the arguments of `shared_windows`, for
+        ``"original"`` those of `centre_window`.
 
     Raises
     ------
@@ -561,7 +808,7 @@ def windows_of(detector: Detector) -> dict[str, Any]:
         Code ``model_invalid``: the branches of the detector look at different windows.
     """
     kinds = {branch.head for branch in detector.file.branches}
-    if kinds == {"shared"} and len(detector.file.branches) == 1:
+    if kinds <= {"shared", "bands"} and len(detector.file.branches) == 1:
         values = detector.file.branches[0].preprocess
         names = {"size": "window", "count": "windows"} | {
             name: name for name in ("smallest", "region", "spacing")
@@ -650,8 +897,9 @@ def export_onnx(detector: Detector, *, maps: bool = False) -> bytes:
     pixels = g.reshape(levels, -1, 3, height, width)
     bright = _luma(g, pixels)
     found: dict[str, str] = {}
+    traits: dict[str, str] = {}
     if shared:
-        found = _shared(g, branches[0], pixels, bright, "windows", maps)
+        found = _shared(g, branches[0], pixels, bright, "windows", maps, traits)
     else:
         spaces = sorted({str(branch.preprocess["colour"]) for branch in branches})
         planes = {space: _colour(g, pixels, space) for space in spaces}
@@ -664,14 +912,14 @@ def export_onnx(detector: Detector, *, maps: bool = False) -> bytes:
             raise ModelError(f"the maps of this detector have different sizes: {sorted(sizes)}")
         for name in parts[0]:
             found[name] = g("Concat", *(part[name] for part in parts), axis=1)
-    traits = _traits(g, pixels, bright, "windows", found.pop("distance", None))
+    traits |= _traits(g, pixels, bright, "windows", found.pop("distance", None))
     names = [name for name in MEASURED if name in traits]
     found["traits"] = g("Concat", *(traits[name] for name in names), axis=1)
     strata: list[dict[str, Any]] = []
     best: list[str] = []
     for population, calibration in detector.calibrations.items():
         leaf = _stratum(g, calibration, traits)
-        own, joint = _rates(g, calibration, found["similarity"], leaf)
+        own, joint = _rates(g, calibration, found["similarity"], leaf, traits)
         rates = [own, joint, g("Add", leaf, g.ints(len(strata)))]
         strata += [
             {"population": population, "photos_are": words, "photos": photos, "sources": sources}
@@ -705,6 +953,8 @@ def export_onnx(detector: Detector, *, maps: bool = False) -> bytes:
         ),
     ]
     described = _output_texts(shared)
+    if shared:
+        described["features"] += _more_channels(branches[0].spectrum)
     shapes: dict[str, list[Any]] = {
         "similarity": [count],
         "probability": [count],
@@ -714,10 +964,10 @@ def export_onnx(detector: Detector, *, maps: bool = False) -> bytes:
         "traits": [len(names)],
     }
     if shared:
-        shapes["features"] = list(branches[0].tensors["mean"].shape)
+        shapes["features"] = list(branches[0].tensors["mean"].shape[-3:])
     if maps:
         tensor = "mean" if shared else "ref_pattern_list.0"
-        shapes["maps"] = [count, *branches[0].tensors[tensor].shape]
+        shapes["maps"] = [count, *branches[0].tensors[tensor].shape[-3:]]
     outputs = []
     for name, shape in shapes.items():
         if name not in found:
@@ -780,6 +1030,21 @@ def _output_texts(shared: bool) -> dict[str, str]:
         "from the lowest frequency -1/2 upwards, columns from 0.",
         "maps": f"Contribution of each {what} to each generator's similarity, which is their sum.",
     }
+
+
+def _more_channels(spectrum: Mapping[str, Any]) -> str:
+    found = ""
+    if (parts := spectrum.get("parts", 1)) > 1:
+        found += (
+            f" Luma's channels come {parts} times: for the segments of least energy, those of "
+            "more, and so on."
+        )
+    if spectrum.get("coherence"):
+        found += (
+            " The last three channels are the coherence of R with G, G with B and R with B: mean "
+            "cosines of phase differences."
+        )
+    return found
 
 
 def write_onnx(

@@ -19,7 +19,7 @@ from masksim.export import PREFIX, cut_windows, import_openvino, windows_of
 from masksim.export import metadata as read_metadata
 from masksim.image import load_image
 from masksim.model import probability
-from masksim.traits import TRAITS
+from masksim.traits import TRAITS, bands_of, compression_band
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -55,7 +55,7 @@ class GraphRunner:
     metadata
         Text by name; those of several values are JSON.
     inputs
-        Names: ``windows``, and ``side`` and ``quality`` where rates depend on them.
+        Names: ``windows``, and ``side``, ``quality`` and ``band`` where anything depends on them.
 
     Raises
     ------
@@ -164,6 +164,7 @@ class GraphRunner:
         *,
         side: Sequence[float] | None = None,
         quality: Sequence[float | None] | None = None,
+        band: Sequence[float | None] | None = None,
     ) -> Outputs:
         """Run a batch.
 
@@ -175,6 +176,9 @@ class GraphRunner:
             Shorter side of each image, pixels.
         quality
             JPEG quality of each file, None if it is no JPEG.
+        band
+            Of each file, see `masksim.traits.compression_band`; None, for one or all, where nothing
+            is known of it: then as where there is no trace of a compression.
 
         Returns
         -------
@@ -188,9 +192,10 @@ class GraphRunner:
         ModelError
             The graph fails.
         """
-        given: dict[str, Any] = {"side": side}
-        if quality is not None:
-            given["quality"] = [np.nan if value is None else value for value in quality]
+        given: dict[str, Any] = {"side": side, "band": np.full(len(windows), np.nan)}
+        for name, values in (("quality", quality), ("band", band)):
+            if values is not None:
+                given[name] = [np.nan if value is None else value for value in values]
         feed: dict[str, Any] = {"windows": windows}
         for name in self.inputs:
             if name == "windows":
@@ -357,20 +362,23 @@ def verify(
             progress("verify", k, len(listed))
         try:
             loaded = load_image(image, part=detector.part)
-            pixels, quality = loaded.pixels, loaded.facts.jpeg_quality
+            pixels, facts = loaded.pixels, loaded.facts
+            quality, band = facts.jpeg_quality, compression_band(facts.format, facts.jpeg_quality)
             start = time.perf_counter()
-            similarity, traits = detector.measure_pixels(pixels, quality)
+            similarity, traits = detector.measure_pixels(pixels, quality, facts.format)
             rates = detector.rates(similarity, traits)
             windows = cut_windows(pixels, chosen)
         except ImageError as error:
             left_out[error.code] += 1
             continue
         middle = time.perf_counter()
-        out = graph(windows[None], side=[traits[_SIDE]], quality=[quality])
+        out = graph(windows[None], side=[traits[_SIDE]], quality=[quality], band=[band])
         seconds += [middle - start, time.perf_counter() - middle]
         done += 1
         found.add("similarity", out["similarity"][0], similarity)
-        found.add("probability", out["probability"][0], _probabilities(detector, similarity))
+        found.add(
+            "probability", out["probability"][0], _probabilities(detector, similarity, traits)
+        )
         if rates is None:
             continue
         own, joint = out["false_positive_rate"][0], float(out["joint_rate"][0])
@@ -406,12 +414,17 @@ def verify(
     )
 
 
-def _probabilities(detector: Detector, similarity: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Probabilities (G,) of similarities, by the heads' own parameters."""
+def _probabilities(
+    detector: Detector, similarity: NDArray[np.float64], traits: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Probabilities (G,) of an image's similarities, by the heads' own parameters."""
     parts = []
     for branch in detector.file.branches:
-        names = ("a", "b") if branch.head == "shared" else ("clf_a", "clf_b")
-        parts.append([np.atleast_1d(branch.tensors[name]).astype(np.float64) for name in names])
+        names = ("clf_a", "clf_b") if branch.head == "original" else ("a", "b")
+        values = [np.asarray(branch.tensors[name], dtype=np.float64) for name in names]
+        if branch.head == "bands":
+            values = [value[bands_of(traits, len(value))] for value in values]
+        parts.append([np.atleast_1d(value) for value in values])
     a, b = (np.concatenate(part) for part in zip(*parts, strict=True))
     found: NDArray[np.float64] = probability(similarity, a, b)
     return found

@@ -114,6 +114,12 @@ class FeatureConfig:
                 "the window must be a multiple of 8, it, the smallest side and the region at least "
                 f"two segments (chroma is halved), half a segment a multiple of the cell: {config}"
             )
+        across = (least - config.segment) // config.hops[0] + 1
+        if across**2 < config.parts:
+            raise UsageError(
+                f"the smallest window has {across**2} segments of luma, too few for "
+                f"{config.parts} parts: {config}"
+            )
         floor = config.floor
         if not isinstance(floor, (int, float)) or not math.isfinite(floor) or floor <= 0:
             raise UsageError(f"the floor must be a positive number: {config}")

@@ -446,7 +446,10 @@ class SharedHeads:
         ModelError
             Code ``model_invalid``, if one is missing, unknown or misshapen.
         """
-        return heads_by_band({name: array[None] for name, array in tensors.items()}, limit)[0]
+        one_band = {
+            name: array if name in _FOR_ALL else array[None] for name, array in tensors.items()
+        }
+        return heads_by_band(one_band, limit)[0]
 
     def standardise(self, features: Array) -> Array:
         """Give features in deviations of real photos: (..., C, R, S), see `standardise`."""

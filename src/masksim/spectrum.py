@@ -26,6 +26,9 @@ _PLANES_AT_ONCE = 4  # their patches and transforms stay in a core's own cache
 EPSILON = 1e-10
 """Floor added to magnitudes before the logarithm, as in the original."""
 
+COHERENCE_FLOOR = 1e-6
+"""Added to magnitudes, of a transform that is not scaled, before phases are taken."""
+
 
 def array_namespace(*arrays: Array) -> Any:
     """Give the module whose functions take these arrays, by the array API standard.
@@ -280,7 +283,7 @@ def phase_coherence(planes: NDArray[np.float32], segment: int, hop: int) -> NDAr
     for y, x in corners:
         patch = planes[:, y : y + segment, x : x + segment] * window
         transform = np.fft.rfft2(patch).astype(np.complex64)
-        transform /= np.abs(transform) + np.float32(1e-6)
+        transform /= np.abs(transform) + np.float32(COHERENCE_FLOOR)
         other = transform[[1, 2, 2]]
         first = transform[[0, 1, 0]]
         total += first.real * other.real + first.imag * other.imag
