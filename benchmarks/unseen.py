@@ -1,10 +1,12 @@
 """What the detector finds, and how often it is wrong, on images of repositories it has not seen.
 
 usage: python benchmarks/unseen.py CONFIG --manifest MANIFEST --cache CACHE [--workers N]
+       python benchmarks/unseen.py --pages
 
 Trains as ``masksim train CONFIG`` does, and measures every view with heads, a joint number and
 calibration photos that know nothing of its repository (whole repositories left out, both classes).
-Writes docs/results.md and benchmarks/results/unseen.json.
+Writes benchmarks/results/unseen.json, docs/results.md and the tables of README.md and MODEL_CARD.md;
+with --pages only the pages anew, from that file.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from model_card import fill
 from numpy.typing import NDArray
 
 from masksim import metrics
@@ -284,17 +287,54 @@ def percent_fine(value: dict[str, float]) -> str:
     return f"{100 * value['value']:.1f} [{100 * value['low']:.1f}, {100 * value['high']:.1f}]"
 
 
+def summary(found: dict[str, Any]) -> str:
+    """Write the short table of README.md and MODEL_CARD.md."""
+    rows = {name: row for name, row in found["generators"].items() if "own_auroc" in row}
+    lines = [
+        [name, f"{row['images']} ({row['repositories']})", percent(row["as_found_0.05"]),
+         percent(row["as_found_0.01"]), percent(row["views_0.05"])]
+        for name, row in rows.items()
+    ]  # fmt: skip
+    means = [
+        f"**{100 * mean_row(rows, lambda r, k=key: r[k]['value']):.0f}**"
+        for key in ("as_found_0.05", "as_found_0.01", "views_0.05")
+    ]
+    lines.append(["**mean**", "", *means])
+    photos = found["photos"]["groups"]
+    for name in ("as found", "side 256 to 511", "side 512 to 1,023", "side 1,024 and more"):
+        row = photos[name]
+        lines.append(
+            [f"*real photos, {name}*", f"{row['photos']} ({row['repositories']})",
+             f"*{percent_fine(row['0.05'])}*", f"*{percent_fine(row['0.01'])}*", ""]
+        )  # fmt: skip
+    head = ["made by", "images (repositories)", "at 5 %, as found", "at 1 %, as found",
+            "at 5 %, as people meet them"]  # fmt: skip
+    return table_of(head, lines)
+
+
+def write_pages(found: dict[str, Any]) -> None:
+    """Write docs/results.md and the tables of README.md and MODEL_CARD.md."""
+    (ROOT / "docs/results.md").write_text(markdown(found), encoding="utf-8")
+    for name in ("README.md", "MODEL_CARD.md"):
+        fill(ROOT / name, "unseen", summary(found))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("config", type=Path)
-    parser.add_argument("--manifest", type=Path, required=True)
-    parser.add_argument("--cache", type=Path, required=True)
+    parser.add_argument("config", type=Path, nargs="?")
+    parser.add_argument("--manifest", type=Path)
+    parser.add_argument("--cache", type=Path)
+    parser.add_argument("--pages", action="store_true", help="Only write the pages again.")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--out", type=Path, help="Also write the detector, as `masksim train`.")
     parser.add_argument("--scores", type=Path, help="Write the left-out scores here (.npz).")
     parser.add_argument("--json", type=Path, default=ROOT / "benchmarks/results/unseen.json")
-    parser.add_argument("--page", type=Path, default=ROOT / "docs/results.md")
     given = parser.parse_args()
+    if given.pages:
+        write_pages(json.loads(given.json.read_text(encoding="utf-8")))
+        return
+    if not (given.config and given.manifest and given.cache):
+        parser.error("CONFIG, --manifest and --cache are needed")
     values = {k: v for k, v in read_toml(given.config).items() if k != "recipe"}
     config = BandsConfig.from_dict(values)
     table = views_of(read_manifest(given.manifest), config, given.cache, workers=given.workers)
@@ -317,7 +357,7 @@ def main() -> None:
         "photos": of_photos(table, fit, config),
     }
     given.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    given.page.write_text(markdown(found), encoding="utf-8")
+    write_pages(found)
 
 
 if __name__ == "__main__":

@@ -322,11 +322,11 @@ def test_a_tree_of_depth_two_with_a_trait_passed_over(
     assert runner.inputs == ("windows", "side", "quality")
     # Of a middling size there are photos of one quality alone: that part stays whole.
     expected = {
-        "side below 300, quality below 75": range(30),
-        "side below 300, quality 75 or more": range(30, 60),
-        "side 300 to 600": range(60, 120),
-        "side 600 or more, quality below 75": range(120, 150),
-        "side 600 or more, quality 75 or more": range(150, 180),
+        "shorter side below 300 pixels, quality below 75": range(30),
+        "shorter side below 300 pixels, quality 75 or more": range(30, 60),
+        "shorter side 300 to 600 pixels": range(60, 120),
+        "shorter side 600 pixels or more, quality below 75": range(120, 150),
+        "shorter side 600 pixels or more, quality 75 or more": range(150, 180),
     }
     rows = json.loads(runner.metadata["strata"])
     assert {row["photos_are"]: row["photos"] for row in rows} == {

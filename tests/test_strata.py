@@ -116,7 +116,7 @@ def test_a_part_is_cut_where_all_its_parts_have_enough() -> None:
     sources = np.tile(np.arange(10), 8)
     found = Calibration(scores, traits(80, energy=energy, side=side), sources, Strata(BANDS, 20, 5))
     small = found.rates(np.array([100.0]), traits(1, energy=-2, side=500)[0])
-    assert small.stratum == "energy below 0, side below 700"
+    assert small.stratum == "energy below 0, shorter side below 700 pixels"
     assert (small.photos, small.sources, small.joint) == (20, 10, 1 / 21)
     # Of the middle band each half would have 10 photos: too few, so that it stays whole.
     middle = found.rates(np.array([100.0]), traits(1, energy=0.5, side=500)[0])
@@ -127,8 +127,8 @@ def test_a_part_is_cut_where_all_its_parts_have_enough() -> None:
     assert sorted(found.table()) == [
         ("energy 0 to 1", 20, 10),
         ("energy 1 or more", 20, 10),
-        ("energy below 0, side 700 or more", 20, 10),
-        ("energy below 0, side below 700", 20, 10),
+        ("energy below 0, shorter side 700 pixels or more", 20, 10),
+        ("energy below 0, shorter side below 700 pixels", 20, 10),
     ]
 
 
@@ -136,7 +136,10 @@ def test_a_trait_that_leaves_a_thin_part_is_passed_over() -> None:
     shown = traits(100, energy=np.arange(100.0), side=np.tile([500.0, 800.0], 50))
     strata = Strata((("energy", (10.0,)), ("side", (700.0,))), 30, 1)
     found = Calibration(np.zeros((100, 1)), shown, None, strata)
-    assert [words for words, _, _ in found.table()] == ["side below 700", "side 700 or more"]
+    assert [words for words, _, _ in found.table()] == [
+        "shorter side below 700 pixels",
+        "shorter side 700 pixels or more",
+    ]
     # Photos of few sources do not make a stratum, either.
     sources = np.where(shown[:, SIDE] < 700, np.arange(100), 0)
     few = Calibration(np.zeros((100, 1)), shown, sources, Strata((("side", (700.0,)),), 30, 5))

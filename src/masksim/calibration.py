@@ -552,7 +552,8 @@ def _grow(
                 tuple(
                     _grow(
                         strata, traits, sources, complete, part,
-                        (*words, _band(trait, cuts, band)), k + 1,
+                        (*words, _band(trait, cuts, band, isinstance(strata.bands[k][1], int))),
+                        k + 1,
                     )
                     for band, part in enumerate(parts)
                 ),
@@ -560,12 +561,30 @@ def _grow(
     return Node(", ".join(words) or "all", members)
 
 
-def _band(trait: str, cuts: tuple[float, ...], k: int) -> str:
+_COMPRESSED = (
+    "without visible compression",
+    "saved as JPEG of high quality",
+    "saved as JPEG of middle quality",
+    "saved as JPEG of low quality",
+    "saved as WebP, AVIF or HEIC",
+)
+_NOISE = {2: ("with less noise", "with more noise"),
+          3: ("with little noise", "with middling noise", "with much noise")}  # fmt: skip
+
+
+def _band(trait: str, cuts: tuple[float, ...], k: int, ranked: bool) -> str:
+    """Say which photos lie in band k; `ranked`: as many are to be in each."""
+    if trait == "band" and cuts == (0.5, 1.5, 2.5, 3.5):
+        return _COMPRESSED[k]
+    if trait == "energy" and ranked and len(cuts) + 1 in _NOISE:
+        return _NOISE[len(cuts) + 1][k]
+    name, unit = ("shorter side", " pixels") if trait == "side" else (trait, "")
+    ends = [f"{cut:.4g}" if trait == "side" else f"{cut:.3g}" for cut in cuts]
     if k == 0:
-        return f"{trait} below {cuts[0]:.3g}"
+        return f"{name} below {ends[0]}{unit}"
     if k == len(cuts):
-        return f"{trait} {cuts[-1]:.3g} or more"
-    return f"{trait} {cuts[k - 1]:.3g} to {cuts[k]:.3g}"
+        return f"{name} {ends[-1]}{unit} or more"
+    return f"{name} {ends[k - 1]} to {ends[k]}{unit}"
 
 
 @dataclass(frozen=True, eq=False)

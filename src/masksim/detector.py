@@ -974,7 +974,8 @@ class Detector:
     def _cautions(self, loaded: LoadedImage, traits: NDArray[np.float64]) -> list[str]:
         cautions = []
         wanted = max(branch.window for branch in self._branches)
-        if min(loaded.facts.height, loaded.facts.width) < wanted:
+        smallest = self._limits["side"][0]
+        if min(loaded.facts.height, loaded.facts.width) < wanted <= smallest:
             cautions.append(
                 f"A side of the image is under {wanted} pixels: there is less to measure than in "
                 "the photos the rates were measured on."
