@@ -94,6 +94,8 @@ def test_tables_of_fewer_traits_are_completed() -> None:
     np.testing.assert_array_equal(found[:, :8], older)
     assert np.isnan(found[:, TRAITS.index("band")]).all()
     assert with_all_traits(found) is found
+    other = np.zeros((5, 3))  # nothing that was ever written: for others to refuse
+    assert with_all_traits(other) is other
 
 
 def test_colour_light_and_the_shorter_side() -> None:

@@ -40,6 +40,8 @@ none that can be seen, JPEG of high, middle and low quality, and other formats (
 
 _HIGH, _MIDDLE, _LOW = 96, 86, 66  # JPEG qualities under which the next band begins
 
+_FIRST_TRAITS = 8  # of the first tables that were written
+
 _BLOCK = 32  # pixels
 _LEAST = 0.05  # levels squared, added to energies: what rounding to 8 bits decides is hidden
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
@@ -71,9 +73,9 @@ def bands_of(traits: NDArray[np.floating[Any]], count: int) -> NDArray[np.int64]
 
 def with_all_traits(values: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
     """Complete a table (n, t) written when there were fewer traits: the others are not known."""
-    missing = len(TRAITS) - values.shape[-1] if values.ndim == 2 else 0
-    if missing <= 0:
+    if values.ndim != 2 or not _FIRST_TRAITS <= values.shape[1] < len(TRAITS):
         return values
+    missing = len(TRAITS) - values.shape[1]
     return np.pad(values, ((0, 0), (0, missing)), constant_values=np.nan)
 
 
