@@ -5,8 +5,8 @@ usage: python benchmarks/unseen.py CONFIG --manifest MANIFEST --cache CACHE [--w
 
 Trains as ``masksim train CONFIG`` does, and measures every view with heads, a joint number and
 calibration photos that know nothing of its repository (whole repositories left out, both classes).
-Writes benchmarks/results/unseen.json, docs/results.md and the tables of README.md and MODEL_CARD.md;
-with --pages only the pages anew, from that file.
+Writes benchmarks/results/unseen.json, docs/results.md and the tables of README.md and
+MODEL_CARD.md; with --pages only the pages anew, from that file.
 """
 
 from __future__ import annotations

@@ -125,7 +125,7 @@ def test_other_qualities_are_refused(pixels: NDArray[np.uint8], quality: int) ->
 
 
 def test_other_formats_and_subsamplings_are_refused(pixels: NDArray[np.uint8]) -> None:
-    with pytest.raises(UsageError, match="JPEG or WEBP, got PNG"):
+    with pytest.raises(UsageError, match="JPEG, WEBP, AVIF or HEIF, got PNG"):
         encode(pixels, "PNG", 90)
     with pytest.raises(UsageError, match="got 4:1:1"):
         encode(pixels, "JPEG", 90, "4:1:1")

@@ -704,7 +704,7 @@ def test_the_packages_own_detector(
     assert found.same, found
     assert found.images == 4
     assert found.similarity < 2e-6
-    assert runner.inputs == ("windows",)  # as the page says
+    assert runner.inputs == ("windows", "side", "band")  # as the page says
 
 
 # --- the page ------------------------------------------------------------------------------------

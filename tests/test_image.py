@@ -1235,12 +1235,12 @@ def test_regions_of_a_kept_image(odd_files: Files) -> None:
     for path, _ in odd_files.values():
         whole = load_image(path)
         height, width = whole.pixels.shape[:2]
-        for loaded in (load_image(path, part=middle, keep=True), whole):
+        for loaded in (load_image(path, part=middle, whole=True), whole):
             for y, x, h, w in ((0, 0, height, width), (height // 2, 0, 1, width // 2 or 1)):
                 found = loaded.region(y, x, h, w)
                 np.testing.assert_array_equal(found, whole.pixels[y : y + h, x : x + w])
                 assert found.flags.c_contiguous
-        assert load_image(path, part=middle, keep=True).facts == whole.facts
+        assert load_image(path, part=middle, whole=True).facts == whole.facts
 
 
 def test_only_what_was_kept_can_be_asked_for() -> None:

@@ -90,7 +90,7 @@ def test_the_plot(calibrated: bool) -> None:
 
 def test_the_plot_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(UsageError, match="masksim\\[plot\\]"):
+    with pytest.raises(UsageError, match=r"pip install \"\.\[plot\]\""):
         fake.detection().plot()
 
 

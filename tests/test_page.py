@@ -143,7 +143,7 @@ def test_images_are_dropped(opened: Any, files: dict[str, Path]) -> None:
         found = here.result(name)
         assert found.locator(".verdict").inner_text()
         assert size in found.locator(".file-facts").inner_text()
-        assert found.locator(".bars tbody tr").count() == 8
+        assert found.locator(".bars tbody tr").count() == 10
         assert "real photos" in found.locator(".measured").inner_text()
         assert "says nothing of its origin" in found.locator(".said").inner_text()
         found.locator(".preview img").wait_for()
@@ -182,7 +182,7 @@ def test_maps_explain_on_hover_and_by_keyboard(opened: Any, files: dict[str, Pat
     found.locator("summary").first.click()
     field, read = found.locator(".field"), found.locator(".read")
     field.wait_for()
-    assert found.locator(".tile").count() == 12
+    assert found.locator(".tile").count() == 23
     assert "Point at the map" in read.inner_text()
     box = field.bounding_box()
     # A quarter from the left is 0.25 cycles/pixel to the left of the middle.
@@ -196,8 +196,8 @@ def test_maps_explain_on_hover_and_by_keyboard(opened: Any, files: dict[str, Pat
         here.page.keyboard.press(key)
     assert "−0.242 across, +0.062 down" in read.inner_text().replace("0.063", "0.062")
     # Colour has half the resolution.
-    found.locator('.tile input[title="chroma Cb, median"]').check(force=True)
-    assert read.inner_text().startswith("chroma Cb, median")
+    found.locator('.tile input[title="blue-yellow colour, median"]').check(force=True)
+    assert read.inner_text().startswith("blue-yellow colour, median")
     assert "−0.25" in found.locator(".axis-x").inner_text()
     found.locator("select").select_option(index=3)
     found.locator('.switch input[value="spectrum"]').check(force=True)

@@ -240,6 +240,9 @@ CASES: dict[str, Case] = {
         ],
         "", True,
     ),
+    "data label": (
+        lambda w: ["data", "label", w.photos, "-o", w.folder / "labels.csv"], "", False,
+    ),
     "data list": (lambda w: ["data", "list"], "", False),
     "data download": (
         lambda w: ["data", "download", "mine", "--sources", w.sets, "--data", w.folder / "data"],

@@ -508,7 +508,7 @@ def test_a_folder_that_is_there_or_cannot_be_written(small: Manifest, tmp_path: 
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="cannot write"):
         train_original(small, tmp_path / "file" / "d", QUICK, options=CPU)
-    with pytest.raises(UsageError, match="is there; choose another"):
+    with pytest.raises(UsageError, match="is there; --overwrite replaces it"):
         train_original(small, tmp_path, QUICK, options=CPU)
 
 

@@ -124,7 +124,7 @@ def test_a_stopped_run_goes_on_bit_by_bit(
     made = train_denoiser(photos, tmp_path / "r", SMALL, options=CPU)
     assert any(steps == range(140, 200) for steps in calls)  # not from the start
     assert made == trained[1]
-    with pytest.raises(UsageError, match="there already"):
+    with pytest.raises(UsageError, match="is there; --overwrite"):
         train_denoiser(photos, tmp_path / "r", SMALL, options=CPU)
     with pytest.raises(UsageError, match="another run"):
         train_denoiser(photos, tmp_path / "r", replace(SMALL, seed=1), options=CPU, overwrite=True)

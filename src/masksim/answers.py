@@ -306,7 +306,7 @@ _EXAMPLE: dict[str, Any] = {
         "unknown_generator": False, "clarity": 0.31, "interval": {"low": 0.009, "high": 0.034},
         "stratum": "all", "sources": 40, "reasons": [], "number_of_false_alarms": 0.018,
         "stability": {"JPEG of quality 75": 0.021}, "likelihood_ratio": None,
-        "population": "",
+        "population": "", "as_found": None,
     },
     "scores": [
         {

@@ -921,8 +921,10 @@ class Detector:
             found.append(
                 Reason(
                     "flat",
-                    "large parts of the image are perfectly flat, as in drawings, screenshots and "
-                    "text, and such images can match a pattern by accident",
+                    "this is no photo: large parts of the image are perfectly flat, as in "
+                    "drawings, charts, screenshots and text, and such images can match a pattern "
+                    "by accident",
+                    hides=True,
                 )
             )
         elif (
