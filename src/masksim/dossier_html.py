@@ -260,7 +260,19 @@ def _head(data: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
         f"</figcaption></figure>"
         f'<section class="verdict {_e(level.replace(" ", "-"))}" aria-labelledby="verdict">'
         f'<p class="kind">Verdict</p><h2 id="verdict">{_e(HEADLINES.get(level, level))}</h2>'
-        f"{_verdict(verdict)}</section>{_said(detection['origin'])}</div>"
+        f"{_verdict(verdict)}</section>{_watermarks(detection.get('watermarks', ()))}"
+        f"{_said(detection['origin'])}</div>"
+    )
+
+
+def _watermarks(marks: Sequence[Mapping[str, Any]]) -> str:
+    """Known open watermarks in the pixels, each in a sentence; nothing where there is none."""
+    if not marks:
+        return ""
+    lines = "".join(f"<p>{_e(mark['text'])}</p>" for mark in marks)
+    return (
+        '<section class="said" aria-labelledby="watermark">'
+        f'<p class="kind" id="watermark">Watermark</p>{lines}</section>'
     )
 
 
@@ -313,10 +325,11 @@ def _rate_sentence(verdict: Mapping[str, Any], rate: float, n: int) -> str:
         else f" (95 % interval: {_percent(interval['low'])} to {_percent(interval['high'])})"
     )
     of = f" of {int(sources)} sources" if sources else ""
+    seen = "this image" if verdict["as_found"] is None else "the image so changed"
     kind = (
         ""
         if verdict["stratum"] == "all"
-        else f" of the same kind as this image ({_e(verdict['stratum'])})"
+        else f" of the same kind as {seen} ({_e(verdict['stratum'])})"
     )
     return (
         f"<strong>{_rate(rate, n)} of real photos</strong> score at least this high for "
@@ -353,7 +366,8 @@ def _meaning(data: Mapping[str, Any]) -> str:
         ]
         parts.append(
             "<h3>Does it hold after small changes?</h3><p>The image was changed a little, and the "
-            "rate measured again. An answer that such a change overturns is not given.</p>"
+            "rate measured again. Evidence should last: where a change takes it away, the largest "
+            "rate is given.</p>"
             + _table("Rate after each small change", ("Change", "Real photos as high"), rows)
         )
     return "".join(parts) + "</section>"

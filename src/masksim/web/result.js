@@ -71,6 +71,15 @@ function points(verdict) {
   return [el("h3", { class: "label" }, title), el("ul", { class: "points" }, items)];
 }
 
+/** Known open watermarks in the pixels: evidence of its own. */
+function marks(answer) {
+  if (!answer.watermarks?.length) return [];
+  return [
+    el("h3", { class: "label" }, "Watermark"),
+    el("ul", { class: "points watermarks" }, answer.watermarks.map(({ text }) => el("li", {}, text))),
+  ];
+}
+
 /** What the file says of its own origin: beside the verdict, and no part of it. */
 function said(answer) {
   const { origin } = answer;
@@ -218,6 +227,7 @@ export class Result {
       ...(verdict.false_positive_rate === null ? [] : [scale(verdict)]),
       el("p", { class: "measured" }, words.measuredOn(verdict)),
       ...(verdict.level === "inconclusive" ? [] : points(verdict)),
+      ...marks(answer),
       ...said(answer),
       ...bars(answer),
       mapsPart(file),
