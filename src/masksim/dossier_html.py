@@ -325,7 +325,7 @@ def _rate_sentence(verdict: Mapping[str, Any], rate: float, n: int) -> str:
         else f" (95 % interval: {_percent(interval['low'])} to {_percent(interval['high'])})"
     )
     of = f" of {int(sources)} sources" if sources else ""
-    seen = "this image" if verdict["as_found"] is None else "the image so changed"
+    seen = "this image" if verdict.get("as_found") is None else "the image so changed"
     kind = (
         ""
         if verdict["stratum"] == "all"
