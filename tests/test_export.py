@@ -324,17 +324,17 @@ def test_a_tree_of_depth_two_with_a_trait_passed_over(
     expected = {
         "shorter side below 300 pixels, quality below 75": range(30),
         "shorter side below 300 pixels, quality 75 or more": range(30, 60),
-        "shorter side 300 to 600 pixels": range(60, 120),
-        "shorter side 600 pixels or more, quality below 75": range(120, 150),
-        "shorter side 600 pixels or more, quality 75 or more": range(150, 180),
+        "shorter side 300 to 600.3 pixels": range(60, 120),
+        "shorter side 600.3 pixels or more, quality below 75": range(120, 150),
+        "shorter side 600.3 pixels or more, quality 75 or more": range(150, 180),
     }
     rows = json.loads(runner.metadata["strata"])
     assert {row["photos_are"]: row["photos"] for row in rows} == {
         words: len(members) for words, members in expected.items()
     }
     small, middle, large = (
-        [words for words in expected if words.startswith(f"side {size}")]
-        for size in ("below", "300", "600 or")
+        [words for words in expected if words.startswith(f"shorter side {size}")]
+        for size in ("below", "300", "600.3 pixels or")
     )
     above = float(np.nextafter(np.float32(cut), np.float32(np.inf)))
     cases: list[tuple[float, float | None, str]] = [

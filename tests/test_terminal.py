@@ -241,7 +241,10 @@ CASES: dict[str, Case] = {
         "", True,
     ),
     "data label": (
-        lambda w: ["data", "label", w.photos, "-o", w.folder / "labels.csv"], "", False,
+        lambda w: [
+            "data", "label", w.photos, "-o", w.folder / "labels.csv", "--overwrite",
+        ],
+        "", True,
     ),
     "data list": (lambda w: ["data", "list"], "", False),
     "data download": (

@@ -550,6 +550,7 @@ class Detector:
         self.watermarks = watermarks
         if len(self.generators) != sum(len(branch.generators) for branch in file.branches):
             raise ModelError("a generator stands in two branches")
+        self._by_band = any(branch.head == "bands" for branch in file.branches)
         self._branches: list[_Runner] = [
             (_OriginalBranch if branch.head == "original" else _SharedBranch)(
                 branch,
@@ -859,7 +860,7 @@ class Detector:
             and self.likelihood_ratios is not None
             and decided.level != "inconclusive"
         ):
-            ratio = self.likelihood_ratios.at(decided.false_positive_rate or rates.joint)
+            ratio = self.likelihood_ratios.at(rates.joint)
         decided = replace(decided, stability=after or None, likelihood_ratio=ratio)
         if decided.generator in self._narrow:
             note = (
@@ -988,10 +989,15 @@ class Detector:
                 f"{100 * flat:.0f} % of the analysed pixels equal their neighbours: there is "
                 "little residual to measure."
             )
+        if loaded.facts.format == "array" and self._by_band:
+            cautions.append(
+                "Pixels without a file do not tell how it was compressed: the rate is that of "
+                "images without visible compression. Give the file where there is one."
+            )
         quality = loaded.facts.jpeg_quality
         if quality is not None and COMPRESSED <= quality < 60:
             cautions.append(
-                f"JPEG quality {quality} is below what the detector was trained on (65 and more): "
+                f"JPEG quality {quality} is at the edge of what the detector was trained on: "
                 "most of a generator's pattern may be gone."
             )
         return cautions

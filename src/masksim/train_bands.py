@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 
 _BASIS_ROWS = 2000
 _BORROWED_ROWS = 2000
+_RARE = 20  # views of a generator in a band
 _FEWEST_IN_BAND = 5  # views of a class: with fewer a band borrows from all others
 
 
@@ -176,6 +177,8 @@ def repository_folds(
 ) -> NDArray[np.int64]:
     """Part views into folds so that all of a repository, of whatever class, is in one.
 
+    So are all repositories of one owner (``owner/name``), who may use the same pictures again.
+
     Parameters
     ----------
     sources, generators
@@ -188,6 +191,7 @@ def repository_folds(
     ndarray
         (n,), 0 .. count - 1.
     """
+    sources = np.array([source.partition("/")[0] for source in sources.tolist()])
     total = Counter(generators.tolist())
     of: dict[str, Counter[str]] = {}
     for source, generator in zip(sources.tolist(), generators.tolist(), strict=True):
@@ -617,7 +621,9 @@ def fit_joint(
         if len(np.unique(generators[own] == REAL)) < 2:
             own = np.ones(len(band), bool)
         values = np.asarray(similarities[own], np.float64)
-        of = generators[own]
+        of = generators[own].astype(object)
+        rare = [name for name, n in Counter(of.tolist()).items() if n < _RARE and name != REAL]
+        of[np.isin(of, rare)] = "rare"  # together as much as one generator
         scale = values[of == REAL].std(axis=0) + 1e-9
         sizes = Counter(of.tolist())
         synthetic = len(sizes) - 1

@@ -38,6 +38,8 @@ NEAR = 3.0
 EVIDENCE, NONE = LEVELS[1][0], LEVELS[-1][0]
 """Joint rates: up to the first there is evidence, above the second there is none."""
 
+_MANY = 10**9  # a rate as it is, whatever number of photos is behind it
+
 BETWEEN = 0.07
 """After a small re-encoding evidence must be left at most at this rate.
 
@@ -194,7 +196,8 @@ def decide(
         See `masksim.calibration.Attribution`; None where the detector has no scores of the
         generators' own images.
     interval, stratum, sources, population, as_found
-        See `Verdict`; where there is an `as_found`, the others are those after the re-encoding.
+        See `Verdict`; where there is an `as_found`, the others are those after the re-encoding,
+        and `false_positive_rates` and `clarity` those of the image itself.
     lost
         Name of that re-encoding.
 
@@ -242,7 +245,8 @@ def decide(
     details = [part for part in (population, stratum if stratum != "all" else "") if part]
     if interval is not None:
         details.append(format_interval(interval))
-    kind = " of its kind" if stratum != "all" else ""
+    kind = " of its kind" if as_found is None else " so re-encoded"
+    kind = kind if stratum != "all" else ""
     within = f" ({'; '.join(details)})" if details else ""
     rate = f"{format_rate(joint, sample_size)} of {sample_size} real photos{kind}{within}"
     if level == "inconclusive":
@@ -252,7 +256,7 @@ def decide(
     if as_found is not None:
         cautions = (
             *cautions,
-            f"As found, {format_rate(as_found, sample_size)} of real photos score as high; the "
+            f"As found, {format_rate(as_found, _MANY)} of real photos score as high; the "
             f"rate given is the one after {lost}, since evidence should survive that.",
         )
     if level == "fragile":

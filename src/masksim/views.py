@@ -228,16 +228,15 @@ def met(
     if rng.random() < 0.25 and work.side > 2 * config.smallest:
         side = min(side, work.between(config.smallest, min(side, work.side)))
     work.crop(max(side, config.smallest), aligned=bool(rng.random() >= config.off_grid))
-    final = _finish(work, end, format, quality)
+    final = _finish(work, end)
     return Met(np.ascontiguousarray(work.pixels), way, compressed, *final, tuple(work.steps))
 
 
-def _finish(work: _Work, end: str, format: str, quality: int | None) -> tuple[str, int | None]:
+def _finish(work: _Work, end: str) -> tuple[str, int | None]:
     """Compress for the last time: format and quality of the file."""
     if end == "lossless":
-        if not work.steps and is_lossy(format):
-            # Nothing was done to the pixels: it is the file that it was.
-            return format, quality
+        # Of either class: what was compressed once may be saved without loss, as screenshots and
+        # editors do. The file as it was is a view of its own (`as_found`).
         return _LOSSLESS, None
     if end in ("high", "middle", "low"):
         low, high = {"high": (86, 95), "middle": (66, 85), "low": (50, 65)}[end]
