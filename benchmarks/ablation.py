@@ -1,0 +1,99 @@
+"""What ridge, whitening and single channels do for the heads of one band of compression.
+
+usage: python benchmarks/ablation.py CONFIG --manifest MANIFEST --cache CACHE [--band 2] [--views N]
+
+On a sample of the views of one band, of the generators that have heads and real photos: whole
+repositories left out, as in benchmarks/unseen.py. Prints a Markdown table.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from masksim import metrics, train_bands
+from masksim.dataset import FeatureTable
+from masksim.manifest import REAL, read_manifest
+from masksim.train import read_toml
+from masksim.train_bands import BandsConfig, fit_joint, generators_with_heads, repository_folds
+from masksim.traits import BANDS, bands_of
+
+
+def sample_of(table: FeatureTable, chosen: NDArray[np.int64]) -> FeatureTable:
+    """Some views of a table."""
+    return replace(
+        table, features=table.features[chosen], traits=table.traits[chosen],
+        generators=table.generators[chosen], sources=table.sources[chosen],
+        histories=table.histories[chosen], processing=table.processing[chosen],
+        images=table.images[chosen],
+    )  # fmt: skip
+
+
+def row(
+    label: str, table: FeatureTable, names: Sequence[str], band: int, config: BandsConfig
+) -> str:
+    """Fit with left-out repositories, and measure: one row of the table."""
+    classes = np.array([0 if g == REAL else names.index(g) + 1 for g in table.generators.tolist()])
+    folds = repository_folds(table.sources, table.generators, config.folds)
+    space = train_bands._Space(table, classes, config)
+    bases = [train_bands._find_basis(space, classes, folds != k) for k in range(config.folds + 1)]
+    scores = np.zeros((len(classes), len(names)), np.float32)
+    train_bands._fit_band(space, table, classes, folds, band, bases, scores)
+    joint = np.zeros(len(classes))
+    nothing = np.zeros(len(classes), np.int64)
+    for k in range(config.folds):
+        rest, held = folds != k, folds == k
+        learned = fit_joint(
+            scores[rest], table.generators[rest], nothing[rest], 1, config.joint_strength
+        )
+        joint[held] = scores[held] @ learned.weights[0] + learned.offsets[0]
+    real = classes == 0
+    cells = []
+    for statistic in (None, joint):
+        own, five, one = [], [], []
+        for g in range(len(names)):
+            values = scores[:, g] if statistic is None else statistic
+            mine = classes == g + 1
+            own.append(metrics.auroc(values[mine | real], mine[mine | real]))
+            limits = np.quantile(values[real], (0.95, 0.99))
+            five.append((values[mine] > limits[0]).mean())
+            one.append((values[mine] > limits[1]).mean())
+        cells += [f"{np.mean(own):.3f}", f"{100 * np.mean(five):.0f}, {100 * np.mean(one):.0f}"]
+    return f"| {label} | {' | '.join(cells)} |"
+
+
+def main() -> None:
+    """Measure, print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--manifest", type=Path, required=True)
+    parser.add_argument("--cache", type=Path, required=True)
+    parser.add_argument("--band", type=int, default=2)
+    parser.add_argument("--views", type=int, default=3600)
+    given = parser.parse_args()
+    values = {k: v for k, v in read_toml(given.config).items() if k != "recipe"}
+    config = replace(BandsConfig.from_dict(values), borrowed=0.0)
+    table = train_bands.views_of(read_manifest(given.manifest), config, given.cache)
+    names = generators_with_heads(table, config)
+    own = bands_of(table.traits, len(BANDS)) == given.band
+    usable = np.flatnonzero(own & np.isin(table.generators, (REAL, *names)))
+    drawn = np.random.default_rng(1).permutation(usable)[: given.views]
+    table = sample_of(table, np.sort(drawn))
+    print("| spectrum | own-head AUROC | at 5, 1 % | joint AUROC | at 5, 1 % |")
+    print("|---|---|---|---|---|")
+    for components in (0, 64):
+        for ridge in (0.5, 2.0, 5.0, 20.0):
+            made = replace(config, components=components, heads=replace(config.heads, ridge=ridge))
+            label = f"{'whitened' if components else 'as it is'}, ridge {ridge:g}"
+            print(row(label, table, names, given.band, made), flush=True)
+    plain = replace(table, features=table.features[:, :20])
+    print(row("as configured, without coherence", plain, names, given.band, config), flush=True)
+
+
+if __name__ == "__main__":
+    main()
