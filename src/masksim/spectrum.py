@@ -314,8 +314,11 @@ def _sum_in_place(
         power, imaginary = (np.empty(transform.shape, dtype=np.float32) for _ in range(2))
         for (y, x), part in zip(corners, parts.tolist(), strict=True):
             np.multiply(some[:, y : y + segment, x : x + segment], window, out=patch)
-            fft.rfft(patch, axis=-1, norm="ortho", out=transform)
-            fft.fft(transform, axis=-2, norm="ortho", out=transform)
+            if _NUMPY_CONFORMS:
+                fft.rfft(patch, axis=-1, norm="ortho", out=transform)
+                fft.fft(transform, axis=-2, norm="ortho", out=transform)
+            else:  # knows no `out`, and transforms in double precision
+                transform[...] = fft.rfftn(patch, axes=(-2, -1), norm="ortho")
             np.square(transform.real, out=power)
             np.square(transform.imag, out=imaginary)
             power += imaginary
