@@ -22,7 +22,7 @@ import numpy as np
 
 from masksim import __version__, metrics
 from masksim.calibration import Strata
-from masksim.checkpoint import Branch, DetectorFile
+from masksim.checkpoint import Branch, DetectorFile, HeadKind
 from masksim.dataset import (
     FeatureTable,
     ViewConfig,
@@ -707,6 +707,30 @@ def software() -> dict[str, str]:
     }
 
 
+def bank_branch(
+    head: HeadKind,
+    generators: tuple[str, ...],
+    tensors: Mapping[str, NDArray[Any]],
+    features: FeatureConfig,
+    limit: float,
+) -> Branch:
+    """Put heads on the residual bank together as a branch of a detector file."""
+    residual = ResidualConfig("bank")
+    spectrum = features.to_dict()
+    placed = ("window", "windows", "smallest", "region", "spacing")
+    return Branch(
+        residual=residual,
+        residual_weights={},
+        onnx=residual_onnx(residual, {}),
+        preprocess={"colour": "luma-chroma", **{key: spectrum.pop(key) for key in placed}},
+        spectrum=spectrum,
+        head=head,
+        generators=generators,
+        tensors=tensors,
+        head_config={"limit": limit},
+    )
+
+
 # --- the run -----------------------------------------------------------------------------------
 
 
@@ -775,25 +799,7 @@ def train_shared(
         progress=report("features of calibration views"),
     )  # fmt: skip
     fit = fit_heads(table, calibration, config, progress=progress)
-    residual = ResidualConfig("bank")
-    features = config.features.to_dict()
-    branch = Branch(
-        residual=residual,
-        residual_weights={},
-        onnx=residual_onnx(residual, {}),
-        preprocess={
-            "colour": "luma-chroma",
-            **{
-                key: features.pop(key)
-                for key in ("window", "windows", "smallest", "region", "spacing")
-            },
-        },
-        spectrum=features,
-        head="shared",
-        generators=fit.generators,
-        tensors=fit.tensors,
-        head_config={"limit": config.heads.limit},
-    )
+    branch = bank_branch("shared", fit.generators, fit.tensors, config.features, config.heads.limit)
     kept = reference_images(calibration, fit, config)
     file = DetectorFile(
         config={

@@ -23,16 +23,16 @@ import numpy as np
 
 from masksim import metrics
 from masksim.calibration import Joint, Strata
-from masksim.checkpoint import Branch, DetectorFile
+from masksim.checkpoint import DetectorFile
 from masksim.dataset import FeatureTable, ViewConfig, at_most, compute_features
 from masksim.errors import DataError, ModelError, UsageError
 from masksim.features import FeatureConfig
 from masksim.manifest import REAL, Manifest, manifest_hash
 from masksim.model import heads_by_band, standardise
 from masksim.photos import ReferencePhotos, pack, spread_over_sources
-from masksim.residual import ResidualConfig, residual_onnx
 from masksim.train import (
     HeadConfig,
+    bank_branch,
     fisher_coefficients,
     fit_probability,
     masks_and_references,
@@ -743,20 +743,7 @@ def detector_file(table: FeatureTable, fit: BandsFit, config: BandsConfig) -> De
     own = np.isin(table.generators, fit.generators)
     rows = np.full(len(real), -1)
     rows[real], rows[own] = np.arange(real.sum()), np.arange(own.sum())
-    features = config.features.to_dict()
-    placed = ("window", "windows", "smallest", "region", "spacing")
-    residual = ResidualConfig("bank")
-    branch = Branch(
-        residual=residual,
-        residual_weights={},
-        onnx=residual_onnx(residual, {}),
-        preprocess={"colour": "luma-chroma", **{key: features.pop(key) for key in placed}},
-        spectrum=features,
-        head="bands",
-        generators=fit.generators,
-        tensors=fit.tensors,
-        head_config={"limit": config.heads.limit},
-    )
+    branch = bank_branch("bands", fit.generators, fit.tensors, config.features, config.heads.limit)
     kept = _reference_images(table, fit, config, rows)
     number = {name: k for k, name in enumerate(fit.generators)}
     counted = {
