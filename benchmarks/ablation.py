@@ -16,11 +16,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from masksim import metrics, train_bands
-from masksim.dataset import FeatureTable
-from masksim.manifest import REAL, read_manifest
-from masksim.train import read_toml
-from masksim.train_bands import BandsConfig, fit_joint, generators_with_heads, repository_folds
+from masksim import metrics
+from masksim.data.manifest import REAL, read_manifest
+from masksim.training import bands as train_bands
+from masksim.training.bands import BandsConfig, fit_joint, generators_with_heads, repository_folds
+from masksim.training.dataset import FeatureTable
+from masksim.training.shared import read_toml
 from masksim.traits import BANDS, bands_of
 
 

@@ -19,10 +19,10 @@ import numpy as np
 from model_card import ROOT, fill
 from numpy.typing import NDArray
 
-from masksim import audit
 from masksim.calibration import Calibration, Strata, clopper_pearson
+from masksim.data.manifest import manifest_hash, read_manifest
 from masksim.detector import BUILT_IN, Detector, load_detector
-from masksim.manifest import manifest_hash, read_manifest
+from masksim.evaluation import audit
 from masksim.traits import TRAITS
 
 PLANS: dict[str, tuple[str, ...]] = {

@@ -36,7 +36,7 @@ import numpy as np
 from PIL import Image
 
 import masksim
-from masksim.batch import cores, run_batch
+from masksim.batch.run import cores, run_batch
 from masksim.detector import Detection, Detector, load_detector
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -32,14 +32,14 @@ from masksim.calibration import (
     joint_false_positive_rate,
 )
 from masksim.checkpoint import DetectorFile
-from masksim.dataset import FeatureTable, ViewConfig, compute_features, history_weights
+from masksim.data.manifest import REAL, Manifest, read_manifest
 from masksim.detector import bundled_path
-from masksim.enroll import EnrollConfig, enroll, forget
-from masksim.evaluate import seen_in_training
+from masksim.evaluation.scoring import seen_in_training
 from masksim.features import FeatureConfig
-from masksim.manifest import REAL, Manifest, read_manifest
 from masksim.model import SharedHeads
-from masksim.train import in_parts
+from masksim.training.dataset import FeatureTable, ViewConfig, compute_features, history_weights
+from masksim.training.enroll import EnrollConfig, enroll, forget
+from masksim.training.shared import in_parts
 from masksim.verdict import LEVELS
 
 ROOT = Path(__file__).resolve().parent.parent

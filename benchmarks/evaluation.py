@@ -16,12 +16,12 @@ from pathlib import Path
 
 from model_card import ROOT
 
-from masksim import evaluate
-from masksim.degrade import select
+from masksim.data.manifest import read_manifest
 from masksim.detector import bundled_path, load_detector
-from masksim.manifest import read_manifest
-from masksim.protocols import plain
-from masksim.tables import Table
+from masksim.evaluation import scoring as evaluate
+from masksim.evaluation.degrade import select
+from masksim.evaluation.protocols import plain
+from masksim.show.tables import Table
 
 HEAD = """\
 # Results of the bundled detector
@@ -52,7 +52,7 @@ PARTS = (
 DEGRADATIONS = """\
 Whole files as found, not in views: formats and histories of the classes differ, and `none` is the
 row to compare with. At most {per_class} images of each generator and {reals} photos. What each
-degradation does is listed in `masksim.degrade.GRID`.
+degradation does is listed in `masksim.evaluation.degrade.GRID`.
 """
 
 

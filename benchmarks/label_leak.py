@@ -24,12 +24,12 @@ from model_card import ROOT, fill
 from PIL import Image
 
 from masksim.augment import reencode, resize, rng_for
+from masksim.data.manifest import REAL, Manifest, Row, read_manifest
 from masksim.detector import Detector, load_detector
 from masksim.errors import MasksimError
 from masksim.image import load_image
-from masksim.manifest import REAL, Manifest, Row, read_manifest
 from masksim.metrics import auroc, bootstrap
-from masksim.train_original import ANY, OriginalConfig, train_original
+from masksim.original.train import ANY, OriginalConfig, train_original
 
 SCALES = (1.0, 0.5, 0.75, 1.5)
 PAIRS = [(scale, scale) for scale in SCALES] + [(scale, 1.0) for scale in SCALES[1:]]

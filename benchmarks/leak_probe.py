@@ -2,7 +2,7 @@
 
 usage: python benchmarks/leak_probe.py --manifest MANIFEST [--split val]
 
-A random forest sees only traces of compression (`masksim.verify.compression_features`) of one
+A random forest sees only traces of compression (`masksim.data.verify.compression_features`) of one
 512-pixel window an image, cross-validated over sources: of the files as found, and of the views
 that the detector is measured on (history `jpeg`, which every image can have, then the final JPEG).
 Format, size and metadata are the same for all views: there is nothing else to see but content.
@@ -19,14 +19,15 @@ from pathlib import Path
 import numpy as np
 from model_card import ROOT, fill
 
-from masksim import evaluate, verify
 from masksim.augment import rng_for
-from masksim.dataset import evaluation_view
+from masksim.data import verify
+from masksim.data.manifest import read_manifest
 from masksim.detector import load_detector
 from masksim.errors import MasksimError
+from masksim.evaluation import scoring as evaluate
 from masksim.image import load_image
-from masksim.manifest import read_manifest
 from masksim.preprocess import centre_window
+from masksim.training.dataset import evaluation_view
 
 
 def main() -> None:

@@ -12,9 +12,9 @@ import json
 import re
 from pathlib import Path
 
-from masksim import evaluate
+from masksim.data.manifest import read_manifest
 from masksim.detector import bundled_path, load_detector
-from masksim.manifest import read_manifest
+from masksim.evaluation import scoring as evaluate
 
 ROOT = Path(__file__).resolve().parent.parent
 

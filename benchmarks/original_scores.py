@@ -29,7 +29,7 @@ from scipy import stats
 
 from masksim.calibration import false_positive_rate, joint_false_positive_rate
 from masksim.errors import DataError
-from masksim.tables import Column, Interval, Table
+from masksim.show.tables import Column, Interval, Table
 
 LEVELS = (0.01, 0.05, 0.10)
 NAMES = {"coco": "COCO", "flickrface": "faces"}

@@ -26,15 +26,16 @@ from shlex import quote
 import numpy as np
 from model_card import ROOT, fill
 
-from masksim import evaluate, metrics
+from masksim import metrics
 from masksim.augment import rng_for
-from masksim.dataset import history_weights, last_format, last_quality, views
+from masksim.data.manifest import REAL, Row, read_manifest
 from masksim.detector import load_detector
 from masksim.errors import MasksimError
+from masksim.evaluation import scoring as evaluate
+from masksim.evaluation.other_detectors import open_peer
 from masksim.image import load_image
-from masksim.manifest import REAL, Row, read_manifest
-from masksim.peers import open_peer
 from masksim.preprocess import centre_window
+from masksim.training.dataset import history_weights, last_format, last_quality, views
 
 MARKERS = {
     "as found": "peers as found",

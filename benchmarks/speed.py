@@ -39,7 +39,7 @@ import numpy as np  # noqa: E402
 from first_use import ROOT, photo, run  # noqa: E402
 
 import masksim  # noqa: E402
-from masksim.tables import Column, Table  # noqa: E402
+from masksim.show.tables import Column, Table  # noqa: E402
 
 GENERATORS = ("sd1", "sd2", "sdxl", "dalle2", "dalle3", "midjourney", "firefly")
 WINDOW = 512
@@ -50,7 +50,7 @@ WINDOW = 512
 
 def original_detectors(count: int) -> list[Any]:
     """Make detectors of the original's sizes with random weights."""
-    from masksim.network import OriginalNetwork
+    from masksim.original.network import OriginalNetwork
     from masksim.residual import ResidualConfig
 
     return [

@@ -3,9 +3,9 @@
 usage: python benchmarks/stability.py --manifest MANIFEST [--reals N] [--cache DIR] [--workers N]
 
 All synthetic images of the ``val`` split and N real photos, evenly over the sources, as they were
-found, each under 12 mild re-encodings (`masksim.degrade.MILD`). A flip is a verdict of evidence (or
-stronger) that becomes none, or the other way; passing to weak evidence or inconclusive is not one.
-An image counts once, however many re-encodings flip it.
+found, each under 12 mild re-encodings (`masksim.evaluation.degrade.MILD`). A flip is a verdict of
+evidence (or stronger) that becomes none, or the other way; passing to weak evidence or inconclusive
+is not one. An image counts once, however many re-encodings flip it.
 
 Whole verdicts are asked, with the re-encodings that the detector tries by itself: of every image as
 found, and of those re-encoded ones whose rate alone contradicts it (no other can flip). For
@@ -29,12 +29,12 @@ from model_card import ROOT, fill
 
 from masksim.augment import rng_for
 from masksim.calibration import clopper_pearson
-from masksim.degrade import MILD
+from masksim.data.manifest import REAL, Manifest, manifest_hash, read_manifest
 from masksim.detector import PROBES, Detector, load_detector
 from masksim.errors import MasksimError
-from masksim.evaluate import bounded
+from masksim.evaluation.degrade import MILD
+from masksim.evaluation.scoring import bounded
 from masksim.image import load_image
-from masksim.manifest import REAL, Manifest, manifest_hash, read_manifest
 from masksim.verdict import BETWEEN, EVIDENCE, NONE
 
 TRIED = ("jpeg-75", "webp-80", "resize-0.98", "resize-1.02")  # by the detector itself

@@ -23,10 +23,17 @@ from numpy.typing import NDArray
 
 from masksim import metrics
 from masksim.calibration import Calibration, grouped_interval
-from masksim.dataset import FeatureTable
-from masksim.manifest import REAL, read_manifest
-from masksim.train import read_toml
-from masksim.train_bands import BandsConfig, BandsFit, detector_file, fit_bands, fit_joint, views_of
+from masksim.data.manifest import REAL, read_manifest
+from masksim.training.bands import (
+    BandsConfig,
+    BandsFit,
+    detector_file,
+    fit_bands,
+    fit_joint,
+    views_of,
+)
+from masksim.training.dataset import FeatureTable
+from masksim.training.shared import read_toml
 from masksim.traits import BANDS, TRAITS, bands_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -192,7 +199,7 @@ def kind_of(extra: Any) -> str:
 
 def last_of(processing: str, found: str) -> str:
     """Format of the file that a view would be."""
-    from masksim.dataset import last_format
+    from masksim.training.dataset import last_format
 
     return last_format(processing.split(", ") if processing else (), found).replace("MPO", "JPEG")
 
@@ -256,7 +263,7 @@ photos of other repositories ({
 generated images alike; [method.md](method.md) says what is not nested). Brackets are 95 %
 intervals over repositories. Made by `python benchmarks/unseen.py configs/bundled.toml`, from
 {found["images"]:,} images of {found["repositories"]} repositories, {found["views"]:,} views: each
-file as found, and four times as people meet it (`masksim.views`).
+file as found, and four times as people meet it (`masksim.data.views`).
 
 ## What is found
 

@@ -27,7 +27,7 @@ from PIL import Image
 
 from masksim.errors import ImageError
 from masksim.image import load_image
-from masksim.watermark import MARKS, Mark, agreements, decode_bits, find_watermarks
+from masksim.provenance.watermark import MARKS, Mark, agreements, decode_bits, find_watermarks
 
 LONGEST = 768  # pixels, between the sizes of these generators' images
 

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from masksim.checkpoint import DetectorFile
-from masksim.manifest import REAL, Manifest, Row
+from masksim.data.manifest import REAL, Manifest, Row
 
 HEIGHT, WIDTH = 272, 304  # of the odd files: a multiple of 16 and more than the least window
 GREY = "grey repeated in three channels"
@@ -463,7 +463,7 @@ def trained(planted: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Trai
     """A detector trained on ``planted``; skipped without what training needs."""
     pytest.importorskip("onnx")
     pytest.importorskip("sklearn")
-    from masksim.train import TrainConfig, train_shared
+    from masksim.training.shared import TrainConfig, train_shared
 
     folder = tmp_path_factory.mktemp("trained")
     config = TrainConfig.from_dict(
@@ -550,7 +550,7 @@ BANDED = {
         "segment": 32, "hops": [24, 16], "cell": 2,
     },
 }  # fmt: skip
-"""Values of a `masksim.train_bands.BandsConfig` for small images."""
+"""Values of a `masksim.training.bands.BandsConfig` for small images."""
 
 
 @pytest.fixture(scope="session")
@@ -569,7 +569,7 @@ def banded(repositories: Manifest, tmp_path_factory: pytest.TempPathFactory) -> 
     """A detector of the recipe ``bands``, trained on ``repositories``."""
     pytest.importorskip("onnx")
     pytest.importorskip("sklearn")
-    from masksim.train_bands import BandsConfig, train_bands
+    from masksim.training.bands import BandsConfig, train_bands
 
     folder = tmp_path_factory.mktemp("banded")
     config = BandsConfig.from_dict(BANDED)

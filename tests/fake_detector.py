@@ -19,7 +19,7 @@ from masksim.calibration import Calibration
 from masksim.detector import Detection, GeneratorScore, PlaneMap, SimilarityMap
 from masksim.errors import ImageError, ModelError
 from masksim.image import ImageFacts, LoadedImage, load_image
-from masksim.origin import read_origin
+from masksim.provenance.origin import read_origin
 from masksim.verdict import decide
 
 GENERATORS = ("dalle3", "gpt-image", "sd1")

@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 
-from masksim import server
+from masksim.serve import app as server
 
 
 @contextmanager

@@ -18,7 +18,7 @@ TESTS = Path(__file__).parent
 
 # What a fresh interpreter does before `main`, in the place of the console script.
 FAKE = f"import sys; sys.path.insert(0, {str(TESTS)!r}); import fake_detector as f; f.install()\n"
-MAIN = "from masksim.cli import main; main()"
+MAIN = "from masksim.cli.main import main; main()"
 
 
 def without(*packages: str) -> str:

@@ -1,7 +1,7 @@
-"""The command protocol of `masksim.peers`, from the side of a peer; needs NumPy and Pillow alone.
+"""The command protocol of other detectors, from their side; needs NumPy and Pillow alone.
 
-A peer reads one path a line and answers each with one line of JSON. Copy this file beside your own
-adapter: it may run in an environment without masksim.
+See `masksim.evaluation.other_detectors`. A peer reads one path a line and answers each with one
+line of JSON. Copy this file beside your own adapter: it may run in an environment without masksim.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from masksim.cli import main
+from masksim.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -175,8 +175,9 @@ class DetectorFile:
         Of the description, which holds that of every part: it names the detector. Empty until
         saved or loaded.
     photos : function or None
-        Gives the arrays of `masksim.enroll.ReferencePhotos`. A function, because that part is
-        large and needed for enrolling alone: it is read, and its hash checked, when it is called.
+        Gives the arrays of `masksim.training.enroll.ReferencePhotos`. A function, because that part
+        is large and needed for enrolling alone: it is read, and its hash checked, when it is
+        called.
     parts : mapping of name to str
         SHA-256 of every part, as the description lists them. Empty until saved or loaded.
     """

@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from masksim import augment, preprocess, report, spectrum, verdict
-from masksim import origin as origins
+from masksim import augment, preprocess, spectrum, verdict
 from masksim.calibration import (
     Attribution,
     Calibration,
@@ -36,10 +35,12 @@ from masksim.errors import ImageError, MasksimError, ModelError, UsageError
 from masksim.features import FeatureConfig, shared_features
 from masksim.image import ImageFacts, ImageSource, LoadedImage, load_image
 from masksim.model import OriginalHead, SharedHeads, heads_by_band
+from masksim.provenance import origin as origins
+from masksim.provenance.watermark import WatermarkMatch, find_watermarks
 from masksim.residual import BANK, Runner, residual_runner
+from masksim.show import text as report
 from masksim.traits import TRAITS, compression_band, measure, with_all_traits
 from masksim.verdict import NONE, Reason, Verdict
-from masksim.watermark import WatermarkMatch, find_watermarks
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -250,7 +251,7 @@ class SimilarityMap:
     planes: tuple[PlaneMap, ...]
 
     def _repr_png_(self) -> bytes:
-        """Show the picture of `masksim.report.maps_png` in notebooks."""
+        """Show the picture of `masksim.show.text.maps_png` in notebooks."""
         return report.maps_png(self)
 
 

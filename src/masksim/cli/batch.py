@@ -1,0 +1,208 @@
+"""The command ``masksim batch``: many images into one file of results."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import Enum
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from masksim.cli.console import (
+    Json,
+    Model,
+    Overwrite,
+    bars,
+    errors,
+    need,
+    need_for_files,
+    say,
+    to_json,
+    write,
+)
+from masksim.errors import ImageError, UsageError
+
+if TYPE_CHECKING:
+    from masksim.batch.run import Summary
+
+    Progress = Callable[[int, int, int], None]
+
+FOUND = 10
+"""Exit code where ``--fail-on`` asks for a level and a verdict reaches it."""
+
+EVERY = 10.0  # seconds between the lines of progress where there is no terminal
+
+
+class FailOn(str, Enum):
+    """What makes the exit code another than 0."""
+
+    inconclusive = "inconclusive"
+    fragile = "fragile"
+    weak = "weak-evidence"
+    evidence = "evidence"
+    strong = "strong-evidence"
+    error = "error"
+
+
+class Engine(str, Enum):
+    """What the images are shared out by."""
+
+    local = "local"
+    ray = "ray"
+
+
+def batch(
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="DIR|GLOB|LIST|-...",
+            help="Folders, patterns, lists (.txt, .csv, .parquet), images; - is a list on stdin.",
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", metavar="FILE", help="Results: .jsonl, .csv or .parquet.")
+    ],
+    model: Model = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Processes; default: one a core.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the results that are there.")
+    ] = False,
+    overwrite: Overwrite = False,
+    shard: Annotated[
+        str | None, typer.Option("--shard", metavar="I/N", help="Only the I-th of N parts.")
+    ] = None,
+    fail_on: Annotated[
+        list[FailOn] | None,
+        typer.Option("--fail-on", help="Exit code 10 from this level on; error: 3. Repeatable."),
+    ] = None,
+    recursive: Annotated[
+        bool, typer.Option("--recursive/--no-recursive", help="Folders below a folder, too.")
+    ] = True,
+    column: Annotated[
+        str, typer.Option("--column", metavar="NAME", help="Of .csv and .parquet: the paths.")
+    ] = "path",
+    root: Annotated[
+        Path | None,
+        typer.Option("--root", metavar="DIR", help="Where relative paths of lists start."),
+    ] = None,
+    engine: Annotated[
+        Engine, typer.Option("--engine", help="ray: Ray Data, the extra ray.")
+    ] = Engine.local,
+    ray_address: Annotated[
+        str | None, typer.Option("--ray-address", metavar="ADDRESS", help="Of a Ray cluster.")
+    ] = None,
+    timeout: Annotated[
+        float, typer.Option("--timeout", metavar="SECONDS", help="That one image may take.")
+    ] = 300.0,
+    metadata: Annotated[
+        bool,
+        typer.Option(
+            "--metadata/--no-metadata", help="Also tell what files say of their own origin."
+        ),
+    ] = True,
+    as_json: Json = False,
+) -> None:
+    """Analyse many images into one file: a row an image, errors too; can be gone on with."""
+    with errors():
+        need_for_files(out, *(path for path in map(Path, images) if path.is_file()))
+        if engine is Engine.ray:
+            need("ray", "the engine ray", "ray")
+        from dataclasses import replace
+
+        from masksim.batch.run import run_batch
+        from masksim.data import inputs
+        from masksim.detector import load_detector
+
+        asked = {choice.value.replace("-", " ") for choice in fail_on or ()}
+        load = partial(load_detector, model, threads=1, metadata=metadata)
+        if asked - {"error"} and not load().sample_size:
+            raise UsageError("this detector is not calibrated: no verdict reaches a level")
+        found = inputs.list_inputs(images, recursive=recursive, column=column, root=root)
+        if shard is not None:
+            found = replace(found, paths=inputs.shard(found.paths, *_part(shard)))
+        with _progress() as progress:
+            summary = run_batch(
+                found, out, load=load, workers=workers, resume=resume, overwrite=overwrite,
+                engine=engine.value, ray_address=ray_address, timeout=timeout, progress=progress,
+            )  # fmt: skip
+        _report(summary)
+        if as_json:
+            write(to_json(summary.to_dict()))
+        if any(summary.reaches(level) for level in asked - {"error"}):
+            raise typer.Exit(FOUND)
+        if "error" in asked and summary.reaches("error"):
+            raise typer.Exit(ImageError.exit_code)
+
+
+def _part(shard: str) -> tuple[int, int]:
+    if not (match := re.fullmatch(r"(\d{1,9})/(\d{1,9})", shard)):
+        raise UsageError(f"--shard {shard}: expected I/N, as in 1/4")
+    return int(match[1]), int(match[2])
+
+
+def _report(summary: Summary) -> None:
+    """Say what came out."""
+    say(
+        f"{summary.out}: {summary.images} images, {summary.resumed} of them before; "
+        f"{summary.seconds:.1f} s, {summary.rate:.1f} images/s, {summary.workers} workers"
+    )
+    for level, count in sorted(summary.levels.items(), key=lambda item: -item[1]):
+        say(f"  {level}: {count}")
+    for code, count in sorted(summary.errors.items(), key=lambda item: -item[1]):
+        say(f"  not analysed, {code}: {count}")
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    """Show how many are done, how fast, how long it will take: a bar, or a line now and then."""
+    if not sys.stderr.isatty():
+        yield _Lines()
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+    from rich.progress import TimeRemainingColumn as Remaining
+
+    columns = (
+        BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]:.1f} images/s"),
+        Remaining(),
+    )  # fmt: skip
+    start = time.monotonic()
+    with bars(*columns) as bar:
+        task = bar.add_task("images", total=None, rate=0.0)
+
+        def draw(done: int, total: int, before: int) -> None:
+            rate = (done - before) / max(time.monotonic() - start, 1e-9)
+            bar.update(task, completed=done, total=total or None, rate=rate)
+
+        yield draw
+
+
+class _Lines:
+    """Progress as a line on stderr every `EVERY` seconds."""
+
+    def __init__(self) -> None:
+        self.start = self.said = time.monotonic()
+
+    def __call__(self, done: int, total: int, before: int) -> None:
+        now = time.monotonic()
+        if now - self.said < EVERY or done == before:
+            return
+        self.said = now
+        rate = (done - before) / (now - self.start)
+        left = (total - done) / rate
+        say(f"{done} of {total} images, {rate:.1f} images/s, {_duration(left)} left")
+
+
+def _duration(seconds: float) -> str:
+    """Write seconds as ``1 h 05 min``, ``5 min`` or ``40 s``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

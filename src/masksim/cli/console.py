@@ -1,0 +1,355 @@
+"""What all commands share: options, messages, progress, errors into exit codes."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from enum import Enum
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from masksim import __version__
+from masksim.errors import DataError, ImageError, MasksimError, UsageError, extra_missing
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+    from masksim.data.manifest import Manifest
+
+INTERRUPTED, NO_READER = 130, 141  # as shells count SIGINT and SIGPIPE
+
+CACHE = "MASKSIM_CACHE"
+"""Name of the environment variable that may hold the folder of the cache."""
+
+BUNDLED = "default"
+"""The word for the detector of the package, wherever a command takes a detector."""
+
+
+def detector_path(text: str) -> Path:
+    """Find the folder that an argument names: a detector's, or `BUNDLED` for the package's own.
+
+    A folder that is called like that word goes before it.
+
+    Raises
+    ------
+    typer.BadParameter
+        It is an address: nothing is fetched.
+    """
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", text):
+        raise typer.BadParameter(
+            f"{text} is an address, and masksim fetches nothing: download the detector, then give "
+            "its folder"
+        )
+    if text == BUNDLED and not Path(text).exists():
+        from masksim.detector import bundled_path
+
+        return bundled_path()
+    return Path(text)
+
+
+_DETECTOR: Any = {"parser": detector_path, "metavar": "DIR"}
+
+Model = Annotated[
+    Path | None,
+    typer.Option(
+        "--model", help="A detector's folder, or `default`: the package's own.", **_DETECTOR
+    ),
+]
+DetectorArgument = Annotated[
+    Path,
+    typer.Argument(
+        help="A detector's folder, or `default`: the package's own.",
+        **{**_DETECTOR, "metavar": "DETECTOR"},
+    ),
+]
+ManifestFile = Annotated[
+    Path, typer.Option("--manifest", metavar="FILE", help="From `masksim data prepare`, or alike.")
+]
+Cache = Annotated[
+    Path | None,
+    typer.Option(
+        "--cache",
+        metavar="DIR",
+        help="Finished pieces, so that a killed run goes on; default: see `masksim cache`.",
+    ),
+]
+Workers = Annotated[int, typer.Option("--workers", min=1, help="Processes.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object.")]
+
+
+class Format(str, Enum):
+    """How tables are written to stdout."""
+
+    text = "text"
+    markdown = "markdown"
+    latex = "latex"
+    csv = "csv"
+
+
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+
+
+def leads() -> bool:
+    """Tell whether this process speaks: of several that train together (``torchrun``) one does."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def errors() -> Iterator[None]:
+    """Turn what is expected to go wrong into one line on stderr and an exit code."""
+    try:
+        yield
+    except MasksimError as error:
+        say(f"error: {error.message} [{error.code}]")
+        raise typer.Exit(error.exit_code) from error
+    except BrokenPipeError as error:
+        forget_stdout()
+        raise typer.Exit(NO_READER) from error
+    except KeyboardInterrupt as error:
+        say("interrupted")
+        raise typer.Exit(INTERRUPTED) from error
+
+
+_PACKAGES: Mapping[str, str] = {
+    "multipart": "python-multipart",
+    "prometheus_client": "prometheus-client",
+    "sklearn": "scikit-learn",
+}
+
+
+def need(extra: str, what: str, *modules: str) -> None:
+    """Ask for the packages of an extra before any work is begun.
+
+    Parameters
+    ----------
+    extra
+        What brings them.
+    what
+        What needs them, at the start of a sentence.
+    *modules
+        By the names that they are imported by.
+
+    Raises
+    ------
+    UsageError
+        Code ``extra_missing``: one is not installed.
+    """
+    for module in modules:
+        try:
+            there = importlib.util.find_spec(module) is not None
+        except (ImportError, ValueError):  # a finder refuses it; a stand-in without a spec
+            there = module in sys.modules
+        if not there:
+            raise extra_missing(what, _PACKAGES.get(module, module), extra)
+
+
+def need_for_files(*paths: Path | None) -> None:
+    """Ask for what Parquet files need; the others need nothing.
+
+    Raises
+    ------
+    UsageError
+        Code ``extra_missing``.
+    """
+    if any(path is not None and path.suffix.lower() == ".parquet" for path in paths):
+        need("parquet", "Parquet", "pyarrow")
+
+
+def images_of(manifest: Path, split: str) -> Manifest:
+    """Read the images of a split.
+
+    Raises
+    ------
+    DataError
+        The manifest cannot be read, or the split has no image.
+    """
+    from masksim.data.manifest import read_manifest
+
+    listed = read_manifest(manifest)
+    chosen = listed.select(split)
+    if not chosen.rows:
+        splits = {name: sum(found.values()) for name, found in listed.counts().items()}
+        raise DataError(
+            f"{manifest}: no image is in the split {split!r}; images by split: "
+            + (", ".join(f"{name} {count}" for name, count in splits.items()) or "none"),
+            code="manifest_invalid",
+        )
+    return chosen
+
+
+def check_free(*paths: Path, overwrite: bool) -> None:
+    """Refuse to write where something is, before any work is begun.
+
+    Raises
+    ------
+    UsageError
+        A path is there, and is not to be replaced.
+    """
+    for path in paths:
+        try:
+            there = path.exists()
+        except OSError as error:
+            raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
+        if there and not overwrite:
+            raise UsageError(f"{path} is there; --overwrite replaces it")
+
+
+def cache_folder(given: Path | None, *inputs: Path) -> Path:
+    """Find where the finished pieces of a run are kept; tell so if nobody has asked for that place.
+
+    Parameters
+    ----------
+    given
+        What ``--cache`` names.
+    *inputs
+        The manifest or the folders that the run is about. A piece is known by what a manifest says
+        of its images, not by where they are, nor by what has computed it; so in the user's cache,
+        which all runs share, each of these, and each set of versions, has a folder of its own.
+    """
+    if given is not None:
+        return given
+    told = "\n".join([*_versions(), *(os.path.abspath(one) for one in inputs)])
+    folder = user_cache() / "pieces" / hashlib.sha256(os.fsencode(told)).hexdigest()[:16]
+    _tell_cache(folder)
+    return folder
+
+
+def _versions() -> Iterator[str]:
+    """Tell all that a computed number may depend on."""
+    yield __version__
+    for name in ("numpy", "onnxruntime", "onnxruntime-gpu", "pillow", "pillow-heif"):
+        with suppress(PackageNotFoundError):  # of the two runtimes one is there
+            yield f"{name} {version(name)}"
+
+
+def archive_folder(given: Path | None) -> Path:
+    """Find where the archives of public sets are kept; tell so if nobody has asked for it."""
+    if given is not None:
+        return given
+    _tell_cache(user_cache() / "archives")
+    return user_cache() / "archives"
+
+
+def _tell_cache(folder: Path) -> None:
+    say(f"cache: {folder} (`masksim cache` shows its size and empties it)")
+
+
+def user_cache() -> Path:
+    """Return the cache's folder: the user's for caches, or what ``MASKSIM_CACHE`` names."""
+    if named := os.environ.get(CACHE):
+        return Path(named)
+    from platformdirs import user_cache_path
+
+    return user_cache_path("masksim", appauthor=False)
+
+
+def explained(source: str, error: ImageError) -> str:
+    """Say what is wrong with an image, and which command takes what is no image.
+
+    Parameters
+    ----------
+    source
+        As it was given.
+    error
+        Of reading it.
+    """
+    if error.code == "not_a_file" and os.path.isdir(source):
+        return (
+            f"{source} is a folder; for all images in it: "
+            f"masksim batch {shlex.quote(source)} --out results.jsonl"
+        )
+    if error.code == "not_found" and any(sign in source for sign in "*?["):
+        return (
+            f"{error.message}; for all images of a pattern: "
+            f"masksim batch {shlex.quote(source)} --out results.jsonl"
+        )
+    return error.message
+
+
+def forget_stdout() -> None:
+    """Lead stdout to nowhere, so that what waits in its buffer fails no more."""
+    with suppress(OSError, ValueError):  # not a file, or closed
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def say(text: str) -> None:
+    """Write a message to stderr, control characters made harmless."""
+    from masksim.show.text import printable
+
+    for line in text.splitlines():
+        typer.echo(printable(line), err=True)
+
+
+def write(text: str) -> None:
+    """Write a result at once, for those who read along."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def to_json(value: Any, *, indent: int | None = None) -> str:
+    """Write JSON in ASCII: for any terminal, read with any encoding."""
+    return json.dumps(value, indent=indent, ensure_ascii=True, allow_nan=False)
+
+
+def bars(*columns: Any, shown: bool = True, console: Any = None) -> Progress:
+    """Make progress bars that draw on stderr and leave stdout alone.
+
+    By default rich leads stdout through the bars' own terminal while they show: results meant for
+    a file or a pipe would go to stderr.
+
+    Parameters
+    ----------
+    *columns
+        Of `rich.progress`; none: the usual ones.
+    shown
+        Whether to draw at all.
+    console
+        A `rich.console.Console` of stderr; None: a new one.
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    return Progress(
+        *columns,
+        console=console or Console(stderr=True),
+        transient=True,
+        redirect_stdout=False,
+        disable=not shown,
+    )
+
+
+@contextmanager
+def stages(shown: bool = True) -> Iterator[Callable[[str, int, int], None]]:
+    """Progress of the stages of a run: a bar on a terminal, else a line a stage."""
+    if not shown or not leads():
+        yield lambda stage, done, count: None
+        return
+    if not sys.stderr.isatty():
+        said: set[str] = set()
+
+        def line(stage: str, done: int, count: int) -> None:
+            if stage not in said:
+                said.add(stage)
+                say(f"{stage}: {count} parts, {done} done before")
+
+        yield line
+        return
+    with bars() as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def draw(stage: str, done: int, count: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(stage, total=count)
+            bar.update(tasks[stage], completed=done)
+
+        yield draw

@@ -1,0 +1,475 @@
+"""The command ``masksim``.
+
+Results go to stdout, messages and progress to stderr. Exit codes: 0 everything was analysed,
+1 ``audit --strict`` found a claim exceeded, ``report verify`` a report that does not hold or
+``export verify`` a difference, 2 wrong usage, 3 at least one image could not be analysed, 4 the
+detector cannot be used, 5 data, 10 a verdict that ``batch --fail-on`` asks for; 130 after Ctrl-C,
+141 where the reader of stdout has gone.
+
+Nothing heavy is imported here, but inside the commands, so that ``masksim --help`` is quick.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterable, Mapping
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from masksim import __version__
+from masksim.cli import audit as cli_audit
+from masksim.cli import batch as cli_batch
+from masksim.cli import data as cli_data
+from masksim.cli import evaluate as cli_evaluate
+from masksim.cli import export as cli_export
+from masksim.cli import report as cli_report
+from masksim.cli import serve as cli_serve
+from masksim.cli import train as cli_train
+from masksim.cli.console import (
+    NO_READER,
+    Json,
+    Model,
+    Overwrite,
+    bars,
+    check_free,
+    errors,
+    explained,
+    forget_stdout,
+    need,
+    say,
+    to_json,
+    user_cache,
+    write,
+)
+from masksim.errors import ImageError, UsageError
+
+if TYPE_CHECKING:
+    from masksim.detector import Detection, Detector, SimilarityMap
+    from masksim.image import LoadedImage
+    from masksim.preprocess import ColourSpace
+
+app = typer.Typer(
+    name="masksim",
+    help="Detect AI-generated images by the masked spectrum of their noise residual.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+)
+
+
+class Device(str, Enum):
+    """Where the residual network runs."""
+
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+_PROVIDERS = {
+    Device.cpu: ["CPUExecutionProvider"],
+    Device.cuda: ["CUDAExecutionProvider", "CPUExecutionProvider"],
+}
+_SHOW_PROGRESS_FROM = 4  # images
+
+
+def main() -> None:
+    """Run the command line of this process and exit.
+
+    Raises
+    ------
+    SystemExit
+        Always, with the code that the top of this file explains.
+    """
+    # A file's name need not be text, and an old terminal need not know its letters.
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    if os.environ.get("NO_COLOR"):
+        _without_colours()
+    code: object = 0
+    try:
+        with errors():
+            app()
+    except (SystemExit, typer.Exit) as leaving:
+        code = leaving.code if isinstance(leaving, SystemExit) else leaving.exit_code
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        forget_stdout()
+        code = code or NO_READER
+    sys.exit(cast("int | None", code))
+
+
+def _without_colours() -> None:
+    """Write help and wrong usage as plain text; by itself typer keeps bold and dim letters."""
+    from typer import rich_utils
+
+    rich_utils.COLOR_SYSTEM = None
+
+
+@app.callback(invoke_without_command=True)
+def _masksim(
+    version: Annotated[bool, typer.Option("--version", "-V", help="Show the version.")] = False,
+) -> None:
+    if version:
+        write(f"masksim {__version__}")
+        raise typer.Exit
+
+
+def _load(model: Path | None, threads: int | None, device: Device, **options: Any) -> Detector:
+    from masksim.detector import load_detector
+
+    if device is Device.cuda:
+        import onnxruntime
+
+        if "CUDAExecutionProvider" not in (there := onnxruntime.get_available_providers()):
+            raise UsageError(
+                "--device cuda needs an ONNX Runtime with the CUDA provider (the package "
+                f"onnxruntime-gpu); this one has {', '.join(there)}"
+            )
+    return load_detector(model, threads=threads, providers=_PROVIDERS[device], **options)
+
+
+# ------------------------------------------------------------------------------------- detect
+
+
+@app.command()
+def detect(
+    images: Annotated[
+        list[str],
+        typer.Argument(metavar="IMAGE...", help="Image files; - is one image on stdin."),
+    ],
+    as_json: Annotated[
+        bool, typer.Option("--json", help="JSON Lines: one object an image, on one line.")
+    ] = False,
+    maps: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Write the pictures of the similarity maps there."),
+    ] = None,
+    overwrite: Overwrite = False,
+    model: Model = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Processor threads; default: one a core.")
+    ] = None,
+    device: Annotated[Device, typer.Option(help="Where the network runs.")] = Device.cpu,
+    quick: Annotated[
+        bool,
+        typer.Option("--quick", help="Without the small re-encodings that check a verdict."),
+    ] = False,
+    population: Annotated[
+        str,
+        typer.Option(
+            "--population",
+            help="Photos that rates are measured on: auto (all, the largest rate counts), "
+            "built-in, or a name from `masksim calibrate`.",
+        ),
+    ] = "auto",
+    likelihood_ratio: Annotated[
+        bool,
+        typer.Option("--likelihood-ratio", help="Give verdicts a bounded likelihood ratio."),
+    ] = False,
+    metadata: Annotated[
+        bool,
+        typer.Option(
+            "--metadata/--no-metadata", help="Also tell what the file says of its own origin."
+        ),
+    ] = True,
+) -> None:
+    """Say of each image which generator's spectral pattern it carries, and how rare that is."""
+    with errors():
+        if images.count("-") > 1:
+            raise UsageError("stdin holds one image: give - once")
+        if maps is not None:
+            try:
+                maps.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UsageError(f"--maps {maps} cannot be made: {error.strerror}") from error
+        detector = _load(
+            model, threads, device,
+            stability=not quick, population=population, likelihood_ratio=likelihood_ratio,
+            metadata=metadata,
+        )  # fmt: skip
+        pictures = None
+        if maps is not None:
+            pictures = _Pictures(maps)
+            pictures.plan(images, detector.generators)
+            check_free(*pictures.paths(), overwrite=overwrite)
+        failed = 0
+        for k, source in enumerate(_with_progress(images)):
+            if k and not as_json:
+                write("")
+            failed += not _detect_one(detector, k, source, as_json, pictures)
+        if failed:
+            say(f"{failed} of {len(images)} images could not be analysed")
+            raise typer.Exit(ImageError.exit_code)
+
+
+def _detect_one(
+    detector: Detector, number: int, source: str, as_json: bool, pictures: _Pictures | None
+) -> bool:
+    """Write the result of one image; tell whether it could be analysed."""
+    from masksim.show import text as report
+
+    name = "<stdin>" if source == "-" else source
+    drawn: dict[str, str] = {}
+    try:
+        if pictures is None and source != "-":
+            detection = detector.detect(source)
+        else:
+            loaded = _read(source, detector)
+            if pictures is None:
+                detection = detector.detect(loaded)
+            else:
+                detection, maps = detector.explain(loaded)
+                drawn = pictures.draw(number, maps, detection)
+    except ImageError as error:
+        message = explained(source, error)
+        if as_json:
+            problem = {"code": error.code, "message": message}
+            write(to_json({"image": {"name": name}, "error": problem}))
+        else:
+            write(
+                f"{report.printable(name)}\n"
+                f"  Not analysed: {report.printable(message)} [{error.code}]"
+            )
+        return False
+    if as_json:
+        row = report.to_json(detection)
+        write(to_json({**row, "maps": drawn} if pictures is not None else row))
+        return True
+    width = min(shutil.get_terminal_size((80, 24)).columns, 100)
+    write(report.to_text(detection, width, ascii_only=not _knows_blocks()))
+    for path in drawn.values():
+        write(f"  Picture: {report.printable(path)}")
+    return True
+
+
+def _read(source: str, detector: Detector) -> LoadedImage:
+    from masksim.image import load_image
+
+    if source != "-":
+        return load_image(source, part=detector.part, keep=detector.metadata)
+    if sys.stdin is None:  # a process may be started without
+        raise ImageError("<stdin>: there is no stdin", code="not_found")
+    return load_image(sys.stdin.buffer, name="<stdin>", part=detector.part, keep=detector.metadata)
+
+
+def _knows_blocks() -> bool:
+    try:
+        "█▏".encode(sys.stdout.encoding or "ascii")
+    except (LookupError, UnicodeEncodeError):
+        return False
+    return True
+
+
+def _with_progress(images: list[str]) -> Iterable[str]:
+    """Draw a bar on stderr, unless the results themselves show on the same terminal."""
+    if len(images) < _SHOW_PROGRESS_FROM or sys.stdout.isatty() or not sys.stderr.isatty():
+        yield from images
+        return
+    with bars() as bar:
+        yield from bar.track(images, description="detecting")
+
+
+class _Pictures:
+    """Writes the similarity maps of each image, a file a generator, under names all different."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._taken: set[str] = set()
+        self._planned: list[dict[str, Path]] = []
+
+    def plan(self, images: Iterable[str], generators: Iterable[str]) -> None:
+        """Name the pictures of all images, in order, before any is analysed."""
+        wanted = list(generators)
+        self._planned = [
+            {name: self._folder / self._name(image, name) for name in wanted} for image in images
+        ]
+
+    def paths(self) -> list[Path]:
+        """Return the path of every picture that may be written."""
+        return [path for one in self._planned for path in one.values()]
+
+    def draw(
+        self, number: int, maps: Mapping[str, SimilarityMap], detection: Detection
+    ) -> dict[str, str]:
+        """Return the path of each generator's picture, the most telling first."""
+        from concurrent.futures import ThreadPoolExecutor
+
+        from masksim.show.text import maps_png
+
+        planned = self._planned[number]
+        paths = {score.generator: planned[score.generator] for score in detection.scores}
+        with ThreadPoolExecutor(2) as pool:  # half of the time goes to compressing
+            drawn = [
+                pool.submit(maps_png, maps[generator], path, detection=detection)
+                for generator, path in paths.items()
+            ]
+            for picture in drawn:
+                picture.result()
+        return {generator: str(path) for generator, path in paths.items()}
+
+    def _name(self, image: str, generator: str) -> str:
+        stem = re.sub(r"[^\w.+-]+", "_", f"{Path(image).name}-{generator}").lstrip(".")
+        name, k = f"{stem}.png", 2
+        while name.lower() in self._taken:  # some file systems tell no capitals apart
+            name, k = f"{stem}-{k}.png", k + 1
+        self._taken.add(name.lower())
+        return name
+
+
+# --------------------------------------------------------------------------------------- info
+
+
+@app.command()
+def info(
+    model: Model = None,
+    as_json: Json = False,
+) -> None:
+    """Show a detector: its generators, windows, calibration, digest and where it comes from."""
+    with errors():
+        facts = _describe(_load(model, None, Device.cpu))
+        if as_json:
+            write(to_json(facts, indent=2))
+            return
+        size = facts["calibration"]["sample_size"]
+        write(f"{facts['name']}, sha256 {facts['sha256']}")
+        write(f"  generators: {', '.join(facts['generators'])}")
+        write(f"  calibration: {f'{size} real photos' if size else 'none'}")
+        for name, strata in facts["calibration"]["populations"].items():
+            for row in strata:
+                write(f"    {name}, {row['stratum']}: {row['photos']} of {row['sources']} sources")
+        _write_nested("config", facts["config"])
+        for k, branch in enumerate(facts["branches"]):
+            _write_nested(f"branch {k}", branch)
+        _write_nested("provenance", facts["provenance"])
+
+
+def _describe(detector: Detector) -> dict[str, Any]:
+    file = detector.file
+    return {
+        "name": detector.name,
+        "sha256": detector.sha256,
+        "format_version": file.format_version,
+        "generators": list(detector.generators),
+        "calibration": {
+            "sample_size": detector.sample_size,
+            "populations": {
+                name: [
+                    {"stratum": words, "photos": photos, "sources": sources}
+                    for words, photos, sources in calibration.table()
+                ]
+                for name, calibration in detector.calibrations.items()
+            },
+        },
+        "config": dict(file.config),
+        "branches": [
+            {
+                "generators": list(branch.generators),
+                "residual": branch.residual.to_dict(),
+                "preprocess": dict(branch.preprocess),
+                "spectrum": dict(branch.spectrum),
+                "head": branch.head,
+                "head_config": dict(branch.head_config),
+            }
+            for branch in file.branches
+        ],
+        "provenance": dict(file.provenance),
+    }
+
+
+def _write_nested(name: str, values: Mapping[str, Any]) -> None:
+    from masksim.show.text import printable
+
+    write(f"  {name}:" + ("" if values else " none"))
+    for key, value in values.items():
+        write(printable(f"    {key}: {value if isinstance(value, str) else to_json(value)}"))
+
+
+# ------------------------------------------------------------------------------------- import
+
+
+@app.command("import-original")
+def import_original(
+    source: Annotated[
+        Path, typer.Argument(metavar="CKPT_OR_FOLDER", help="A .ckpt file, or a folder of them.")
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The detector's folder to write.")],
+    colour: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SPACE",
+            help="What they were trained on: YCbCr-BT601-studio-8bit (the default), RGB or "
+            "YCbCr-BT601-full.",
+        ),
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Make a detector of checkpoints of the original MaskSim; needs torch."""
+    with errors():
+        need("train", "reading the original's checkpoints", "torch", "onnx")
+        from masksim import checkpoint
+
+        made = checkpoint.import_original(
+            source,
+            out,
+            colour=checkpoint.DEFAULT_COLOUR if colour is None else cast("ColourSpace", colour),
+            overwrite=overwrite,
+        )
+        for note in made.provenance.get("notes", []):
+            say(f"note: {note}")
+        write(f"{out}: {', '.join(made.generators)}, sha256 {made.sha256}")
+
+
+# -------------------------------------------------------------------------------------- cache
+
+
+@app.command()
+def cache(
+    clear: Annotated[bool, typer.Option("--clear", help="Delete what is in it.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show, or empty, the folder of what can be made again: pieces of runs, archives of sets."""
+    with errors():
+        folder = user_cache()
+        parts = {name: folder / name for name in ("pieces", "archives")}
+        if clear:
+            for part in parts.values():
+                try:
+                    if part.exists():
+                        shutil.rmtree(part)
+                except OSError as error:
+                    raise UsageError(f"cannot delete {part}: {error.strerror or error}") from error
+        sizes = {name: _size(part) for name, part in parts.items()}
+        if as_json:
+            write(to_json({"cache": str(folder), "bytes": sizes}))
+            return
+        write(str(folder))
+        for name, size in sizes.items():
+            write(f"  {name}: {size / 1e6:.1f} MB")
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+# In the order of `masksim --help`.
+app.command()(cli_audit.audit)
+app.command()(cli_audit.calibrate)
+app.command()(cli_batch.batch)
+app.command()(cli_train.enroll)
+app.command()(cli_evaluate.evaluate)
+app.command()(cli_serve.serve)
+app.command()(cli_train.train)
+app.command()(cli_train.train_residual)
+app.add_typer(cli_report.app)
+app.add_typer(cli_data.app)
+app.add_typer(cli_export.app)
+
+
+if __name__ == "__main__":
+    main()

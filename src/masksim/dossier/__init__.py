@@ -1,0 +1,5 @@
+"""The filed report: made, and checked."""
+
+from masksim.dossier.build import make_report, verify_report
+
+__all__ = ["make_report", "verify_report"]

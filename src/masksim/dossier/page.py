@@ -1,0 +1,862 @@
+"""The page of a filed report: plain data and pictures -> one HTML file, readable without scripts.
+
+A pure function of what is embedded in the page itself, so that whoever checks a report can make
+the page again and compare. Every text from outside is escaped; the file is ASCII throughout, and
+nothing in it is loaded from elsewhere.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from masksim.provenance import origin as origins
+from masksim.show.text import MEANING, UNCALIBRATED, channel_words, diverging_colours
+from masksim.verdict import format_rate
+
+__all__ = ["SEAL", "UnreadableError", "embedded", "render", "seal_of"]
+
+SEAL = re.compile(rb'<code id="masksim-seal">([0-9a-f]{64})</code>')
+"""Where the seal stands: SHA-256 of the file with zeros in its place."""
+
+_DATA = re.compile(
+    rb'<script type="application/json" id="masksim-report">\n(.*)\n</script>', re.DOTALL
+)
+_PICTURE = re.compile(
+    rb'data-picture="([\w-]+)" (?:src|href)="data:image/(?:png|jpeg);base64,([A-Za-z0-9+/=]*)"'
+)
+_OPEN_SEAL = "0" * 64
+
+HEADLINES: Mapping[str, str] = {
+    "strong evidence": "Strong evidence of a generator's pattern",
+    "evidence": "Evidence of a generator's pattern",
+    "weak evidence": "Weak evidence of a generator's pattern",
+    "no evidence": "No evidence of a known generator's pattern",
+    "fragile": "A generator's pattern is there, but does not survive a small re-encoding",
+    "inconclusive": "Inconclusive: this image does not allow an answer",
+    "uncalibrated": "Not calibrated: nothing can be said about how rare this is",
+}
+
+_TRAITS: Mapping[str, str] = {
+    "side": "the shorter side, in pixels",
+    "energy": "how strong the finest noise is, on a logarithmic scale",
+    "sharpness": "how much fine detail there is, on a logarithmic scale; enlarged images have less",
+    "chroma": "how colourful the image is; 0 is greyscale",
+    "brightness": "mean brightness, 0 to 255",
+    "flat": "share of perfectly flat pixels",
+    "quality": "estimated JPEG quality",
+    "distance": "how unlike typical photos the spectrum is, on a logarithmic scale",
+}
+
+
+class UnreadableError(ValueError):
+    """The file is no report, or its embedded data cannot be read."""
+
+
+def render(data: Mapping[str, Any], pictures: Mapping[str, bytes]) -> bytes:
+    """Write the page, sealed.
+
+    Parameters
+    ----------
+    data
+        As `masksim.dossier.build` gathers it: plain values.
+    pictures
+        PNG or JPEG by name, as `data` names them.
+
+    Returns
+    -------
+    bytes
+        HTML in ASCII.
+
+    Raises
+    ------
+    KeyError, TypeError, ValueError
+        The data do not have the form of a report.
+    """
+    text = _page(data, pictures)
+    # References for all letters beyond ASCII: no program on the way can mistake the encoding.
+    page = text.encode("ascii", "xmlcharrefreplace")
+    seal = seal_of(page)
+    place = SEAL.search(page)
+    assert place is not None  # `seal_of` has found it
+    return page[: place.start(1)] + seal.encode() + page[place.end(1) :]
+
+
+def seal_of(page: bytes) -> str:
+    """SHA-256 of a page whose seal is replaced by zeros.
+
+    Raises
+    ------
+    UnreadableError
+        The page has no seal, or several.
+    """
+    places = list(SEAL.finditer(page))
+    if len(places) != 1:
+        raise UnreadableError(f"a report has one seal, this file {len(places)}")
+    start, end = places[0].span(1)
+    return hashlib.sha256(page[:start] + _OPEN_SEAL.encode() + page[end:]).hexdigest()
+
+
+def embedded(page: bytes) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """Take the data and the pictures out of a page.
+
+    Raises
+    ------
+    UnreadableError
+        They are not there or damaged.
+    """
+    blocks = _DATA.findall(page)
+    if len(blocks) != 1:
+        raise UnreadableError(f"a report has one block of data, this file {len(blocks)}")
+    try:
+        data = json.loads(blocks[0])
+    except (ValueError, RecursionError) as error:
+        raise UnreadableError(f"the block of data is not JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise UnreadableError("the block of data is no object")
+    pictures: dict[str, bytes] = {}
+    for name, body in _PICTURE.findall(page):
+        key = name.decode()
+        if key in pictures:
+            raise UnreadableError(f"two pictures are called {key}")
+        try:
+            pictures[key] = base64.b64decode(body, validate=True)
+        except ValueError as error:
+            raise UnreadableError(f"the picture {key} is not base64: {error}") from error
+    return data, pictures
+
+
+# --------------------------------------------------------------------------------------- parts
+
+
+def _e(value: Any) -> str:
+    """Escape a text for HTML and show what would be invisible or turn the line around."""
+    text = "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(value)
+    )
+    return html.escape(text, quote=True)
+
+
+def _json_block(data: Mapping[str, Any]) -> str:
+    text = json.dumps(data, ensure_ascii=True, allow_nan=False, indent=1)
+    # "<" and "&" in a string of JSON can be written as escapes: nothing here can end the block.
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _uri(picture: bytes) -> str:
+    kind = "png" if picture.startswith(b"\x89PNG") else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(picture).decode('ascii')}"
+
+
+def _img(name: str, pictures: Mapping[str, bytes], alt: str, width: int, height: int) -> str:
+    return (
+        f'<img data-picture="{_e(name)}" src="{_uri(pictures[name])}" '
+        f'width="{int(width)}" height="{int(height)}" alt="{_e(alt)}">'
+    )
+
+
+def _rows(pairs: Iterable[tuple[str, str]]) -> str:
+    """Rows of a table of names and values; the values are HTML."""
+    return "".join(f'<tr><th scope="row">{_e(k)}</th><td>{v}</td></tr>' for k, v in pairs)
+
+
+def _facts(caption: str, pairs: Iterable[tuple[str, str]]) -> str:
+    return (
+        f'<div class="wide"><table class="facts"><caption>{_e(caption)}</caption>'
+        f"<tbody>{_rows(pairs)}</tbody></table></div>"
+    )
+
+
+def _table(caption: str, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Draw a table with a row of headings; the first cell of each row is its heading."""
+    head = "".join(f'<th scope="col">{_e(h)}</th>' for h in heads)
+    body = "".join(
+        f'<tr><th scope="row">{first}</th>' + "".join(f"<td>{c}</td>" for c in rest) + "</tr>"
+        for first, *rest in rows
+    )
+    return (
+        f'<div class="wide"><table><caption>{_e(caption)}</caption>'
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def _list(items: Iterable[str]) -> str:
+    return "<ul>" + "".join(f"<li>{_e(item)}</li>" for item in items) + "</ul>"
+
+
+def _percent(rate: float) -> str:
+    """Write a share as HTML."""
+    return f"{100 * rate:.2g}&nbsp;%" if rate < 0.995 else "100&nbsp;%"
+
+
+def _rate(rate: float, n: int) -> str:
+    """Write a rate as HTML that no line breaks before its sign."""
+    return _e(format_rate(rate, n)).replace(" %", "&nbsp;%")
+
+
+# ---------------------------------------------------------------------------------------- page
+
+
+def _page(data: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
+    detection = data["detection"]
+    name = detection["image"]["name"]
+    sections = [
+        _head(data, pictures),
+        _meaning(data),
+        _generators(data),
+        *(_map_section(data, pictures, k) for k, m in enumerate(data["maps"]) if m["open"]),
+        _other_maps(data, pictures),
+        _windows(data, pictures),
+        _file(data),
+        _origin(data),
+        _making(data),
+    ]
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        # Not even a page with a mistake in it may run or load anything.
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
+        "img-src data:; style-src 'unsafe-inline'\">\n"
+        '<meta name="color-scheme" content="light dark">\n'
+        f"<title>Report on {_e(name)} - masksim</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
+        f"<main>\n{chr(10).join(filter(None, sections))}\n</main>\n"
+        f'<script type="application/json" id="masksim-report">\n{_json_block(data)}\n</script>\n'
+        "</body>\n</html>\n"
+    )
+
+
+def _head(data: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
+    detection, shown = data["detection"], data["image"]
+    verdict, facts = detection["verdict"], detection["image"]
+    level = verdict["level"]
+    turned = (
+        f" It is shown turned, as viewers do (EXIF orientation {facts['orientation']}); the pixels "
+        "were analysed as they are stored."
+        if facts["orientation"] != 1
+        else ""
+    )
+    smaller = (
+        f"A copy, reduced to {shown['width']} x {shown['height']} pixels; analysed was the file "
+        f"itself, {facts['width']} x {facts['height']}."
+        if shown["reduced"]
+        else f"A copy of the image, {facts['width']} x {facts['height']} pixels."
+    )
+    picture = _img(
+        "image", pictures, f"The analysed image, {facts['name']}", shown["width"], shown["height"]
+    )
+    return (
+        f'<header><p class="kind">Report on one image &middot; masksim</p>'
+        f"<h1>{_e(facts['name'])}</h1>"
+        f'<p class="when">Made {_e(data["created"])} by masksim {_e(data["versions"]["masksim"])}'
+        f" with the detector {_e(detection['detector']['name'])}.</p></header>"
+        f'<div class="top"><figure class="photo">{picture}<figcaption>{_e(smaller + turned)}'
+        f"</figcaption></figure>"
+        f'<section class="verdict {_e(level.replace(" ", "-"))}" aria-labelledby="verdict">'
+        f'<p class="kind">Verdict</p><h2 id="verdict">{_e(HEADLINES.get(level, level))}</h2>'
+        f"{_verdict(verdict)}</section>{_watermarks(detection.get('watermarks', ()))}"
+        f"{_said(detection['origin'])}</div>"
+    )
+
+
+def _watermarks(marks: Sequence[Mapping[str, Any]]) -> str:
+    """Known open watermarks in the pixels, each in a sentence; nothing where there is none."""
+    if not marks:
+        return ""
+    lines = "".join(f"<p>{_e(mark['text'])}</p>" for mark in marks)
+    return (
+        '<section class="said" aria-labelledby="watermark">'
+        f'<p class="kind" id="watermark">Watermark</p>{lines}</section>'
+    )
+
+
+def _said(values: Mapping[str, Any] | None) -> str:
+    """Draw what the file says, beside the verdict; the whole of it stands further down."""
+    if values is None:
+        return ""
+    first, *rest = origins.words(origins.Origin.from_dict(values), most=3)
+    both = f"<p><strong>{_e(values['beside'])}</strong></p>" if values["beside"] else ""
+    caution = f'<p class="soft">{_e(rest.pop())}</p>' if rest else ""
+    return (
+        f'<section class="said" aria-labelledby="said"><p class="kind">{origins.TITLE}</p>'
+        f'<h2 id="said">{_e(first)}</h2>{both}{_list(rest) if rest else ""}{caution}</section>'
+    )
+
+
+def _verdict(verdict: Mapping[str, Any]) -> str:
+    parts = []
+    if verdict["generator"] is not None and verdict["level"] != "uncalibrated":
+        parts.append(
+            f"<p>The pattern is most like that of <strong>{_e(verdict['generator'])}</strong>.</p>"
+        )
+    elif verdict["unknown_generator"]:
+        parts.append("<p>It is not clearly the pattern of a generator this detector knows.</p>")
+    rate, n = verdict["false_positive_rate"], verdict["sample_size"]
+    if rate is None:
+        parts.append(f"<p>{_e(verdict['text'])}</p>")
+    else:
+        parts.append(f"<p>{_rate_sentence(verdict, rate, n)}</p>")
+    if reasons := verdict["reasons"]:
+        inconclusive = verdict["level"] == "inconclusive"
+        title = "Why there is no answer" if inconclusive else "What may hide a pattern"
+        items = [f"{r['text'][:1].upper()}{r['text'][1:]}." for r in reasons]
+        parts.append(f"<h3>{title}</h3>{_list(items)}")
+    if verdict["cautions"]:
+        parts.append(f"<h3>Cautions</h3>{_list(verdict['cautions'])}")
+    if (ratio := verdict["likelihood_ratio"]) is not None:
+        parts.append(
+            f"<p>Likelihood ratio {ratio['value']:.2g} (the data support {ratio['low']:.2g} to "
+            f"{ratio['high']:.2g}): {_e(ratio['words'])}.</p>"
+        )
+    return "".join(parts)
+
+
+def _rate_sentence(verdict: Mapping[str, Any], rate: float, n: int) -> str:
+    interval, sources = verdict["interval"], verdict["sources"]
+    within = (
+        ""
+        if interval is None
+        else f" (95 % interval: {_percent(interval['low'])} to {_percent(interval['high'])})"
+    )
+    of = f" of {int(sources)} sources" if sources else ""
+    seen = "this image" if verdict.get("as_found") is None else "the image so changed"
+    kind = (
+        ""
+        if verdict["stratum"] == "all"
+        else f" of the same kind as {seen} ({_e(verdict['stratum'])})"
+    )
+    return (
+        f"<strong>{_rate(rate, n)} of real photos</strong> score at least this high for "
+        f"some generator{within}. This was measured on {int(n)} real photos{of}{kind}."
+    )
+
+
+def _meaning(data: Mapping[str, Any]) -> str:
+    verdict = data["detection"]["verdict"]
+    n = len(data["detection"]["scores"])
+    items = [
+        "The rate is a false-positive rate: how often a real photo looks like this to the "
+        "detector. It is not the probability that this image is fake, for that depends on how many "
+        "of the images in question are.",
+        "Finding no evidence does not prove that the image is a photo: the generator may be "
+        f"unknown to the detector (it knows {n}), or its pattern lost by compression, resizing, "
+        "filters, screenshots or printing.",
+        "The image was judged as a whole: a small generated part in a photo can go unseen.",
+        "The rate holds for photos like those it was measured on.",
+    ]
+    parts = [f'<section aria-labelledby="meaning"><h2 id="meaning">What this does and does not mean'
+             f"</h2>{_list(items)}"]  # fmt: skip
+    named = verdict["stratum"].split()
+    words = [f"{trait}: {what}." for trait, what in _TRAITS.items() if trait in named]
+    if words:
+        parts.append(
+            "<p>Rates are measured among photos of the same kind. What the words for this "
+            f"image's kind mean:</p>{_list(words)}"
+        )
+    if verdict["stability"]:
+        rows = [
+            (_e(name), _rate(rate, verdict["sample_size"]))
+            for name, rate in verdict["stability"].items()
+        ]
+        parts.append(
+            "<h3>Does it hold after small changes?</h3><p>The image was changed a little, and the "
+            "rate measured again. Evidence should last: where a change takes it away, the largest "
+            "rate is given.</p>"
+            + _table("Rate after each small change", ("Change", "Real photos as high"), rows)
+        )
+    return "".join(parts) + "</section>"
+
+
+def _generators(data: Mapping[str, Any]) -> str:
+    detection = data["detection"]
+    rows = []
+    for score in detection["scores"]:
+        rate, n = score["false_positive_rate"], score["sample_size"]
+        rows.append(
+            (
+                _e(score["generator"]),
+                f"{score['similarity']:.4f}",
+                "not measured" if rate is None else _rate(rate, n),
+                "" if rate is None else _bar(rate, n),
+                str(int(n)),
+            )
+        )
+    rated = any(score["false_positive_rate"] is not None for score in detection["scores"])
+    meaning = f"; the rate says how rare it is. {_e(MEANING)}" if rated else f". {_e(UNCALIBRATED)}"
+    return (
+        '<section aria-labelledby="generators"><h2 id="generators">The generators</h2>'
+        "<p>Similarity is between -1 and 1: how alike the image's spectrum is to the generator's "
+        f"pattern. By itself it says little{meaning}</p>"
+        + _table(
+            "Each generator, the most telling first",
+            ("Generator", "Similarity", "Real photos as high", "Rarer: longer", "Photos"),
+            rows,
+        )
+        + (
+            _READING + _legend()
+            if any(p["panels"] for m in data["maps"] for p in m["planes"])
+            else ""
+        )
+        + "</section>"
+    )
+
+
+_READING = (
+    "<h3>How to read the maps that follow</h3><p>Generators leave faint regular patterns in the "
+    "finest noise of an image. A spectrum shows which: each picture is a map of frequencies, 0 in "
+    "the middle, the finest detail at the edges; to the left and right patterns that change across "
+    "the image, above and below those that change down it. Left: what each frequency added to the "
+    "similarity, red raised it, blue lowered it. Middle: the pattern that was learned from the "
+    "generator's images, red where power speaks for it, blue where against it. Right: this image's "
+    "own spectrum, red where there is more power, blue where less. Circles with numbers are the "
+    "spots that added most; each stands twice, for the halves of a spectrum mirror each other.</p>"
+)
+
+
+def _bar(rate: float, n: int) -> str:
+    """Draw a bar on a logarithmic scale: full where no photo of the sample scores as high."""
+    share = min(max(float(np.log(1.0 / rate) / np.log(max(n, 1) + 1.0)), 0.0), 1.0)
+    return (
+        f'<svg class="bar" viewBox="0 0 100 8" preserveAspectRatio="none" aria-hidden="true">'
+        f'<rect class="rail" width="100" height="8"/>'
+        f'<rect class="fill" width="{100 * share:.1f}" height="8"/></svg>'
+    )
+
+
+# ---------------------------------------------------------------------------------------- maps
+
+
+def _map_section(data: Mapping[str, Any], pictures: Mapping[str, bytes], k: int) -> str:
+    item = data["maps"][k]
+    generator = item["generator"]
+    score = next(s for s in data["detection"]["scores"] if s["generator"] == generator)
+    rate = score["false_positive_rate"]
+    measured = "" if rate is None else f", {format_rate(rate, score['sample_size'])} of real photos"
+    title = f"{generator}: similarity {score['similarity']:.4f}{measured}"
+    body = _marks(item) + _planes(item, pictures) + _channels(item)
+    if item["open"]:
+        return (
+            f'<section class="map" aria-labelledby="map-{k}"><p class="kind">Why</p>'
+            f'<h2 id="map-{k}">{_e(title)}</h2>{body}</section>'
+        )
+    return f"<details><summary>{_e(title)}</summary>{body}</details>"
+
+
+def _other_maps(data: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
+    folded = [k for k, item in enumerate(data["maps"]) if not item["open"]]
+    if not folded:
+        return ""
+    return (
+        '<section class="others" aria-labelledby="others"><h2 id="others">The other generators</h2>'
+        f"{''.join(_map_section(data, pictures, k) for k in folded)}</section>"
+    )
+
+
+def _marks(item: Mapping[str, Any]) -> str:
+    marks = item["marks"]
+    if not marks:
+        return "<p>No frequency raised the similarity.</p>"
+    total = sum(mark["share"] for mark in marks)
+    rows = [
+        (
+            str(k),
+            _e(channel_words(item["planes"][mark["plane"]]["name"])),
+            f"{mark['fx']:+.3f}",
+            f"{mark['fy']:+.3f}",
+            _e(mark["words"]),
+            _percent(mark["share"]),
+        )
+        for k, mark in enumerate(marks, 1)
+    ]
+    spread = (
+        "The evidence is spread over many frequencies"
+        if total < 0.5
+        else "A few frequencies carry most of the evidence"
+    )
+    return (
+        f"<p>{spread}: the {len(marks)} marked ones, where most was added, make up "
+        f"{_percent(total)} of all that raised the similarity.</p>"
+        + _table(
+            f"The frequencies that contributed most to {item['generator']}, in cycles/pixel",
+            ("Mark", "Channel", "Across", "Down", "Stripes in the image", "Share"),
+            rows,
+        )
+    )  # fmt: skip
+
+
+def _planes(item: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
+    parts = []
+    for number, plane in enumerate(item["planes"]):
+        if not plane["panels"]:
+            continue
+        marks = [(k, mark) for k, mark in enumerate(item["marks"], 1) if mark["plane"] == number]
+        figures = "".join(
+            _panel(panel, plane, marks, pictures, item["generator"]) for panel in plane["panels"]
+        )
+        parts.append(
+            f'<div class="plane"><h3>{_e(channel_words(plane["name"]))} '
+            f'<span class="soft">adds {plane["sum"]:+.4f} to the similarity</span></h3>'
+            f'<div class="panels">{figures}</div></div>'
+        )
+    return "".join(parts)
+
+
+_TITLES = {
+    "contribution": ("What each frequency adds", "red raises the similarity, blue lowers it"),
+    "reference": ("The generator's pattern", "red: power speaks for it, blue: against it"),
+    "spectrum": ("This image's spectrum", "red: more power than in the middle of the scale"),
+}
+_AT, _SIDE = (38, 8), 176  # of a panel's picture in its drawing
+
+
+def _panel(
+    panel: Mapping[str, Any],
+    plane: Mapping[str, Any],
+    marks: Sequence[tuple[int, Mapping[str, Any]]],
+    pictures: Mapping[str, bytes],
+    generator: str,
+) -> str:
+    title, legend = _TITLES[panel["kind"]]
+    (x0, y0), side = _AT, _SIDE
+    end_x, end_y = plane["end"]["fx"], plane["end"]["fy"]
+    parts = [
+        f'<image data-picture="{_e(panel["picture"])}" href="{_uri(pictures[panel["picture"]])}" '
+        f'x="{x0}" y="{y0}" width="{side}" height="{side}" preserveAspectRatio="none"/>',
+        f'<rect class="frame" x="{x0}" y="{y0}" width="{side}" height="{side}"/>',
+    ]
+    for share in (-1.0, -0.5, 0.0, 0.5, 1.0):
+        at = (share + 1) / 2 * side
+        parts.append(
+            f'<line class="tick" x1="{x0 + at:.1f}" x2="{x0 + at:.1f}" y1="{y0 + side}" '
+            f'y2="{y0 + side + 4}"/><text x="{x0 + at:.1f}" y="{y0 + side + 15}" '
+            f'text-anchor="middle">{share * end_x:.4g}</text>'
+            f'<line class="tick" x1="{x0 - 4}" x2="{x0}" y1="{y0 + at:.1f}" y2="{y0 + at:.1f}"/>'
+            f'<text x="{x0 - 6}" y="{y0 + at + 3:.1f}" text-anchor="end">{share * end_y:.4g}</text>'
+        )
+    parts.append(
+        f'<text x="{x0 + side / 2}" y="{y0 + side + 29}" text-anchor="middle">cycles/pixel</text>'
+    )
+    for number, mark in marks:
+        for sign in (1, -1):
+            x = x0 + (sign * mark["fx"] / end_x + 1) / 2 * side
+            y = y0 + (sign * mark["fy"] / end_y + 1) / 2 * side
+            parts.append(
+                f'<circle class="halo" cx="{x:.1f}" cy="{y:.1f}" r="7"/>'
+                f'<circle class="mark" cx="{x:.1f}" cy="{y:.1f}" r="7"/>'
+            )
+            if sign == 1:
+                # Inside the panel, whatever edge the mark is at.
+                left = x > x0 + side - 18
+                parts.append(
+                    f'<text class="number" x="{x + (-10 if left else 10):.1f}" y="{y + 4:.1f}" '
+                    f'text-anchor="{"end" if left else "start"}">{number}</text>'
+                )
+    alt = f"{title} for {generator}, {channel_words(plane['name'])}: {legend}. " + (
+        f"Marked: {', '.join(str(k) for k, _ in marks)}." if marks else "No mark here."
+    )
+    return (
+        f'<figure><svg class="spectrum" viewBox="0 0 228 218" role="img" aria-label="{_e(alt)}">'
+        f"{''.join(parts)}</svg><figcaption><strong>{title}</strong>; white "
+        f"{panel['centre']:.2g}, full colour &plusmn;{panel['limit']:.2g}</figcaption></figure>"
+    )
+
+
+def _legend() -> str:
+    return (
+        '<p class="legend"><span>lower</span><span class="scale" role="img" '
+        'aria-label="Colours from blue, below, over white to red, above"></span>'
+        "<span>higher</span></p>"
+    )
+
+
+def _channels(item: Mapping[str, Any]) -> str:
+    rows = [(_e(channel_words(p["name"])), f"{p['sum']:+.4f}") for p in item["planes"]]
+    return (
+        "<details><summary>What each channel and each fineness added</summary>"
+        "<p>The noise is taken out of the image in several ways (after the comma), from brightness "
+        "and from colour. Together they add up to the similarity.</p>"
+        + _table(f"Channels of {item['generator']}", ("Channel", "Added"), rows)
+        + _table(
+            f"Fineness: what frequencies added to {item['generator']}",
+            ("Pattern repeats every", "Added"),
+            [(_e(band["words"]), f"{band['sum']:+.4f}") for band in item["bands"]],
+        )
+        + "</details>"
+    )
+
+
+# ------------------------------------------------------------------------------------- windows
+
+
+def _windows(data: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
+    found = data["windows"]
+    if found is None:
+        return (
+            '<section aria-labelledby="where"><h2 id="where">Where in the image</h2><p>The image '
+            "has room for one window only, so no map over the image can be drawn.</p></section>"
+        )
+    generator, limit = found["generator"], found["limit"]
+    alt = (
+        f"The image in grey with its windows coloured by their similarity to {generator}; the "
+        "numbers stand in the table below."
+    )
+    picture = _img("windows", pictures, alt, found["width"], found["height"])
+    parts = [
+        '<section class="where" aria-labelledby="where"><h2 id="where">Where in the image</h2>'
+        f"<p>Similarity to <strong>{_e(generator)}</strong>, the most telling generator, window by "
+        "window. Frames with a full line are the windows that the verdict rests on. "
+        "<strong>None of these values is calibrated</strong>: rates were measured on the verdict's "
+        "windows together, so a single window says little, and one outside the middle of the image "
+        "less. A strong colour is no proof that this part was made or changed.</p>"
+        f'<figure class="photo">{picture}<figcaption>Colours end at {-limit:+.3f} (blue) and '
+        f"{limit:+.3f} (red); white is 0.</figcaption></figure>{_legend()}"
+    ]
+    rows = [
+        (f"{w['x']}, {w['y']}", f"{w['width']} x {w['height']}", f"{w['similarity']:+.4f}", used)
+        for key, used in (("analysed", "yes"), ("grid", "no, not calibrated"))
+        for w in found[key]
+    ]
+    parts.append(
+        "<details><summary>The numbers</summary>"
+        + _table(
+            "Windows, in pixels of the image as stored",
+            ("Left, top", "Size", "Similarity", "Part of the verdict"),
+            rows,
+        )
+        + "</details></section>"
+    )
+    return "".join(parts)
+
+
+# ----------------------------------------------------------------------------- file and origin
+
+
+def _file(data: Mapping[str, Any]) -> str:
+    facts = data["detection"]["image"]
+    windows = data["detection"]["windows"]
+    pairs = [
+        ("Name", _e(facts["name"])),
+        (
+            "SHA-256" if facts["sha256_of"] == "file" else "SHA-256 of the pixels",
+            f"<code>{_e(facts['sha256'])}</code>",
+        ),
+        ("Format", f"{_e(facts['format'])}, stored as {_e(facts['mode'])}"),
+        ("Size", f"{facts['width']} x {facts['height']} pixels, {facts['n_bytes']:,} bytes"),
+    ]
+    if facts["jpeg_quality"] is not None:
+        pairs.append(("JPEG quality", f"about {facts['jpeg_quality']} of 100"))
+    if facts["jpeg_subsampling"] is not None:
+        pairs.append(("Chroma subsampling", _e(facts["jpeg_subsampling"])))
+    if facts["frames"] > 1:
+        pairs.append(("Frames", str(int(facts["frames"]))))
+    pairs.append(("Colour profile", "there, ignored" if facts["icc_profile"] else "none"))
+    pairs.append(("Done to the pixels", _e(", ".join(facts["treatments"]) or "nothing")))
+    pairs.append(
+        (
+            "Analysed",
+            _e(
+                f"{len(windows)} window{'s' if len(windows) != 1 else ''} of "
+                + ", ".join(sorted({f"{w} x {h}" for _, _, w, h in windows}))
+                + " pixels"
+            ),
+        )
+    )
+    return (
+        '<section aria-labelledby="file"><h2 id="file">The file</h2>'
+        f"{_facts('Facts of the file', pairs)}</section>"
+    )
+
+
+_NAMES = (
+    ("make", "Make (EXIF)"),
+    ("model", "Model (EXIF)"),
+    ("lens", "Lens (EXIF)"),
+    ("software", "Software (EXIF)"),
+    ("taken", "Taken or digitised (EXIF, the device's clock)"),
+    ("changed", "File changed (EXIF)"),
+    ("captured_by", "Kind of device (EXIF)"),
+    ("user_comment", "Comment (EXIF)"),
+    ("description", "Description (EXIF)"),
+    ("artist", "Artist (EXIF)"),
+    ("creator_tool", "Creator tool (XMP, IPTC)"),
+    ("credit", "Credit (XMP, IPTC)"),
+    ("ai_system", "AI system used (XMP)"),
+    ("ai_system_version", "AI system's version (XMP)"),
+    ("ai_prompt", "AI prompt (XMP)"),
+    ("ai_prompt_writer", "Writer of the AI prompt (XMP)"),
+    ("ai_label", "Label for generated content (AIGC)"),
+)
+
+
+def _origin(data: Mapping[str, Any]) -> str:
+    found = data["metadata"]
+    pairs = [(label, _e(found[key])) for key, label in _NAMES if found[key]]
+    if found["position"]:
+        pairs.append(("Coordinates (EXIF)", "there, not shown"))
+    if found["source_types"]:
+        pairs.append(("Digital source type (XMP)", _e(", ".join(found["source_types"]))))
+    pairs += [(f"Text: {key}", _e(value)) for key, value in found["text"]]
+    c2pa = found["c2pa"]
+    if c2pa["state"] != "absent":
+        pairs.append(("C2PA manifest", _e(c2pa["state"])))
+        for key, label in (("claim_generator", "written by"), ("signer", "signed by"),
+                           ("signed", "signed at"), ("maker", "generator named"),
+                           ("location", "stands at")):  # fmt: skip
+            if c2pa[key]:
+                pairs.append((f"C2PA: {label}", _e(c2pa[key])))
+        if c2pa["actions"]:
+            pairs.append(("C2PA: actions", _e("; ".join(c2pa["actions"]))))
+        if c2pa["problems"]:
+            pairs.append(("C2PA: did not hold", _e(", ".join(c2pa["problems"]))))
+        if c2pa["others"]:
+            pairs.append(("C2PA: parts not checked", _e(", ".join(c2pa["others"]))))
+    if found["problems"]:
+        pairs.append(("Not read", _e("; ".join(found["problems"]))))
+    said = _list(s["text"] for s in found["statements"]) if found["statements"] else ""
+    if not (said or pairs):
+        said = f"<p>{origins.NOTHING} That is common: most sites remove it.</p>"
+    table = _facts("What the file holds", pairs) if pairs else ""
+    return (
+        '<section class="origin" aria-labelledby="origin">'
+        '<h2 id="origin">What the file says of its origin</h2>'
+        '<p class="note"><strong>A separate line of evidence.</strong> Nothing here went into the '
+        "verdict or any score above. Such entries are easily removed or forged; only an unbroken "
+        "C2PA manifest of a trusted signer cannot be forged, but it, too, can be removed."
+        f"</p>{said}{table}</section>"
+    )
+
+
+def _making(data: Mapping[str, Any]) -> str:
+    detector, versions = data["detector"], data["versions"]
+    pairs = [
+        ("Made", f"{_e(data['created'])} (UTC)"),
+        ("Detector", _e(detector["name"])),
+        ("Detector SHA-256", f"<code>{_e(detector['sha256'])}</code>"),
+        *(
+            (f"Part {name}", f"<code>{_e(digest)}</code>")
+            for name, digest in detector["parts"].items()
+        ),
+        ("Generators it knows", _e(", ".join(detector["generators"]))),
+        *((name, _e(version)) for name, version in versions.items()),
+    ]
+    rows = [
+        (
+            _e(row["population"]),
+            _e(row["stratum"]),
+            str(int(row["photos"])),
+            str(int(row["sources"])),
+        )
+        for row in detector["calibration"]
+    ]
+    calibration = (
+        _table(
+            f"Real photos that rates are measured on ({int(detector['sample_size'])} in all; "
+            "by kind, and a photo may count in several)",
+            ("Photos", "Kind", "Number", "Sources"),
+            rows,
+        )
+        if rows
+        else "<p>This detector has no scores of real photos.</p>"
+    )
+    return (
+        '<section aria-labelledby="making"><h2 id="making">How this report was made, and how to '
+        f"check it</h2>{_facts('Made with', pairs)}{calibration}"
+        f"<p>The command that makes it again:</p><pre><code>{_e(data['command'])}</code></pre>"
+        "<p>The command that checks it against the image: the seal, the text and pictures, and "
+        f"all numbers computed anew:</p><pre><code>{_e(data['check'])}</code></pre>"
+        "<p>Seal: SHA-256 of this file with zeros in place of the seal. It shows damage and "
+        "careless changes; a forger could compute another, so check the numbers with the command, "
+        f'too.</p><p><code id="masksim-seal">{_OPEN_SEAL}</code></p></section>'
+    )
+
+
+_STYLE = """
+:root{--ink:#1a1c21;--soft:#565b66;--line:#c9ccd3;--paper:#fff;--panel:#f4f5f7;--accent:#1f5fa8;
+--fill:#1f5fa8;--note:#fff6df}
+@media (prefers-color-scheme:dark){:root{--ink:#e9eaee;--soft:#a9aeb9;--line:#454a54;
+--paper:#15171b;--panel:#1f2228;--accent:#8fc0ff;--fill:#6aa9f5;--note:#332b16}}
+*{box-sizing:border-box}
+body{margin:0;background:var(--paper);color:var(--ink);
+font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}
+main{max-width:62rem;margin:0 auto;padding:1.5rem 1rem 3rem}
+h1{font-size:1.6rem;line-height:1.25;margin:.1rem 0 .3rem;overflow-wrap:anywhere}
+h2{font-size:1.25rem;line-height:1.3;margin:0 0 .6rem;overflow-wrap:anywhere}
+h3{font-size:1rem;margin:1rem 0 .3rem}
+p{margin:.4rem 0 .8rem}ul{margin:.3rem 0 .8rem;padding-left:1.2rem}li{margin:.2rem 0}
+section{margin-top:2rem}
+.kind{margin:0;font-size:.78rem;letter-spacing:.06em;text-transform:uppercase;color:var(--soft)}
+.when,.soft,figcaption,caption{color:var(--soft)}.soft{font-weight:400}
+.top{display:grid;grid-template-columns:minmax(0,5fr) minmax(0,6fr);gap:1rem 1.5rem;
+grid-template-rows:auto 1fr;align-items:start;margin-top:1rem}
+.verdict{margin:0;border-left:.4rem solid var(--accent);background:var(--panel);
+padding:1rem 1.2rem}
+.verdict h2{font-size:1.45rem}.verdict p{font-size:1.05rem}.verdict .kind{font-size:.78rem}
+.verdict.inconclusive,.verdict.no-evidence,.verdict.uncalibrated{border-left-color:var(--soft)}
+.verdict.weak-evidence{border-left-style:dashed}
+.said{margin:0;border-left:.4rem solid var(--line);padding:.6rem 1.2rem;grid-column:2}
+.said h2{font-size:1.05rem}.said ul,.said p:not(.kind){font-size:.93rem}
+.said li{overflow-wrap:anywhere}
+figure{margin:0}.top .photo{grid-row:1/span 2}
+figcaption{font-size:.85rem;line-height:1.4;margin-top:.3rem}
+.photo img{display:block;max-width:100%;height:auto;border:1px solid var(--line)}
+.top .photo img{max-height:32rem;width:auto}
+.where .photo img{max-height:46rem;width:auto}
+.wide{overflow-x:auto}
+table{border-collapse:collapse;width:100%;margin:.4rem 0 1rem;font-size:.93rem}
+caption{text-align:left;font-size:.85rem;padding-bottom:.3rem}
+th,td{text-align:left;vertical-align:top;padding:.3rem .7rem .3rem 0;
+border-bottom:1px solid var(--line)}
+thead th{font-size:.85rem;color:var(--soft);font-weight:600;vertical-align:bottom}
+tbody th{font-weight:600}td{font-variant-numeric:tabular-nums}
+table:not(.facts) td:last-child{white-space:nowrap}
+.facts th{width:14rem;overflow-wrap:anywhere}.facts td{overflow-wrap:anywhere}
+code{font:.86em/1.4 ui-monospace,"DejaVu Sans Mono",Menlo,Consolas,monospace;overflow-wrap:anywhere}
+pre{background:var(--panel);padding:.7rem .9rem;white-space:pre-wrap;margin:.3rem 0 .8rem}
+.bar{width:8rem;height:.6rem;display:block;margin-top:.45rem}.rail{fill:var(--line)}
+.fill{fill:var(--fill)}
+.panels{display:grid;grid-template-columns:repeat(3,minmax(0,1fr));gap:1rem}
+.spectrum{width:100%;height:auto;display:block}
+.spectrum image{image-rendering:pixelated}
+.spectrum text{font-size:9.5px;fill:var(--soft)}
+.spectrum .frame{fill:none;stroke:var(--line)}.spectrum .tick{stroke:var(--soft)}
+.halo{fill:none;stroke:#fff;stroke-width:4}.mark{fill:none;stroke:#000;stroke-width:1.8}
+.spectrum .number{font-size:13px;font-weight:700;fill:#000;stroke:#fff;stroke-width:3px;
+paint-order:stroke}
+.legend{display:flex;align-items:center;gap:.5rem;font-size:.85rem;color:var(--soft)}
+.scale{width:10rem;height:.7rem;background:linear-gradient(90deg,GRADIENT)}
+summary{cursor:pointer;font-weight:600;padding:.4rem 0}
+summary:focus-visible{outline:3px solid var(--accent);outline-offset:2px}
+.note{background:var(--note);padding:.6rem .9rem}
+@media (max-width:44rem){.top{grid-template-columns:minmax(0,1fr)}
+.said{grid-column:1}.top .photo{grid-row:auto}.panels{grid-template-columns:minmax(0,1fr)}
+.facts th{width:8rem}.spectrum{max-width:24rem}}
+@media print{:root{--ink:#000;--soft:#444;--line:#bbb;--paper:#fff;--panel:#f4f5f7;
+--accent:#1f5fa8;--fill:#1f5fa8;--note:#fff6df}
+@page{size:A4;margin:14mm}
+body{font-size:10pt;line-height:1.35;-webkit-print-color-adjust:exact;print-color-adjust:exact}
+main{max-width:none;padding:0}h1{font-size:16pt}h2{font-size:13pt}h3{margin:2mm 0 0}
+.verdict h2{font-size:14pt}.verdict p{font-size:10.5pt}
+table{font-size:8.5pt;margin:1mm 0 3mm}th,td{padding:.8mm 3mm .8mm 0}thead th{font-size:8pt}
+.facts th{width:50mm}.facts code{font-size:7.5pt}
+.top{grid-template-columns:minmax(0,5fr) minmax(0,6fr)}.top .photo img{max-height:9cm}
+.panels{grid-template-columns:repeat(3,50mm);justify-content:space-between}
+.spectrum{max-width:none}figcaption{font-size:7.5pt;margin-top:0}
+.map{break-before:page;margin-top:0}
+.where .photo img{max-height:14cm}
+h2,h3,summary,caption,thead,p:has(+pre){break-after:avoid}
+figure,tr,.wide,.plane,.verdict,.note,pre,li{break-inside:avoid}
+.wide.long{break-inside:auto}.wide{overflow:visible}section{margin-top:6mm}
+details:not([open]),.others:not(:has(details[open])){display:none}}
+""".strip().replace(
+    "GRADIENT",
+    ",".join(
+        f"#{bytes(colour.tolist()).hex()}"
+        for colour in diverging_colours(np.linspace(-1, 1, 11), 1.0)
+    ),
+)

@@ -1,0 +1,1 @@
+"""The original's own recipe and its checkpoints (torch)."""

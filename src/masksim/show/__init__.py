@@ -1,0 +1,1 @@
+"""A detection, a map or a table as text, card or picture."""

@@ -1,0 +1,1 @@
+"""Detectors from images: features, heads, calibration, one more generator."""

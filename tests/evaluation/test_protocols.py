@@ -1,0 +1,420 @@
+"""`masksim.evaluation.protocols`: tables of scores made up here, measured again by plain
+formulas."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from masksim import calibration
+from masksim.data.manifest import REAL
+from masksim.errors import DataError, UsageError
+from masksim.evaluation import protocols
+from masksim.evaluation.protocols import Scale, ScoreTable
+from masksim.show.tables import Interval
+
+sklearn_metrics = pytest.importorskip("sklearn.metrics")
+
+HEADS = ("a", "b", "c")
+Floats = NDArray[np.float64]
+
+
+def make(
+    counts: dict[str, int], *, seed: int = 0, probabilities: bool = True, sources: int = 4
+) -> ScoreTable:
+    """Scores of which each generator's own head is high; ``z`` is known to no head."""
+    rng = np.random.default_rng(seed)
+    typ = np.array([name for name, n in counts.items() for _ in range(n)])
+    scores = rng.normal(-1.0, 1.0, (len(typ), len(HEADS)))
+    for g, head in enumerate(HEADS):
+        scores[typ == head, g] += 2.0
+        scores[typ == head, (g + 1) % len(HEADS)] += 1.0
+    scores[typ == "z"] += 0.7
+    if probabilities:
+        scores = 1 / (1 + np.exp(-scores))
+    names = np.array([f"{name}/{i}.png" for i, name in enumerate(typ)])
+    source = np.array([f"{name}-{i % sources}" for i, name in enumerate(typ)])
+    formats = np.where(np.arange(len(typ)) % 2 == 0, "PNG", "JPEG")
+    empty = np.array([""] * len(typ))
+    return ScoreTable(names, typ, source, empty, formats, empty, HEADS, scores)
+
+
+@pytest.fixture(scope="module")
+def table() -> ScoreTable:
+    return make({REAL: 60, "a": 25, "b": 20, "c": 30, "z": 15})
+
+
+def original_metrics(real: Floats, fake: Floats) -> dict[str, float]:
+    """The original's four figures, by their definitions."""
+    best, at_half, accuracy = -1.0, 0.0, 0.0
+    for threshold in (-np.inf, 0.5, *real, *fake):
+        tp, fp = float((fake > threshold).sum()), float((real > threshold).sum())
+        fn, tn = len(fake) - tp, len(real) - fp
+        mcc = (tp * tn - fp * fn) / (np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)) + 1e-10)
+        best = max(best, mcc)
+        if threshold == 0.5:
+            at_half, accuracy = mcc, (tp + tn) / (len(real) + len(fake))
+    pairs = np.sign(fake[:, None] - real[None])
+    return {
+        "auroc": float((pairs.mean() + 1) / 2), "accuracy": accuracy, "mcc": at_half,
+        "best_mcc": best,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("protocol", protocols.PROTOCOLS)
+def test_probabilities_give_the_originals_figures(
+    table: ScoreTable, protocol: protocols.Protocol
+) -> None:
+    scale = Scale.of_table(table)
+    assert scale.probabilities
+    found = protocols.run_protocol(table, scale, protocol, samples=10)
+    known = [*HEADS, "z"] if protocol == "generic" else list(HEADS)
+    assert list(found["rows"]) == known
+    assert list(found["left_out"]) == ([] if protocol == "generic" else ["z"])
+    every = []
+    for name in known:
+        asked = {
+            "specific": [h == name for h in HEADS],
+            "generic": [True] * 3,
+            "leave-one-out": [h != name for h in HEADS],
+        }[protocol]
+        merged = table.similarities[:, asked].max(axis=1)
+        expected = original_metrics(merged[table.typ == REAL], merged[table.typ == name])
+        for key, value in expected.items():
+            assert found["rows"][name][key].value == pytest.approx(value, abs=1e-9), key
+        every.append(expected["auroc"])
+        row = found["rows"][name]
+        assert (row["synthetic_images"], row["real_images"]) == (int((table.typ == name).sum()), 60)
+        assert "tpr_5" not in row  # not calibrated
+    assert found["mean"]["auroc"].value == pytest.approx(np.mean(every))
+    mean = found["mean"]["auroc"]
+    assert mean.low < mean.value < mean.high
+
+
+def test_rates_of_a_calibrated_detector(table: ScoreTable) -> None:
+    raw = make({REAL: 60, "a": 25, "z": 15}, probabilities=False, seed=3)
+    real = np.random.default_rng(4).normal(-1.0, 1.0, (199, 3))
+    scale = Scale(
+        HEADS,
+        slope=np.array([1.5, 1, 1]),
+        offset=np.zeros(3),
+        calibration=calibration.Calibration(real),
+    )
+    found: dict[str, Any] = {
+        p: protocols.run_protocol(raw, scale, p, samples=20)["rows"] for p in protocols.PROTOCOLS
+    }
+    is_a, is_real = raw.typ == "a", raw.typ == REAL
+    s = raw.similarities
+    own = calibration.false_positive_rate(s[:, :1], real[:, :1])[:, 0]
+    for protocol, rate, score in (
+        ("specific", own, s[:, 0]),
+        ("generic", calibration.joint_false_positive_rate(s, real), None),
+        ("leave-one-out", calibration.joint_false_positive_rate(s[:, 1:], real[:, 1:]), None),
+    ):
+        row = found[protocol]["a"]
+        for level in (1, 5):
+            flagged = rate <= level / 100
+            assert row[f"tpr_{level}"].value == pytest.approx(flagged[is_a].mean())
+            assert row[f"fpr_{level}"].value == pytest.approx(flagged[is_real].mean())
+            assert row[f"tpr_{level}"].low <= row[f"tpr_{level}"].value <= row[f"tpr_{level}"].high
+        ranked = -rate if score is None else score
+        y = np.repeat([True, False], [is_a.sum(), is_real.sum()])
+        both = np.concatenate([ranked[is_a], ranked[is_real]])
+        expected = sklearn_metrics.roc_auc_score(y, both)
+        assert row["auroc"].value == pytest.approx(expected)
+    # The probability is that of the heads asked, the log-odds of slope and offset.
+    p = 1 / (1 + np.exp(-1.5 * s[:, 0]))
+    half = np.concatenate([p[is_a] > 0.5, p[is_real] <= 0.5])
+    assert found["specific"]["a"]["accuracy"].value == pytest.approx(half.mean())
+    # Real photos of the same law: the claimed rate holds within chance.
+    assert found["generic"]["a"]["fpr_5"].value <= 0.15
+
+
+def test_scores_of_unknown_scale_have_no_probabilities() -> None:
+    raw = make({REAL: 30, "a": 20}, probabilities=False)
+    scale = Scale.of_table(raw)
+    assert not scale.probabilities
+    row = protocols.run_protocol(raw, scale, "generic", samples=10)["rows"]["a"]
+    assert not {"mcc", "ece", "cllr", "tpr_5"} & set(row)
+    best = raw.similarities.max(axis=1)
+    expected = sklearn_metrics.roc_auc_score(raw.typ == "a", best)
+    assert row["auroc"].value == pytest.approx(expected)
+    columns = [c.key for c in protocols.protocol_table("generic", {
+        "rows": {"a": row}, "left_out": {}
+    }).columns]  # fmt: skip
+    assert columns == [
+        "generator", "synthetic_images", "real_images", "auroc", "best_mcc", "eer", "min_cllr",
+    ]  # fmt: skip
+
+
+def test_weights_match_the_classes() -> None:
+    """The reals' views of another history count nothing; two views of an image count as one."""
+    base = make({REAL: 40, "a": 20}, seed=5)
+    n = len(base.typ)
+    double = ScoreTable(
+        np.tile(base.filenames, 2), np.tile(base.typ, 2), np.tile(base.sources, 2),
+        np.repeat(["jpeg", "lossless"], n), np.tile(base.formats, 2), np.tile(base.processing, 2),
+        HEADS, np.vstack([base.similarities, base.similarities[::-1] * 0]),
+    )  # fmt: skip
+
+    def only_jpeg(histories: Any, classes: Any) -> Floats:
+        w = np.zeros(len(histories))
+        for mask in classes:
+            chosen = mask & (histories == "jpeg")
+            w[chosen] = 1 / chosen.sum()
+        return w
+
+    alone = protocols.run_protocol(base, Scale.of_table(base), "specific", samples=10)
+    both = protocols.run_protocol(
+        double, Scale.of_table(double), "specific", weigh=only_jpeg, samples=10
+    )
+    for key, value in alone["rows"]["a"].items():
+        if isinstance(value, Interval):
+            assert both["rows"]["a"][key].value == pytest.approx(value.value)
+    assert both["rows"]["a"]["synthetic_images"] == 20
+
+
+def test_intervals_draw_sources_where_there_are_enough() -> None:
+    few = make({REAL: 30, "a": 20}, sources=2)
+    many = make({REAL: 30, "a": 20}, sources=5)
+    for one, kind in ((few, "over images"), (many, "over sources")):
+        row = protocols.run_protocol(one, Scale.of_table(one), "specific", samples=10)["rows"]["a"]
+        assert row["interval"] == row["interval_of_reals"] == kind
+    assert (
+        "not sources: a"
+        in protocols.protocol_table(
+            "specific", protocols.run_protocol(few, Scale.of_table(few), "specific", samples=10)
+        ).note
+    )
+
+
+def test_one_head_alone_leaves_none_out() -> None:
+    one = make({REAL: 30, "a": 20}).only(["a"])
+    found = protocols.run_protocol(one, Scale.of_table(one), "leave-one-out", samples=10)
+    assert found["rows"] == {}
+    assert found["left_out"] == {"a": "no other head"}
+    assert "mean" not in found
+
+
+def test_confusion_counts_the_silent(table: ScoreTable) -> None:
+    found = protocols.confusion(table, Scale.of_table(table))
+    assert list(found) == [REAL, "a", "b", "c", "z"]
+    for name, row in found.items():
+        own = table.similarities[table.typ == name]
+        silent = (own <= 0.5).all(axis=1)
+        assert row["named"]["no evidence"] == pytest.approx(silent.mean())
+        for g, head in enumerate(HEADS):
+            named = ~silent & (own.argmax(axis=1) == g)
+            assert row["named"][head] == pytest.approx(named.mean())
+    assert found["a"]["named"]["a"] > 0.5
+    shown = protocols.confusion_table(found)
+    assert [c.title for c in shown.columns] == ["made by", "images", *HEADS, "no evidence"]
+
+
+def test_confusion_names_as_a_verdict_does() -> None:
+    raw = make({REAL: 60, "a": 25, "b": 20}, probabilities=False, seed=8)
+    real = np.random.default_rng(9).normal(-1.0, [1.0, 2.0, 0.5], (149, 3))
+    found = protocols.confusion(raw, Scale(HEADS, calibration=calibration.Calibration(real)))
+    own = raw.similarities[raw.typ == "b"]
+    joint = calibration.joint_false_positive_rate(own, real)
+    rates = calibration.false_positive_rate(own, real)
+    named = [
+        min((rate, -score, g) for g, (rate, score) in enumerate(zip(r, s, strict=True)))[2]
+        for r, s in zip(rates, own, strict=True)
+    ]
+    for g, head in enumerate(HEADS):
+        share = np.mean([n == g and q <= 0.05 for n, q in zip(named, joint, strict=True)])
+        assert found["b"]["named"][head] == pytest.approx(share)
+    assert found["b"]["named"]["no evidence"] == pytest.approx((joint > 0.05).mean())
+
+
+def test_break_downs(table: ScoreTable) -> None:
+    scale = Scale.of_table(table)
+    by_format = protocols.break_down(table, scale, "format", samples=10)
+    assert [row["group"] for row in by_format] == ["JPEG", "PNG"]
+    merged = table.similarities.max(axis=1)
+    for row in by_format:
+        rows = table.formats == row["group"]
+        expected = sklearn_metrics.roc_auc_score(table.typ[rows] != REAL, merged[rows])
+        assert row["generic_auroc"].value == pytest.approx(expected)
+        assert row["tpr_5"] is None
+    by_source = protocols.break_down(table, scale, "source", samples=10)
+    first = next(row for row in by_source if row["typ"] == "b")
+    # Five images a source: too few for rows of their own.
+    assert first["group"] == "4 sources of fewer than 10 images"
+    rows = np.isin(table.typ, ("b", REAL))
+    expected = sklearn_metrics.roc_auc_score(table.typ[rows] == "b", table.similarities[rows, 1])
+    assert first["own_auroc"].value == pytest.approx(expected)
+    assert sum(row["images"] for row in by_source if row["typ"] == REAL) == 60
+    assert next(r for r in by_source if r["typ"] == "z")["own_auroc"] is None
+    shown = protocols.breakdown_table("source", by_source)
+    assert "flagged_5" not in [c.key for c in shown.columns]
+
+
+@pytest.mark.parametrize(
+    ("processing", "expected"),
+    [
+        ("", "none"),
+        ("jpeg 92 4:2:0", "jpeg 90 to 99"),
+        ("resize 0.5000 box, jpeg 100 4:4:4", "jpeg 100"),
+        ("jpeg 80 4:2:0, webp 65", "webp 60 to 69"),
+        ("resize 0.5000 box", "resize"),
+    ],
+)
+def test_last_steps(processing: str, expected: str) -> None:
+    assert protocols.last_step(processing) == expected
+
+
+def test_steps_are_sorted_by_their_numbers() -> None:
+    one = make({REAL: 6, "a": 6})
+    steps = np.array(["jpeg 100 4:2:0", "jpeg 61 4:2:0", "jpeg 75 4:2:0"] * 4)
+    one = ScoreTable(one.filenames, one.typ, one.sources, one.histories, one.formats, steps,
+                     HEADS, one.similarities)  # fmt: skip
+    rows = protocols.break_down(one, Scale.of_table(one), "last step", samples=10)
+    assert [row["group"] for row in rows] == ["jpeg 60 to 69", "jpeg 70 to 79", "jpeg 100"]
+
+
+def test_second_opinions_stand_on_the_same_reals(table: ScoreTable) -> None:
+    rng = np.random.default_rng(1)
+    scores = np.where(table.typ == REAL, 0.0, 5.0) + rng.normal(size=len(table.typ))
+    scores[3] = np.nan  # one image that the peer refused
+    peer = ScoreTable(
+        table.filenames, table.typ, table.sources, table.histories, table.formats,
+        table.processing, ("peer",), scores[:, None],
+    )  # fmt: skip
+    found = protocols.second_opinions(
+        table.joined(peer), Scale.of_table(table), ["peer"], name="ours", samples=10
+    )
+    assert list(found) == ["ours", "peer"]
+    assert found["peer"]["images"] == found["ours"]["images"] - 1
+    has = ~np.isnan(scores)
+    y = table.typ != REAL
+    expected = sklearn_metrics.roc_auc_score(y[has], scores[has])
+    assert found["peer"]["auroc"].value == pytest.approx(expected)
+    expected = sklearn_metrics.roc_auc_score(y, table.similarities.max(axis=1))
+    assert found["ours"]["auroc"].value == pytest.approx(expected)
+    z = has & np.isin(table.typ, ("z", REAL))
+    expected = sklearn_metrics.roc_auc_score(y[z], scores[z])
+    assert found["peer"]["by_generator"]["z"].value == pytest.approx(expected)
+    # Three of 59 reals, 5.08 %, would be too many.
+    limit = np.sort(scores[has & ~y])[-3]
+    assert found["peer"]["tpr_5"].value == pytest.approx((scores[has & y] > limit).mean())
+    shown = protocols.second_opinions_table(found)
+    assert len(shown.rows) == 2
+    with pytest.raises(UsageError, match="name peer"):
+        table.joined(peer).joined(peer)
+    with pytest.raises(DataError, match="no column nobody"):
+        table.only(["nobody"])
+
+
+def test_degradation_rows() -> None:
+    raw = make({REAL: 40, "a": 20, "z": 10}, probabilities=False, seed=2)
+    real = np.random.default_rng(3).normal(-1, 1, (99, 3))
+    scale = Scale(HEADS, calibration=calibration.Calibration(real))
+    found = protocols.degradation(raw, scale, samples=10)
+    joint = calibration.joint_false_positive_rate(raw.similarities, real)
+    assert found["evidence"].value == pytest.approx((joint[raw.typ != REAL] <= 0.05).mean())
+    assert found["flagged"].value == pytest.approx((joint[raw.typ == REAL] <= 0.05).mean())
+    rows = np.isin(raw.typ, ("a", REAL))
+    expected = sklearn_metrics.roc_auc_score(raw.typ[rows] == "a", raw.similarities[rows, 0])
+    assert found["specific_auroc"].value == pytest.approx(expected)
+    expected = sklearn_metrics.roc_auc_score(raw.typ != REAL, -joint)
+    assert found["generic_auroc"].value == pytest.approx(expected)
+    # What is left where all images became too small, or all reals did.
+    none = protocols.degradation(raw.select(np.zeros(len(raw.typ), bool)), scale, samples=10)
+    assert none["real_images"] == 0
+    assert none["generic_auroc"] is None
+    synthetic = protocols.degradation(raw.select(raw.typ != REAL), scale, samples=10)
+    assert synthetic["specific_auroc"] is synthetic["flagged"] is None
+    assert synthetic["evidence"] is not None
+    shown = protocols.degradations_table({"x": found, "y": none})
+    assert shown.rows[1][1:] == (0, 0, None, None, None, None)
+
+
+# --- the table of scores -------------------------------------------------------------------------
+
+
+def test_csv_comes_back(table: ScoreTable) -> None:
+    back = ScoreTable.from_csv(table.to_csv())
+    assert back.generators == HEADS
+    np.testing.assert_allclose(back.similarities, table.similarities, rtol=1e-6)
+    for name in ("filenames", "typ", "sources", "histories", "formats", "processing"):
+        np.testing.assert_array_equal(getattr(back, name), getattr(table, name))
+    assert back.to_csv() == ScoreTable.from_csv(back.to_csv()).to_csv()
+
+
+def test_any_table_of_the_field_is_read() -> None:
+    text = '\ufefffilename,typ,mygen\n"a, b.png",mygen,0.9\nr.jpg,real,0.1\n\n'
+    back = ScoreTable.from_csv(text)
+    assert back.filenames.tolist() == ["a, b.png", "r.jpg"]
+    assert back.sources.tolist() == ["", ""]
+    assert next(csv.reader(io.StringIO(back.to_csv())))[:3] == ["filename", "typ", "source"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "found nothing"),
+        ("filename,typ\na,real\n", "one or more detectors"),
+        ("filename,score\na,1\n", "filename, typ"),
+        ("filename,typ,x,x\na,real,1,2\n", "once"),
+        ("filename,typ,x\n", "no rows"),
+        ("filename,typ,x\na,real\n", "row 2"),
+        ("filename,typ,x\na,real,high\n", "'high'"),
+        ("filename,typ,x\na,real,nan\n", "'nan'"),
+        ("filename,typ,x\na,real,inf\n", "finite"),
+    ],
+)
+def test_what_is_no_table_of_scores_is_refused(text: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        ScoreTable.from_csv(text)
+
+
+def test_tables_that_cannot_be_measured() -> None:
+    one = make({REAL: 5, "a": 5})
+    for part in (one.select(one.typ == REAL), one.select(one.typ == "a")):
+        with pytest.raises(DataError, match="needed are 'real'"):
+            protocols.run_protocol(part, Scale.of_table(one), "generic")
+    hole = ScoreTable.from_csv("filename,typ,x\na,real,\nb,y,0.5\n")
+    with pytest.raises(DataError, match="lack a score"):
+        protocols.run_protocol(hole, Scale.of_table(hole), "generic")
+    with pytest.raises(UsageError, match="unknown protocol"):
+        protocols.evidence(one, Scale.of_table(one), "other")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="scale of"):
+        protocols.evidence(one, Scale(("x",)), "generic")
+
+
+def test_results_are_plain_values(table: ScoreTable) -> None:
+    found = protocols.run_protocol(table, Scale.of_table(table), "specific", samples=10)
+    found["hole"] = [Interval(1.0, float("nan"), float("nan")), np.float64(2), None]
+    text = json.dumps(protocols.plain(found), allow_nan=False)
+    back = json.loads(text)
+    assert back["hole"] == [{"value": 1.0, "low": None, "high": None}, 2.0, None]
+    assert back["rows"]["a"]["auroc"]["value"] == found["rows"]["a"]["auroc"].value
+
+
+def test_original_scores_must_belong_together() -> None:
+    good = {
+        REAL: {"a": [("raise/1.png", 0.1)], "b": [("raise/1.png", 0.2)]},
+        "a": {"a": [("x/sb/2.png", 0.9)], "b": [("x/sb/2.png", 0.3)]},
+    }
+    table = protocols.read_original(good)
+    assert table.generators == ("a", "b")
+    assert sorted(zip(table.typ.tolist(), table.sources.tolist(), strict=True)) == [
+        ("a", "sb"), (REAL, "raise"),
+    ]  # fmt: skip
+    assert table.similarities[table.typ == "a"].tolist() == [[0.9, 0.3]]
+    with pytest.raises(DataError, match="no scores a_to_b"):
+        protocols.read_original({**good, "a": {"a": [("x", 1.0)]}})
+    with pytest.raises(DataError, match="not of the same images"):
+        protocols.read_original({**good, "a": {"a": [("x", 1.0)], "b": [("y", 1.0)]}})
+    with pytest.raises(DataError, match="real"):
+        protocols.read_original({"a": good["a"]})
+    with pytest.raises(DataError, match="finite"):
+        protocols.read_original({**good, "a": {"a": [("x", np.nan)], "b": [("x", 1.0)]}})
