@@ -17,7 +17,18 @@ PACKAGE = Path(masksim.__file__).parent
 # Five layers: the route of an image, what stands beside a verdict, the detector, the wings, the
 # commands. Modules of the route import only from those that stand before them.
 ROUTE = (
-    *("errors", "metrics", "containers", "tiff", "image", "augment", "preprocess", "residual"),
+    *(
+        "errors",
+        "files",
+        "config",
+        "metrics",
+        "containers",
+        "tiff",
+        "image",
+        "augment",
+        "preprocess",
+        "residual",
+    ),
     *("spectrum", "traits", "features", "model", "calibration", "verdict", "checkpoint"),
 )
 BESIDE = ("provenance", "show")
