@@ -22,7 +22,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -486,7 +486,9 @@ class Node:
     Attributes
     ----------
     words
-        Which photos those are.
+        Which photos those are, with the numbers between the parts.
+    kind
+        The same as a person would say it: ``"large photos with little noise"``.
     members
         int (m,): their rows.
     trait, cuts, parts
@@ -496,6 +498,7 @@ class Node:
     """
 
     words: str
+    kind: str
     members: NDArray[np.int64]
     trait: str = ""
     cuts: tuple[float, ...] = ()
@@ -518,19 +521,25 @@ def _places(traits: NDArray[np.float64], trait: str, cuts: tuple[float, ...]) ->
     return np.searchsorted(cuts, traits[..., TRAITS.index(trait)], side="right")
 
 
+_Step: TypeAlias = "tuple[str, tuple[float, ...], int, bool]"
+"""A trait, its cuts, which part between them, and whether the parts have as many photos each."""
+
+
 def _grow(
     strata: Strata,
     traits: NDArray[np.float64],
     sources: NDArray[Any],
     complete: NDArray[np.bool_],
     members: NDArray[np.int64],
-    words: tuple[str, ...] = (),
+    path: tuple[_Step, ...] = (),
     first: int = 0,
 ) -> Node:
-    """Part some of the photos by the traits from the `first` on."""
+    """Part some of the photos by the traits from the `first` on; `path`: how they were parted."""
+    words = ", ".join(_band(*step) for step in path) or "all"
+    kind = _kind(path)
     for k in range(first, len(strata.bands)):
         trait, cuts = strata.bands[k]
-        if isinstance(cuts, int):
+        if ranked := isinstance(cuts, int):
             values = traits[members, TRAITS.index(trait)]
             values = values[~np.isnan(values)]
             if not len(values):
@@ -544,21 +553,14 @@ def _grow(
             len(part) >= strata.photos and len(np.unique(sources[part])) >= strata.sources
             for part in usable
         ):
-            return Node(
-                ", ".join(words) or "all",
-                members,
-                trait,
-                cuts,
-                tuple(
-                    _grow(
-                        strata, traits, sources, complete, part,
-                        (*words, _band(trait, cuts, band, isinstance(strata.bands[k][1], int))),
-                        k + 1,
-                    )
-                    for band, part in enumerate(parts)
-                ),
-            )  # fmt: skip
-    return Node(", ".join(words) or "all", members)
+            further = tuple(
+                _grow(strata, traits, sources, complete, part, (*path, step), k + 1)
+                for part, step in zip(
+                    parts, ((trait, cuts, band, ranked) for band in range(len(parts))), strict=True
+                )
+            )
+            return Node(words, kind, members, trait, cuts, further)
+    return Node(words, kind, members)
 
 
 _COMPRESSED = (
@@ -568,13 +570,30 @@ _COMPRESSED = (
     "saved as JPEG of low quality",
     "saved as WebP, AVIF or HEIC",
 )
+_USUAL_BANDS = (0.5, 1.5, 2.5, 3.5)
 _NOISE = {2: ("with less noise", "with more noise"),
           3: ("with little noise", "with middling noise", "with much noise")}  # fmt: skip
 
+# What photos with the lowest values of a trait are called, those between, and those with the
+# highest; a photo of which the trait is not known is among the last.
+_ADJECTIVES = {
+    "side": ("small", "middle-sized", "large"),
+    "chroma": ("pale", "moderately colourful", "colourful"),
+    "brightness": ("dark", "moderately bright", "bright"),
+}
+_PHRASES = {
+    "energy": ("with little noise", "with middling noise", "with much noise"),
+    "sharpness": ("with little fine detail", "with some fine detail", "with much fine detail"),
+    "flat": ("with few flat parts", "with some flat parts", "with many flat parts"),
+    "quality": ("of low JPEG quality", "of middle JPEG quality", "of high or no JPEG quality"),
+    "distance": ("of usual texture", "of less usual texture", "of unusual texture"),
+    "band": ("hardly compressed", "compressed", "compressed most, or in a modern format"),
+}
+
 
 def _band(trait: str, cuts: tuple[float, ...], k: int, ranked: bool) -> str:
-    """Say which photos lie in band k; `ranked`: as many are to be in each."""
-    if trait == "band" and cuts == (0.5, 1.5, 2.5, 3.5):
+    """Say which photos lie in band k, with numbers where the cuts have any to tell."""
+    if trait == "band" and cuts == _USUAL_BANDS:
         return _COMPRESSED[k]
     if trait == "energy" and ranked and len(cuts) + 1 in _NOISE:
         return _NOISE[len(cuts) + 1][k]
@@ -585,6 +604,20 @@ def _band(trait: str, cuts: tuple[float, ...], k: int, ranked: bool) -> str:
     if k == len(cuts):
         return f"{name} {ends[-1]}{unit} or more"
     return f"{name} {ends[k - 1]} to {ends[k]}{unit}"
+
+
+def _kind(path: tuple[_Step, ...]) -> str:
+    """Name photos as a person would, without numbers."""
+    before, after = [], []
+    for trait, cuts, k, _ in path:
+        place = 0 if k == 0 else 2 if k == len(cuts) else 1
+        if trait in _ADJECTIVES:
+            before.append(_ADJECTIVES[trait][place])
+        elif trait == "band" and cuts == _USUAL_BANDS:
+            after.append(_COMPRESSED[k])
+        else:
+            after.append(_PHRASES[trait][place])
+    return " ".join(filter(None, (", ".join(before), "photos", " and ".join(after))))
 
 
 @dataclass(frozen=True, eq=False)
@@ -604,7 +637,9 @@ class Rates:
     own_photos
         int (G,): behind each generator's own.
     stratum
-        Which photos those are, in words.
+        Which photos those are, with the numbers between the strata.
+    kind
+        The same as a person would say it.
     population
         Name of the set that they are of, where there are several.
     """
@@ -616,6 +651,7 @@ class Rates:
     sources: int
     own_photos: NDArray[np.int64]
     stratum: str
+    kind: str = "photos"
     population: str = ""
 
 
@@ -711,6 +747,7 @@ class Calibration:
                 self.statistics(self.real_scores[at], self.traits[at]),
                 self.sources[at],
                 node.words,
+                node.kind,
             )
         return self._ready[node]
 
@@ -813,6 +850,12 @@ class Calibration:
             for part in strata
         ]
 
+    def rate_of(self, leaf: Node, count: int) -> tuple[float, Interval]:
+        """Give rate and interval of an image of a stratum that its `count` best photos match."""
+        photos = self._photos_of(leaf)
+        hits = photos.ranked.most_extreme(count)
+        return _rate(hits), grouped_interval(hits, photos.ranked_sources, photos.effect)
+
     def limits(self, trait: str) -> tuple[float, float]:
         """Range of a trait among the photos, the most extreme source in twenty left out.
 
@@ -860,9 +903,10 @@ class Populations:
         return Populations({name: c.only(generators) for name, c in self.calibrations.items()})
 
     def rates(self, scores: NDArray[Any], traits: NDArray[Any] | None = None) -> Rates:
-        """Rank one image, see `Calibration.rates`; the rates name their population."""
+        """Rank one image, see `Calibration.rates`; of several populations the rates name theirs."""
+        several = len(self.calibrations) > 1
         found = [
-            replace(c.rates(scores, traits), population=name)
+            replace(c.rates(scores, traits), population=name if several else "")
             for name, c in self.calibrations.items()
         ]
         return max(found, key=lambda rates: rates.joint)
@@ -891,8 +935,9 @@ class _Stratum:
         statistics: NDArray[np.float64],
         sources: NDArray[Any],
         words: str,
+        kind: str,
     ) -> None:
-        self.real, self.sources, self.words = real, sources, words
+        self.real, self.sources, self.words, self.kind = real, sources, words, kind
         complete = ~np.isnan(real).any(axis=1)
         self.ranked = _Ranked(statistics[complete])
         self.ranked_sources = sources[complete]
@@ -910,6 +955,7 @@ class _Stratum:
             len(np.unique(self.ranked_sources)),
             (~np.isnan(self.real)).sum(axis=0),
             self.words,
+            self.kind,
         )
 
 
@@ -929,25 +975,14 @@ class LikelihoodRatio:
     bounded
         The value was cut to a bound.
     words
-        Verbal scale of ENFSI (2015).
+        The same in a sentence, where it is part of a verdict (`masksim.verdict.decide`).
     """
 
     value: float
     low: float
     high: float
     bounded: bool
-    words: str
-
-
-_VERBAL = (
-    (2.0, "no support for either"),
-    (10.0, "weak support"),
-    (100.0, "moderate support"),
-    (1e3, "moderately strong support"),
-    (1e4, "strong support"),
-    (1e6, "very strong support"),
-    (math.inf, "extremely strong support"),
-)
+    words: str = ""
 
 
 class LikelihoodRatios:
@@ -1006,11 +1041,7 @@ class LikelihoodRatios:
         place = int(np.searchsorted(self.rates, rate, side="left"))
         ratio = float(self.ratios[min(place, len(self.rates) - 1)])
         value = min(max(ratio, self.low), self.high)
-        strength = value if value >= 1 else 1 / value
-        words = next(words for limit, words in _VERBAL if strength < limit)
-        if strength >= 2:
-            words += " for a known generator" if value > 1 else " for a photo"
-        return LikelihoodRatio(value, self.low, self.high, value != ratio, words)
+        return LikelihoodRatio(value, self.low, self.high, value != ratio)
 
 
 def _descending_ratio(made: NDArray[np.float64], taken: NDArray[np.float64]) -> NDArray[np.float64]:

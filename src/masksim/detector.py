@@ -106,6 +106,8 @@ JOINT_ARRAYS = ("joint_weights", "joint_offsets")
 
 _PROBED_REGION = 1600  # pixels, a multiple of 16: what lies outside is not analysed
 
+_BEYOND = {"energy": "its noise", "sharpness": "its fine detail", "distance": "its spectrum"}
+
 FEW_SOURCES = 3
 """A head learned from fewer sources than this carries a caution."""
 
@@ -178,7 +180,8 @@ class Detection:
     @property
     def beside(self) -> str | None:
         """Verdict and file next to each other, where they disagree; see `origin.beside`."""
-        return origins.beside(self.verdict.level, self.verdict.generator, self.origin)
+        found = self.verdict
+        return origins.beside(found.level, found.headline, found.generator, self.origin)
 
     watermarks: tuple[WatermarkMatch, ...] = ()
 
@@ -804,8 +807,6 @@ class Detector:
         similarity, probability, windows = _together(found)
         traits = _traits(loaded.pixels, found, loaded.facts.jpeg_quality)
         rates = self.rates(similarity, traits)
-        after: dict[str, float] = {}
-        shown, lost = rates, None
         posterior: list[float] | None = None
         clarity: float | None = None
         if self.attribution is not None and len(self.attribution.own_clearest):
@@ -830,39 +831,21 @@ class Detector:
             )
         )
         reasons = self._reasons(loaded, traits, rates)
-        if rates is not None and self.stability and not reasons and rates.joint <= PROBED:
-            probed = self._probe(loaded.pixels)
-            after = {name: found.joint for name, found in probed.items()}
-            lost = verdict.lost_after(rates.joint, after)
-            if lost is not None:
-                shown = probed[lost]
+        probed = rates is not None and self.stability and not reasons and rates.joint <= PROBED
+        after = self._probe(loaded.pixels) if probed else {}
         first_rows = loaded.top() if self.watermarks else None
         marks = () if first_rows is None else find_watermarks(first_rows)
         top, left = loaded.corner
         decided = verdict.decide(
             self.generators,
-            None if rates is None else rates.own.tolist(),
-            None if shown is None else shown.joint,
-            0 if shown is None else shown.photos,
-            similarities=similarity.tolist(),
-            cautions=self._cautions(loaded, traits),
+            similarity.tolist(),
+            rates,
+            after=after,
             reasons=reasons,
+            cautions=self._cautions(loaded, traits),
             clarity=clarity,
-            interval=None if shown is None else shown.interval,
-            stratum="all" if shown is None else shown.stratum,
-            sources=0 if shown is None else shown.sources,
-            population="" if shown is None or len(self.calibrations) < 2 else shown.population,
-            as_found=None if rates is None or lost is None else rates.joint,
-            lost=lost or "",
+            ratios=self.likelihood_ratios,
         )
-        ratio = None
-        if (
-            rates is not None
-            and self.likelihood_ratios is not None
-            and decided.level != "inconclusive"
-        ):
-            ratio = self.likelihood_ratios.at(rates.joint)
-        decided = replace(decided, stability=after or None, likelihood_ratio=ratio)
         if decided.generator in self._narrow:
             note = (
                 f"{decided.generator}'s pattern was learned from too few collections of images: it "
@@ -957,20 +940,20 @@ class Detector:
         # Beyond what photos show, and beyond what images of the generator in question do.
         best = None if rates is None else int(np.argmin(rates.own))
         beyond = []
-        for trait in ("energy", "sharpness", "distance"):
+        for trait, called in _BEYOND.items():
             usual = (np.inf, -np.inf)
             if best is not None:
                 usual = self._own_limits[:, best, TRAITS.index(trait)].tolist()
             if shown[trait] > max(high[trait], usual[1]) or (
                 trait == "energy" and shown[trait] < min(low[trait], usual[0])
             ):
-                beyond.append(trait)
+                beyond.append(called)
         if beyond:
             found.append(
                 Reason(
                     "out_of_range",
-                    "the image is unlike the photos that the rates were measured on, and unlike "
-                    f"the generator's own images ({', '.join(beyond)})",
+                    f"the image is, in {' and '.join(beyond)}, unlike the photos that the rates "
+                    "were measured on, and unlike the generator's own images",
                 )
             )
         return found
@@ -988,7 +971,7 @@ class Detector:
         if flat > FLAT:
             cautions.append(
                 f"{100 * flat:.0f} % of the analysed pixels equal their neighbours: there is "
-                "little residual to measure."
+                "little noise to measure."
             )
         if loaded.facts.format == "array" and self._by_band:
             cautions.append(

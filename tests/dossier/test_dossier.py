@@ -36,7 +36,7 @@ from masksim.errors import ImageError, UsageError
 from masksim.image import ImageFacts, LoadedImage, load_image, to_display
 from masksim.provenance import origin
 from masksim.provenance.metadata import C2pa, statements_of
-from masksim.verdict import format_rate
+from masksim.verdict import format_rate, words
 
 WHEN = datetime(2024, 5, 6, 7, 8, 9, tzinfo=timezone.utc)
 EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>&lt;"
@@ -118,7 +118,9 @@ def test_the_page_says_what_was_found(report: Report) -> None:
     verdict = report.detection.verdict
     assert page.text.count("photo.jpg") >= 3
     assert "a folder" not in page.text + page.hidden  # where the image lies is nobody's business
-    assert f"measured on {verdict.sample_size} real photos of {verdict.sources}" in page.text
+    assert verdict.headline in page.text
+    assert verdict.explanation in page.text.replace("\xa0", " ")
+    assert f"{verdict.sample_size} real photos from {verdict.sources} sources" in page.text
     for score in report.detection.scores:
         assert f"{score.similarity:.4f}" in page.text
         assert score.generator in page.text
@@ -274,7 +276,7 @@ def test_an_uncalibrated_detector(detector: Detector, small: bytes) -> None:
     made = make_report(bare, small, maps=1, created=WHEN)
     text = Page(made.html).text
     assert "Not calibrated" in text
-    assert "nothing can be said about how rare that is" in text
+    assert "how rare this is among real photos is not known" in text
     assert "Each rate is" not in text
     assert "how rare such a similarity is among them is not known" in text
     assert verify_report(made.html, bare, small).passed
@@ -575,10 +577,8 @@ def test_digits_that_fall_otherwise_pass(
         stated["windows"] = drawn(data["windows"])
         assert stated["windows"] != pictures["windows"]
         verdict = data["detection"]["verdict"]
-        old, n = verdict["text"], verdict["sample_size"]
-        rate = verdict["false_positive_rate"]
-        verdict["false_positive_rate"] = rate + 1.9 / (n + 1)
-        verdict["text"] = old.replace(format_rate(rate, n), format_rate(rate + 1.9 / (n + 1), n), 1)
+        verdict["false_positive_rate"] += 1.9 / (verdict["sample_size"] + 1)
+        verdict |= words(verdict)
 
     result = verify_report(forge(report, change), detector, photo)
     assert result.passed, result.summary
@@ -631,7 +631,9 @@ def test_manifests_may_differ_in_trust_only(
             data["metadata"]["statements"] = statements_of(data["metadata"])
             verdict = data["detection"]["verdict"]
             said = origin.origin_of_values(data["metadata"])
-            beside = origin.beside(verdict["level"], verdict["generator"], said)
+            beside = origin.beside(
+                verdict["level"], verdict["headline"], verdict["generator"], said
+            )
             data["detection"]["origin"] = {**said.to_dict(), "beside": beside}
 
     result = verify_report(forge(report, change), detector, photo)

@@ -111,7 +111,7 @@ class Opened:
     def result(self, name: str) -> Any:
         """Wait for the result of a file."""
         found = self.page.locator(f'.result[aria-label="{name}"]').first
-        found.locator(".measured").wait_for()
+        found.locator(".plain").wait_for()
         return found
 
     def wide(self) -> int:
@@ -144,7 +144,7 @@ def test_images_are_dropped(opened: Any, files: dict[str, Path]) -> None:
         assert found.locator(".verdict").inner_text()
         assert size in found.locator(".file-facts").inner_text()
         assert found.locator(".bars tbody tr").count() == 10
-        assert "real photos" in found.locator(".measured").inner_text()
+        assert "real photos" in found.locator(".plain").inner_text()
         assert "says nothing of its origin" in found.locator(".said").inner_text()
         found.locator(".preview img").wait_for()
     wrong = here.result("notes.txt")
@@ -302,7 +302,7 @@ def test_a_token_is_asked_for(browser: Any, files: dict[str, Path]) -> None:
         page.locator("#model", has_text="generators").wait_for()
         assert page.locator("#access").is_hidden()
         page.set_input_files("#files", files["scene.jpg"])
-        page.locator(".result .measured").wait_for()
+        page.locator(".result .plain").wait_for()
         page.context.close()
 
 

@@ -24,14 +24,13 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from masksim import __version__
-from masksim.calibration import Interval
 from masksim.dossier import page as dossier_html
 from masksim.errors import ImageError, UsageError
 from masksim.image import Limits, LoadedImage, load_image, to_display
 from masksim.provenance import origin as origins
 from masksim.provenance.metadata import read_metadata, statements_of
 from masksim.show.text import colour_limit, colour_scale, diverging_colours, printable, to_json
-from masksim.verdict import format_interval, format_rate
+from masksim.verdict import words
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -947,21 +946,11 @@ def _compare_verdict(stated: Mapping[str, Any], found: Mapping[str, Any]) -> str
         scale = generators if field == "number_of_false_alarms" else 1
         return field in rates and abs(a - b) <= scale * 2.01 / (n + 1)
 
-    other["verdict"] = {**other["verdict"], "text": _text(other["verdict"], one["verdict"])}
+    # Where a number's last digit falls otherwise the sentences do, too: they must fit the report's.
+    measured = ("false_positive_rate", "interval", "as_found", "stability")
+    mixed = {**other["verdict"], **{key: one["verdict"][key] for key in measured}}
+    other["verdict"] |= words(mixed)
     return _told(_differences(one, other, near))
-
-
-def _text(found: Mapping[str, Any], stated: Mapping[str, Any]) -> str:
-    """Write the sentence computed anew with the stated numbers: a digit may fall otherwise."""
-    text, n = str(found["text"]), found["sample_size"]
-    if found["false_positive_rate"] is None:
-        return text
-    old, new = (f"{format_rate(v['false_positive_rate'], n)} of {n} " for v in (found, stated))
-    text = text.replace(old, new, 1)
-    if found["interval"] is not None:
-        old, new = (format_interval(Interval(**v["interval"])) for v in (found, stated))
-        text = text.replace(old, new, 1)
-    return text
 
 
 def _compare_metadata(stated: Mapping[str, Any], found: Mapping[str, Any]) -> str:
@@ -982,7 +971,7 @@ def _compare_origin(stated: Mapping[str, Any]) -> str:
     """Compare the block beside the verdict with what the report's own metadata amount to."""
     verdict = stated["detection"]["verdict"]
     said = origins.origin_of_values(stated["metadata"])
-    beside = origins.beside(verdict["level"], verdict["generator"], said)
+    beside = origins.beside(verdict["level"], verdict["headline"], verdict["generator"], said)
     plain = json.loads(json.dumps({**said.to_dict(), "beside": beside}))
     return _told(_differences(stated["detection"]["origin"], plain, lambda *_: False, "origin."))
 

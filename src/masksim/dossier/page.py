@@ -34,16 +34,6 @@ _PICTURE = re.compile(
 )
 _OPEN_SEAL = "0" * 64
 
-HEADLINES: Mapping[str, str] = {
-    "strong evidence": "Strong evidence of a generator's pattern",
-    "evidence": "Evidence of a generator's pattern",
-    "weak evidence": "Weak evidence of a generator's pattern",
-    "no evidence": "No evidence of a known generator's pattern",
-    "fragile": "A generator's pattern is there, but does not survive a small re-encoding",
-    "inconclusive": "Inconclusive: this image does not allow an answer",
-    "uncalibrated": "Not calibrated: nothing can be said about how rare this is",
-}
-
 _TRAITS: Mapping[str, str] = {
     "side": "the shorter side, in pixels",
     "energy": "how strong the finest noise is, on a logarithmic scale",
@@ -197,8 +187,12 @@ def _percent(rate: float) -> str:
 
 
 def _rate(rate: float, n: int) -> str:
-    """Write a rate as HTML that no line breaks before its sign."""
-    return _e(format_rate(rate, n)).replace(" %", "&nbsp;%")
+    return _kept(format_rate(rate, n))
+
+
+def _kept(text: str) -> str:
+    """Escape a text, with no line break between a number and its sign."""
+    return _e(text).replace(" %", "&nbsp;%")
 
 
 # ---------------------------------------------------------------------------------------- page
@@ -259,7 +253,7 @@ def _head(data: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
         f'<div class="top"><figure class="photo">{picture}<figcaption>{_e(smaller + turned)}'
         f"</figcaption></figure>"
         f'<section class="verdict {_e(level.replace(" ", "-"))}" aria-labelledby="verdict">'
-        f'<p class="kind">Verdict</p><h2 id="verdict">{_e(HEADLINES.get(level, level))}</h2>'
+        f'<p class="kind">Verdict</p><h2 id="verdict">{_e(verdict["headline"])}</h2>'
         f"{_verdict(verdict)}</section>{_watermarks(detection.get('watermarks', ()))}"
         f"{_said(detection['origin'])}</div>"
     )
@@ -290,23 +284,7 @@ def _said(values: Mapping[str, Any] | None) -> str:
 
 
 def _verdict(verdict: Mapping[str, Any]) -> str:
-    parts = []
-    if verdict["generator"] is not None and verdict["level"] != "uncalibrated":
-        parts.append(
-            f"<p>The pattern is most like that of <strong>{_e(verdict['generator'])}</strong>.</p>"
-        )
-    elif verdict["unknown_generator"]:
-        parts.append("<p>It is not clearly the pattern of a generator this detector knows.</p>")
-    rate, n = verdict["false_positive_rate"], verdict["sample_size"]
-    if rate is None:
-        parts.append(f"<p>{_e(verdict['text'])}</p>")
-    else:
-        parts.append(f"<p>{_rate_sentence(verdict, rate, n)}</p>")
-    if reasons := verdict["reasons"]:
-        inconclusive = verdict["level"] == "inconclusive"
-        title = "Why there is no answer" if inconclusive else "What may hide a pattern"
-        items = [f"{r['text'][:1].upper()}{r['text'][1:]}." for r in reasons]
-        parts.append(f"<h3>{title}</h3>{_list(items)}")
+    parts = [f"<p>{_kept(verdict['explanation'])}</p>"]
     if verdict["cautions"]:
         parts.append(f"<h3>Cautions</h3>{_list(verdict['cautions'])}")
     if (ratio := verdict["likelihood_ratio"]) is not None:
@@ -315,26 +293,6 @@ def _verdict(verdict: Mapping[str, Any]) -> str:
             f"{ratio['high']:.2g}): {_e(ratio['words'])}.</p>"
         )
     return "".join(parts)
-
-
-def _rate_sentence(verdict: Mapping[str, Any], rate: float, n: int) -> str:
-    interval, sources = verdict["interval"], verdict["sources"]
-    within = (
-        ""
-        if interval is None
-        else f" (95 % interval: {_percent(interval['low'])} to {_percent(interval['high'])})"
-    )
-    of = f" of {int(sources)} sources" if sources else ""
-    seen = "this image" if verdict.get("as_found") is None else "the image so changed"
-    kind = (
-        ""
-        if verdict["stratum"] == "all"
-        else f" of the same kind as {seen} ({_e(verdict['stratum'])})"
-    )
-    return (
-        f"<strong>{_rate(rate, n)} of real photos</strong> score at least this high for "
-        f"some generator{within}. This was measured on {int(n)} real photos{of}{kind}."
-    )
 
 
 def _meaning(data: Mapping[str, Any]) -> str:
@@ -352,13 +310,16 @@ def _meaning(data: Mapping[str, Any]) -> str:
     ]
     parts = [f'<section aria-labelledby="meaning"><h2 id="meaning">What this does and does not mean'
              f"</h2>{_list(items)}"]  # fmt: skip
+    if verdict["sample_size"]:
+        stratum = "" if verdict["stratum"] == "all" else f": {verdict['stratum']}"
+        parts.append(
+            f"<p>Measured on {int(verdict['sample_size'])} real photos from "
+            f"{int(verdict['sources'])} sources{_e(stratum)}.</p>"
+        )
     named = verdict["stratum"].split()
     words = [f"{trait}: {what}." for trait, what in _TRAITS.items() if trait in named]
     if words:
-        parts.append(
-            "<p>Rates are measured among photos of the same kind. What the words for this "
-            f"image's kind mean:</p>{_list(words)}"
-        )
+        parts.append(f"<p>What the words for this kind of photos mean:</p>{_list(words)}")
     if verdict["stability"]:
         rows = [
             (_e(name), _rate(rate, verdict["sample_size"]))

@@ -89,12 +89,15 @@ class Verdict(_Shape):
         description="Share of real photos that resemble some generator at least as much."
     )
     sample_size: int
-    text: str
+    text: str = Field(description="The verdict in words: `headline` and `explanation`.")
+    headline: str = Field(description="The level, and whose pattern it is.")
+    explanation: str = Field(description="How rare that is among real photos.")
     cautions: list[str]
     unknown_generator: bool
     clarity: float | None
     interval: Interval | None
-    stratum: str
+    stratum: str = Field(description="Which photos the rate was measured on, with numbers.")
+    kind: str = Field(description="The same as a person would say it.")
     sources: int
     reasons: list[Reason]
     number_of_false_alarms: float | None
@@ -300,11 +303,15 @@ _EXAMPLE: dict[str, Any] = {
     "verdict": {
         "level": "evidence", "generator": "dalle3", "false_positive_rate": 0.018,
         "sample_size": 1744,
-        "text": "Evidence of dalle3's spectral pattern; 1.8 % of 1744 real photos score at least "
-        "this high for some generator.",
+        "text": "Evidence of dalle3's pattern. 1.8 % of 1744 real photos match some generator's "
+        "pattern at least as well (95 % interval 0.9 to 3.4 %).",
+        "headline": "Evidence of dalle3's pattern",
+        "explanation": "1.8 % of 1744 real photos match some generator's pattern at least as well "
+        "(95 % interval 0.9 to 3.4 %).",
         "cautions": ["Which generator is uncertain: flux1 matches nearly as well."],
         "unknown_generator": False, "clarity": 0.31, "interval": {"low": 0.009, "high": 0.034},
-        "stratum": "all", "sources": 40, "reasons": [], "number_of_false_alarms": 0.018,
+        "stratum": "all", "kind": "photos", "sources": 40, "reasons": [],
+        "number_of_false_alarms": 0.018,
         "stability": {"JPEG of quality 75": 0.021}, "likelihood_ratio": None,
         "population": "", "as_found": None,
     },

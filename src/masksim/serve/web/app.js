@@ -126,7 +126,7 @@ async function work() {
       progress: (share) => result.progress(share === null ? "Analysing" : "Sending", share),
     }, (seconds) => result.progress(`Busy, asking again in ${Math.ceil(seconds)} s`, null));
     result.answer(answer, file);
-    say(`${name}: ${words.heading(answer.verdict)}. ${words.measuredOn(answer.verdict)}`);
+    say(`${name}: ${answer.verdict.text}`);
     const canvas = await small(file, PREVIEW);
     if (canvas) result.thumbnail(canvas.toDataURL("image/jpeg", 0.85), `Preview of ${name}`);
     history.add(answer, canvas ? smaller(canvas, THUMBNAIL) : null);
@@ -193,7 +193,7 @@ function past() {
     const button = el("button", { type: "button" }, [
       picture,
       el("span", {}, [
-        el("span", { class: "past-level" }, words.heading(answer.verdict)),
+        el("span", { class: "past-level" }, answer.verdict.headline),
         el("span", { class: "past-name" }, `${answer.image.name}, ${new Date(time).toLocaleDateString()}`),
       ]),
     ]);

@@ -31,7 +31,7 @@ export function entries() {
   if (!possible) return [];
   try {
     const found = JSON.parse(storage.getItem(KEY) ?? "[]");
-    return Array.isArray(found) ? found.filter((one) => one?.answer?.verdict) : [];
+    return Array.isArray(found) ? found.filter((one) => one?.answer?.verdict?.headline) : [];
   } catch {
     return [];
   }

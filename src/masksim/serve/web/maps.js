@@ -1,7 +1,6 @@
 // Similarity maps: which frequencies speak for a generator, to look at and to point at.
 
 import { el } from "./dom.js";
-import { generatorName } from "./words.js";
 
 // As the pictures of the command line: blue, white, red, equally light on both sides.
 const ANCHORS = [
@@ -71,7 +70,7 @@ export async function draw(into, answer) {
   const id = `map-${serial}`;
 
   const chooser = el("select", { id: `${id}-generator` }, generators.map(
-    (one, k) => el("option", { value: k }, generatorName(one.generator)),
+    (one, k) => el("option", { value: k }, one.generator),
   ));
   const kinds = [["values", "What counted"], ["spectrum", "This image’s spectrum"]];
   const switches = kinds.map(([value, text], k) => el("label", {}, [
@@ -250,7 +249,7 @@ export async function draw(into, answer) {
       el("span", {}, kind === "values" ? "adds" : "more"),
     );
     note.textContent = kind === "values"
-      ? `All channels together add up to the similarity with ${generatorName(shown.generator)}: ` +
+      ? `All channels together add up to the similarity with ${shown.generator}: ` +
         `${shown.similarity.toFixed(4)}. Each row is brightness or a colour, each column another ` +
         "way to take the content out."
       : "The image’s own noise, beside the mean of real photos. It is the same for every generator.";

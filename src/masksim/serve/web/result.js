@@ -17,16 +17,15 @@ const place = (rate) => {
 /** Where the rate lies between "hardly any photo" and "every photo". */
 function scale(verdict) {
   const value = verdict.false_positive_rate;
-  const here = LEVELS.find(([, top]) => value <= top)[0];
-  const sure = verdict.level !== "inconclusive";
+  const here = verdict.level; // fragile and inconclusive have no place on the scale
   const bands = [];
   const names = [];
   let from = LEAST;
   for (const [level, top] of LEVELS) {
-    const band = el("div", { class: level === here && sure ? "band here" : "band" });
+    const band = el("div", { class: level === here ? "band here" : "band" });
     band.style.flexGrow = place(top) - place(from);
     bands.push(band);
-    const name = el("span", { class: level === here && sure ? "here" : "" },
+    const name = el("span", { class: level === here ? "here" : "" },
       level.replace(" evidence", "") === "evidence" ? "evidence" : level.replace(" evidence", ""));
     const middle = (place(top) + place(from)) / 2;
     name.style.left = `${middle}%`;
@@ -50,7 +49,7 @@ function scale(verdict) {
     return tick;
   });
   return el("figure", {
-    class: sure && here !== "no evidence" ? "scale" : "scale faint",
+    class: ["strong evidence", "evidence", "weak evidence"].includes(here) ? "scale" : "scale faint",
     role: "img",
     "aria-label": `Share of real photos that score at least as high: ${words.rate(value, verdict.sample_size)}`,
   }, [
@@ -61,14 +60,11 @@ function scale(verdict) {
 }
 
 function points(verdict) {
-  const items = [];
-  for (const reason of verdict.reasons) {
-    items.push(el("li", {}, `${words.capital(words.named(reason.text))}.`));
-  }
-  for (const caution of verdict.cautions) items.push(el("li", {}, words.capital(words.named(caution))));
-  if (!items.length) return [];
-  const title = verdict.level === "inconclusive" ? "Why" : "Keep in mind";
-  return [el("h3", { class: "label" }, title), el("ul", { class: "points" }, items)];
+  if (!verdict.cautions.length) return [];
+  return [
+    el("h3", { class: "label" }, "Keep in mind"),
+    el("ul", { class: "points" }, verdict.cautions.map((caution) => el("li", {}, caution))),
+  ];
 }
 
 /** Known open watermarks in the pixels: evidence of its own. */
@@ -92,7 +88,7 @@ function said(answer) {
     el("h3", { class: "label" }, "The file says"),
     el("div", { class: "said" }, [
       // The sentence of both says what the summary says, and more.
-      origin.beside ? el("p", { class: "beside" }, words.named(origin.beside)) : el("p", {}, origin.summary),
+      origin.beside ? el("p", { class: "beside" }, origin.beside) : el("p", {}, origin.summary),
       ...(origin.says === "nothing" ? [] : [el("p", { class: "note" }, words.FILE_CAUTION)]),
       ...(lines.length ? [el("details", {}, [
         el("summary", {}, "What this rests on"),
@@ -111,7 +107,7 @@ function bars(answer) {
     const bar = el("span", { class: "bar" });
     bar.style.width = `${100 * Math.min(Math.max(rarity, 0), 1)}%`;
     return el("tr", { class: score.generator === named ? "first" : "" }, [
-      el("th", { scope: "row", class: "name" }, words.generatorName(score.generator)),
+      el("th", { scope: "row", class: "name" }, score.generator),
       el("td", { "aria-hidden": "true" }, bar),
       el("td", { class: "number" }, words.rate(score.false_positive_rate, score.sample_size)),
     ]);
@@ -163,9 +159,9 @@ function factsPart(answer) {
     rows.push(["JPEG", `quality about ${image.jpeg_quality}${chroma}`]);
   }
   if (image.treatments.length) rows.push(["Treatment", image.treatments.join(", ")]);
-  if (verdict.stratum !== "all") rows.push(["Compared with", `photos with ${verdict.stratum}`]);
+  if (verdict.sample_size) rows.push(["Compared with", words.comparedWith(verdict)]);
   if (verdict.stability) {
-    rows.push(["Re-encoded", Object.entries(verdict.stability)
+    rows.push(["Photos as high after", Object.entries(verdict.stability)
       .map(([how, rate]) => `${how}: ${words.rate(rate, verdict.sample_size)}`).join("; ")]);
   }
   if (verdict.number_of_false_alarms !== null) {
@@ -221,12 +217,10 @@ export class Result {
     }
     this.facts.textContent = `${image.format}, ${words.count(image.width)} × ${words.count(image.height)}, ${words.bytes(image.n_bytes)}`;
     this.body.replaceChildren(
-      el("h2", { class: "verdict" }, words.heading(verdict)),
-      el("p", { class: "plain" }, words.plainly(verdict)),
-      ...(verdict.level === "inconclusive" ? points(verdict) : []),
+      el("h2", { class: "verdict" }, verdict.headline),
+      el("p", { class: "plain" }, verdict.explanation),
       ...(verdict.false_positive_rate === null ? [] : [scale(verdict)]),
-      el("p", { class: "measured" }, words.measuredOn(verdict)),
-      ...(verdict.level === "inconclusive" ? [] : points(verdict)),
+      ...points(verdict),
       ...marks(answer),
       ...said(answer),
       ...bars(answer),
