@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import errno
+import html
 import io
 import json
 import math
@@ -210,14 +211,76 @@ def test_contrast(theme: int) -> None:
 @pytest.mark.parametrize("maps", [0, 1, "all"])
 def test_maps_are_drawn_for_so_many(detector: Detector, small: bytes, maps: Any) -> None:
     made = make_report(detector, small, maps=maps, created=WHEN)
-    drawn = [m["generator"] for m in made.data["maps"] if any(p["panels"] for p in m["planes"])]
+    drawn = [item["generator"] for item in made.data["maps"] if item["map"]]
     ranked = [score.generator for score in made.detection.scores]
     assert drawn == (ranked if maps == "all" else ranked[:maps])
-    page = Page(made.html)
-    assert len(page.all("details")) >= len(ranked) - 3  # the rest is folded in
-    assert len(made.html) < 3_000_000
+    assert not any(plane["panels"] for item in made.data["maps"] for plane in item["planes"])
+    assert len(Page(made.html).all("svg")) >= len(drawn)
     if maps == "all":
         assert verify_report(made.html, detector, small).passed
+
+
+def test_channels_are_drawn_where_they_are_asked_for(detector: Detector, small: bytes) -> None:
+    made = make_report(detector, small, maps=2, channels=True, created=WHEN)
+    panels = [[p["panels"] for p in item["planes"] if p["panels"]] for item in made.data["maps"]]
+    assert [len(found) for found in panels[:3]] == [3, 3, 0]
+    assert [panel["kind"] for panel in panels[0][0]] == ["contribution", "reference", "spectrum"]
+    assert "--maps 2 --channels" in made.data["command"]
+    assert "--channels" not in made.data["check"]
+    assert verify_report(made.html, detector, small).passed
+
+    def unsaid(data: dict[str, Any], _: Any) -> None:
+        data["options"]["channels"] = False
+        data |= dossier._commands(data)
+
+    assert checks(verify_report(forge(made, unsaid), detector, small))["pictures"] is False
+
+
+def test_a_report_is_small(detector: Detector) -> None:
+    # The hardest there is: a megapixel of noise.
+    noise = np.random.default_rng(0).integers(0, 256, (1024, 1024, 3), dtype=np.uint8)
+    for data in (encode(Image.fromarray(noise), "PNG"), encode(Image.fromarray(
+        make_natural(1024, 1280, seed=9)), "JPEG", quality=92)):  # fmt: skip
+        assert len(make_report(detector, data, created=WHEN).html) < 500_000
+
+
+def test_what_matters_stands_first_and_the_rest_is_folded(report: Report) -> None:
+    page = report.html.decode("ascii")
+    first, _, rest = page.partition('<section class="annex"')
+    assert "<details" not in first
+    verdict = report.detection.verdict
+    assert html.escape(verdict.headline) in first
+    assert "The file says" in first
+    assert "This is not the probability that the image is fake" in first
+    # The map of all channels of the best generator; others near it where there is evidence.
+    assert first.count('class="spectrum"') == 1
+    assert report.detection.scores[0].generator in first
+    assert all(mark["words"] in first for mark in report.data["maps"][0]["marks"])
+    annex, _, check = rest.partition('<section class="check"')
+    assert annex.count("<details") > 10
+    # What identifies the image and the report is not folded.
+    assert report.seal in check
+    assert report.detection.image.sha256 in check
+
+
+def test_the_map_of_all_channels_has_their_sum() -> None:
+    axis = np.fft.fftshift(np.fft.fftfreq(64))
+    rng = np.random.default_rng(2)
+    luma, chroma = rng.normal(size=(2, 64, 64)).astype(np.float32)
+    planes = [
+        PlaneMap("luma", luma, luma, luma, axis, axis),
+        PlaneMap("chroma", chroma, chroma, chroma, axis / 2, axis / 2),
+    ]
+    whole = dossier._whole(planes)
+    assert whole.values.sum() == pytest.approx(float(luma.sum() + chroma.sum()), abs=1e-3)
+    # Each frequency lies where it is in the image, colour's as well.
+    one = np.zeros((64, 64), np.float32)
+    one[32 + 8, 32 + 16] = 1.0  # 1/8 down and 1/4 across, of this axis
+    for scale in (1.0, 0.5):
+        found = dossier._whole([PlaneMap("x", one, one, one, axis * scale, axis * scale)])
+        y, x = np.unravel_index(int(found.values.argmax()), found.values.shape)
+        assert (found.fy[y], found.fx[x]) == (scale / 8, scale / 4)
+        assert found.values[y, x] == pytest.approx(1)
 
 
 def test_sums_of_channels_and_bands_are_the_similarity(report: Report) -> None:
@@ -308,7 +371,7 @@ def test_nothing_from_outside_runs(detector: Detector) -> None:
     assert len(page.all("script")) == 1
     assert len(page.all("img")) == 1
     known = {"html", "head", "meta", "title", "style", "body", "main", "header", "p", "h1", "h2"}
-    known |= {"h3", "div", "figure", "figcaption", "section", "ul", "li", "table", "caption"}
+    known |= {"h3", "div", "figure", "figcaption", "section", "ul", "ol", "li", "table", "caption"}
     known |= {"thead", "tbody", "tr", "th", "td", "code", "pre", "details", "summary", "span"}
     known |= {"strong", "img", "svg", "rect", "line", "text", "circle", "image", "script"}
     assert {tag for tag, _ in page.elements} <= known
@@ -529,7 +592,7 @@ _KEPT: dict[str, Any] = {}
 
 def gathered(report: Report, detector: Detector, photo: bytes) -> Any:
     if report.seal not in _KEPT:
-        _KEPT[report.seal] = dossier._gather(detector, photo, "photo.jpg", 3)
+        _KEPT[report.seal] = dossier._gather(detector, photo, "photo.jpg", 3, False)
     return _KEPT[report.seal]
 
 
@@ -565,7 +628,8 @@ def test_digits_that_fall_otherwise_pass(
 
     def drawn(values: Any) -> bytes:
         return dossier._jpeg(
-            dossier._windows_picture(loaded, values["analysed"], values["grid"], limit)
+            dossier._windows_picture(loaded, values["analysed"], values["grid"], limit),
+            dossier._WINDOWS_BYTES,
         )
 
     pictures = {**found[2], "windows": drawn(windows)}
@@ -752,8 +816,7 @@ def planted(fy: float, fx: float, n: int = 128) -> PlaneMap:
 def test_a_planted_frequency_is_marked(fy: float, fx: float) -> None:
     other = planted(0.1, 0.1)
     quiet = dataclasses.replace(other, values=np.zeros_like(other.values))
-    marks = dossier._marks([quiet, planted(fy, fx)])
-    assert marks[0]["plane"] == 1
+    marks = dossier._marks(dossier._whole([quiet, planted(fy, fx)]))
     assert marks[0]["fx"] == pytest.approx(fx, abs=0.03)
     assert marks[0]["fy"] == pytest.approx(fy, abs=0.03)
     positive = float(np.maximum(planted(fy, fx).values, 0).sum())
@@ -763,7 +826,7 @@ def test_a_planted_frequency_is_marked(fy: float, fx: float) -> None:
 def test_nothing_to_mark() -> None:
     plane = planted(0.1, 0.1)
     lowered = dataclasses.replace(plane, values=-np.ones_like(plane.values))
-    assert dossier._marks([lowered]) == []
+    assert dossier._marks(dossier._whole([lowered])) == []
 
 
 @pytest.mark.parametrize(
@@ -779,8 +842,11 @@ def test_stripes_in_words_are_those_of_the_wave(fx: float, fy: float) -> None:
         "falling": np.abs(wave[1:, 1:] - wave[:-1, :-1]).max(),  # one down, one right
     }
     word = min(same, key=lambda key: float(same[key]))
-    assert dossier._in_words(fx, fy).startswith(word)
-    assert f"every {1 / math.hypot(fx, fy):.1f} pixels" in dossier._in_words(fx, fy)
+    found = dossier._in_words(fx, fy)
+    assert found.startswith((word, f"stripes {word}"))
+    assert found.endswith(f"repeating every {round(1 / math.hypot(fx, fy), 1):g} pixels")
+    # Of a coarse one no direction can be told.
+    assert dossier._in_words(fx / 8, fy / 8) == "coarse patterns, of 32 pixels and more"
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

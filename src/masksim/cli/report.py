@@ -75,6 +75,9 @@ def make(
         str,
         typer.Option(metavar="all|N", help="Draw the maps of the N most telling generators."),
     ] = "3",
+    channels: Annotated[
+        bool, typer.Option("--channels", help="Draw the single channels of these maps, too.")
+    ] = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -95,6 +98,7 @@ def make(
                 _stdin() if image == "-" else image,
                 name="<stdin>" if image == "-" else image,
                 maps="all" if maps == "all" else int(maps),
+                channels=channels,
                 model=None if model is None else model.name or str(model),
             )
         except ImageError as error:

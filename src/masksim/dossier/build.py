@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Check", "Report", "Verification", "make_report", "verify_report"]
 
-FORMAT, FORMAT_VERSION = "masksim-report", 1
+FORMAT, FORMAT_VERSION = "masksim-report", 2
 
 SIMILARITY_TOLERANCE = 1e-5
 """Similarities that differ by no more are equal: processors round differently."""
@@ -61,10 +61,13 @@ LARGEST = 64 * 1024 * 1024
 
 Maps: TypeAlias = "int | Literal['all']"
 
-_LONGER_SIDE = 1000  # of the picture of the image, pixels
-_WINDOWS_SIDE = 900  # of the picture of the windows
+_LONGER_SIDE = 800  # of the picture of the image, pixels
+_WINDOWS_SIDE = 640  # of the picture of the windows
+_IMAGE_BYTES, _WINDOWS_BYTES = 150_000, 60_000  # that their files have at most, if they can
 _GRID = 36  # windows over the whole image, at most
-_MARKS, _PLANES = 5, 3  # frequencies marked and channels drawn, a generator
+_WHOLE = 128  # side of a map that holds all channels, in frequencies
+_MARKS, _PLANES = 3, 3  # frequencies marked and channels drawn, a generator
+_COARSE = 1 / 32  # cycles per pixel under which a direction cannot be told
 _NEAR = 0.02  # cycles per pixel of a channel's own axis: half the side of a marked spot
 
 
@@ -160,6 +163,7 @@ def make_report(
     *,
     name: str | None = None,
     maps: Maps = 3,
+    channels: bool = False,
     model: str | None = None,
     created: datetime | None = None,
 ) -> Report:
@@ -174,8 +178,10 @@ def make_report(
     name
         What to call the image; by default its file name. Folders are never shown.
     maps
-        For how many generators, the most telling first, similarity maps are drawn; ``"all"`` draws
-        them for all, those beyond the third folded in.
+        For how many generators, the most telling first, similarity maps are drawn.
+    channels
+        Draw the single channels of these, too: the three that add most, beside the learned pattern
+        and the image's own spectrum. About 130 kB a generator.
     model
         How the detector's folder is called in the commands that the report shows; None for the
         detector of the package.
@@ -201,14 +207,18 @@ def make_report(
     if name is None:
         name = "<bytes>" if isinstance(image, bytes) else os.fspath(image)
     shown = printable(PurePath(name).name or name)
-    detection, values, pictures = _gather(detector, data, shown, maps)
+    detection, values, pictures = _gather(detector, data, shown, maps, channels)
     at = when.astimezone(timezone.utc).replace(microsecond=0).isoformat()
     values |= {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "created": at.replace("+00:00", "Z"),
         "versions": _versions(),
-        "options": {"maps": maps, "model": None if model is None else printable(model)},
+        "options": {
+            "maps": maps,
+            "channels": channels,
+            "model": None if model is None else printable(model),
+        },
     }
     values |= _commands(values)
     # Through JSON and back: what is drawn is what will be read from the file.
@@ -232,10 +242,13 @@ def _commands(values: Mapping[str, Any]) -> dict[str, str]:
     if not (model is None or isinstance(model, str)):
         raise ValueError("options.model is no text")
     with_model = "" if model is None else f" --model {_argument(model)}"
+    drawn = f"--maps {values['options']['maps']}"
+    if values["options"]["channels"]:
+        drawn += " --channels"
     file = _argument(values["detection"]["image"]["name"])
     return {
         "command": f"SOURCE_DATE_EPOCH={int(when.timestamp())} masksim report {file} "
-        f"-o report.html --maps {values['options']['maps']}{with_model}",
+        f"-o report.html {drawn}{with_model}",
         "check": f"masksim report verify report.html {file}{with_model}",
     }
 
@@ -286,7 +299,7 @@ def _versions() -> dict[str, str]:
 
 
 def _gather(
-    detector: Detector, data: bytes, name: str, maps: Maps
+    detector: Detector, data: bytes, name: str, maps: Maps, channels: bool
 ) -> tuple[Detection, dict[str, Any], dict[str, bytes]]:
     """Compute all that a report shows of an image: plain values, and pictures by name."""
     loaded = load_image(data, name=name, part=detector.part, whole=True)
@@ -297,7 +310,7 @@ def _gather(
     found = to_json(detection)
     del found["seconds"]  # it is of the machine, not of the image
     shown = _displayed(loaded, _LONGER_SIDE)
-    pictures["image"] = _jpeg(shown)
+    pictures["image"] = _jpeg(shown, _IMAGE_BYTES)
     ranked = [score.generator for score in detection.scores]
     count = len(ranked) if maps == "all" else maps
     values = {
@@ -309,7 +322,7 @@ def _gather(
             "reduced": max(loaded.facts.width, loaded.facts.height) > _LONGER_SIDE,
         },
         "maps": [
-            _explained(explained[generator], k, pictures, drawn=k < count, opened=k < 3)
+            _explained(explained[generator], k, pictures, drawn=k < count, channels=channels)
             for k, generator in enumerate(ranked)
         ],
         "windows": _by_window(detector, detection, loaded, pictures),
@@ -371,9 +384,13 @@ def _displayed(loaded: LoadedImage, side: int) -> Image.Image:
 _BYTES_AT_ONCE = 1 << 24
 
 
-def _jpeg(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=85, optimize=True)
+def _jpeg(image: Image.Image, most: int) -> bytes:
+    """Write an image with the best quality by which it takes up `most` bytes, or else the least."""
+    for quality in (85, 75, 65, 55, 45, 35):
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=quality, optimize=True)
+        if buffer.tell() <= most:
+            break
     return buffer.getvalue()
 
 
@@ -381,47 +398,86 @@ def _jpeg(image: Image.Image) -> bytes:
 
 
 def _explained(
-    item: SimilarityMap, k: int, pictures: dict[str, bytes], *, drawn: bool, opened: bool
+    item: SimilarityMap, k: int, pictures: dict[str, bytes], *, drawn: bool, channels: bool
 ) -> dict[str, Any]:
-    """Describe one generator's map: channels, marked frequencies, pictures of some channels."""
-    marks = _marks(item.planes)
-    # Those with marks first, then those that add most.
-    order = list(dict.fromkeys(mark["plane"] for mark in marks))
+    """Describe one generator's map: all channels in one, marked frequencies, and each channel."""
+    whole = _whole(item.planes)
     sums = [float(np.sum(plane.values, dtype=np.float64)) for plane in item.planes]
-    order += [p for p in np.argsort(sums)[::-1].tolist() if p not in order]
-    shown = order[:_PLANES] if drawn else []
-    limit = (
-        colour_limit(np.stack([_shrunk(item.planes[p].values) for p in shown])) if shown else 1.0
-    )
-    planes = []
-    for p, plane in enumerate(item.planes):
-        panels: list[dict[str, Any]] = []
-        if p in shown:
-            for kind, values, scale in (
-                ("contribution", plane.values, (0.0, limit)),
-                ("reference", plane.reference, None),
-                ("spectrum", plane.spectrum, None),
-            ):
-                small = _shrunk(values)
-                centre, end = scale or colour_scale(small)
-                key = f"map-{k}-{p}-{kind}"
-                pictures[key] = _panel_png(small - centre, end)
-                panels.append({"kind": kind, "picture": key, "centre": centre, "limit": end})
-        planes.append(
+    picture = None
+    if drawn:
+        # Twice as coarse as it is reckoned: single frequencies are mostly noise.
+        half = _WHOLE // 2
+        shown = whole.values.reshape(half, 2, half, 2).sum(axis=(1, 3))
+        limit = colour_limit(shown)
+        picture = {"picture": f"map-{k}", "limit": limit}
+        pictures[f"map-{k}"] = _panel_png(shown, limit)
+    panels = _panels(item, k, sums, pictures) if drawn and channels else {}
+    return {
+        "generator": item.generator,
+        "map": picture,
+        "marks": _marks(whole),
+        "bands": _bands(item.planes),
+        "planes": [
             {
                 "name": plane.name,
                 "sum": sums[p],
                 "end": {"fx": _end(plane.fx), "fy": _end(plane.fy)},
-                "panels": panels,
+                "panels": panels.get(p, []),
             }
-        )
-    return {
-        "generator": item.generator,
-        "open": opened,
-        "marks": marks,
-        "bands": _bands(item.planes),
-        "planes": planes,
+            for p, plane in enumerate(item.planes)
+        ],
     }
+
+
+def _panels(
+    item: SimilarityMap, k: int, sums: Sequence[float], pictures: dict[str, bytes]
+) -> dict[int, list[dict[str, Any]]]:
+    """Draw the channels that add most, each in three pictures; by the channel's number."""
+    chosen = np.argsort(sums)[::-1][:_PLANES].tolist()
+    limit = colour_limit(np.stack([_shrunk(item.planes[p].values) for p in chosen]))
+    found = {}
+    for p in chosen:
+        plane, found[p] = item.planes[p], []
+        for kind, values, scale in (
+            ("contribution", plane.values, (0.0, limit)),
+            ("reference", plane.reference, None),
+            ("spectrum", plane.spectrum, None),
+        ):
+            small = _shrunk(values)
+            centre, end = scale or colour_scale(small)
+            key = f"map-{k}-{p}-{kind}"
+            pictures[key] = _panel_png(small - centre, end)
+            found[p].append({"kind": kind, "picture": key, "centre": centre, "limit": end})
+    return found
+
+
+class _Map(NamedTuple):
+    """Contributions over the frequencies: `values` (H, W), with the axes as in `PlaneMap`."""
+
+    values: NDArray[np.float64]
+    fy: NDArray[np.float64]
+    fx: NDArray[np.float64]
+
+
+def _whole(planes: Sequence[PlaneMap]) -> _Map:
+    """Add all channels up in one map of the image's own frequencies; its sum is the similarity."""
+    total = np.zeros((_WHOLE, _WHOLE))
+    for plane in planes:
+        values = np.asarray(plane.values, dtype=np.float64)
+        total += _onto(plane.fy) @ values @ _onto(plane.fx).T
+    axis = np.arange(_WHOLE) / _WHOLE - 0.5
+    return _Map(total, axis, axis)
+
+
+def _onto(axis: NDArray[Any]) -> NDArray[np.float64]:
+    """Share out frequencies (N,) to the two next to them of the map of all: (`_WHOLE`, N)."""
+    place = (np.asarray(axis, dtype=np.float64) + 0.5) * _WHOLE
+    below = np.floor(place).astype(np.int64)
+    found = np.zeros((_WHOLE, len(place)))
+    at = np.arange(len(place))
+    found[below % _WHOLE, at] += 1 - (place - below)
+    found[(below + 1) % _WHOLE, at] += place - below
+    return found
 
 
 _BANDS = (
@@ -448,37 +504,32 @@ def _bands(planes: Sequence[PlaneMap]) -> list[dict[str, Any]]:
     ]
 
 
-def _marks(planes: Sequence[PlaneMap]) -> list[dict[str, Any]]:
-    """Find the spots of the spectra that raised the similarity most, in at most three channels.
+def _marks(whole: _Map) -> list[dict[str, Any]]:
+    """Find the spots of the spectrum that raised the similarity most.
 
     A spot is a square of frequencies and its mirror image: single frequencies are mostly noise.
     """
-    raised = sum(float(np.sum(np.maximum(p.values, 0), dtype=np.float64)) for p in planes)
+    raised = float(np.sum(np.maximum(whole.values, 0)))
     if raised <= 0:
         return []
-    spots = [_spots(plane) for plane in planes]
+    spots = _spots(whole)
     found: list[dict[str, Any]] = []
     for _ in range(_MARKS):
-        used = {mark["plane"] for mark in found}
-        allowed = [p for p in range(len(planes)) if len(used) < _PLANES or p in used]
-        p = max(allowed, key=lambda p: float(spots[p].max()))
-        y, x = np.unravel_index(int(spots[p].argmax()), spots[p].shape)
-        if spots[p][y, x] <= 0:
+        y, x = np.unravel_index(int(spots.argmax()), spots.shape)
+        if spots[y, x] <= 0:
             break
-        plane = planes[p]
-        near = _square(plane, float(plane.fy[y]), float(plane.fx[x]), 2)
-        fy, fx = _middle_of(plane, float(plane.fy[y]), float(plane.fx[x]))
-        there = _square(plane, fy, fx) | _square(plane, -fy, -fx)
+        near = _square(whole, float(whole.fy[y]), float(whole.fx[x]), 2)
+        fy, fx = _middle_of(whole, float(whole.fy[y]), float(whole.fx[x]))
+        there = _square(whole, fy, fx) | _square(whole, -fy, -fx)
         found.append(
             {
-                "plane": p,
                 "fx": fx,
                 "fy": fy,
-                "share": float(np.sum(plane.values[there], dtype=np.float64)) / raised,
+                "share": float(np.sum(whole.values[there])) / raised,
                 "words": _in_words(fx, fy),
             }
         )
-        spots[p][near] = -np.inf
+        spots[near] = -np.inf
     return found
 
 
@@ -487,7 +538,7 @@ def _half(n: int) -> int:
     return max(1, round(_NEAR * n))
 
 
-def _square(plane: PlaneMap, fy: float, fx: float, times: int = 1) -> NDArray[np.bool_]:
+def _square(plane: _Map, fy: float, fx: float, times: int = 1) -> NDArray[np.bool_]:
     """Tell which frequencies lie in the spot around one, or in a larger one."""
     inside = []
     for axis, middle in ((plane.fy, fy), (plane.fx, fx)):
@@ -496,7 +547,7 @@ def _square(plane: PlaneMap, fy: float, fx: float, times: int = 1) -> NDArray[np
     return np.asarray(inside[0][:, None] & inside[1][None])
 
 
-def _middle_of(plane: PlaneMap, fy: float, fx: float) -> tuple[float, float]:
+def _middle_of(plane: _Map, fy: float, fx: float) -> tuple[float, float]:
     """Move a spot to the middle of what raises the similarity in it."""
     weights = np.where(_square(plane, fy, fx), np.maximum(plane.values, 0), 0).astype(np.float64)
     total = float(weights.sum())
@@ -507,7 +558,7 @@ def _middle_of(plane: PlaneMap, fy: float, fx: float) -> tuple[float, float]:
     return moved[0], moved[1]
 
 
-def _spots(plane: PlaneMap) -> NDArray[np.float64]:
+def _spots(plane: _Map) -> NDArray[np.float64]:
     """Sum over a square around each frequency; -inf in the half that mirrors the other."""
     values = np.asarray(plane.values, dtype=np.float64)
     height, width = values.shape
@@ -530,16 +581,17 @@ def _spots(plane: PlaneMap) -> NDArray[np.float64]:
 def _in_words(fx: float, fy: float) -> str:
     """Say how a frequency looks in the image."""
     radius = math.hypot(fx, fy)
-    if radius < 1e-9:
-        return "the mean level"
-    period = f"every {1 / radius:.1f} pixels"
+    if radius < _COARSE:
+        return f"coarse patterns, of {1 / _COARSE:.0f} pixels and more"
+    period = f"{1 / radius:.1f}" if radius > 0.1 else f"{1 / radius:.0f}"
+    repeating = f"repeating every {period.removesuffix('.0')} pixels"
     angle = math.degrees(math.atan2(abs(fy), abs(fx)))
     if angle < 8:
-        return f"upright, {period}"
+        return f"upright stripes {repeating}"
     if angle > 82:
-        return f"level, {period}"
+        return f"level stripes {repeating}"
     # Rows count downwards: along (fx, fy) is down to the right, so that stripes rise to the right.
-    return f"{'rising' if fx * fy > 0 else 'falling'} to the right, {period}"
+    return f"stripes {'rising' if fx * fy > 0 else 'falling'} to the right, {repeating}"
 
 
 def _end(axis: NDArray[Any]) -> float:
@@ -613,7 +665,7 @@ def _by_window(
     grid = [w for w in grid if w["similarity"] is not None]
     limit = max((abs(w["similarity"]) for w in analysed + grid), default=0.0) or 1.0
     picture = _windows_picture(loaded, analysed, grid, limit)
-    pictures["windows"] = _jpeg(picture)
+    pictures["windows"] = _jpeg(picture, _WINDOWS_BYTES)
     return {
         "generator": generator,
         "limit": limit,
@@ -764,9 +816,10 @@ def verify_report(
         made_by = str(stated["versions"]["masksim"])
         digest = str(stated["detector"]["sha256"])
         named = str(stated["detection"]["detector"]["sha256"])
-        maps = stated["options"]["maps"]
+        maps, channels = stated["options"]["maps"], stated["options"]["channels"]
         _require(printable(name) == name, "the image's name has letters that are not printable")
         _require(maps == "all" or (type(maps) is int and maps >= 0), "options.maps is no number")
+        _require(type(channels) is bool, "options.channels is neither true nor false")
     except (dossier_html.UnreadableError, KeyError, TypeError, AttributeError) as error:
         why = f"the data in the report cannot be read: {error}"
         return Verification((*checks, Check("content", False, why)))
@@ -798,7 +851,7 @@ def verify_report(
             for part in ("scores", "verdict", "metadata", "windows", "maps", "pictures")
         ]
         return Verification(tuple(checks))
-    _, found, drawn = _gather(detector, data, name, maps)
+    _, found, drawn = _gather(detector, data, name, maps, channels)
     found = json.loads(json.dumps(found))
     for part, compare in _COMPARED.items():
         try:
@@ -815,7 +868,7 @@ def verify_report(
             values = stated["windows"]
             own = load_image(data, name=name, part=detector.part, whole=True)
             again = _windows_picture(own, values["analysed"], values["grid"], values["limit"])
-            drawn = {**drawn, "windows": _jpeg(again)}
+            drawn = {**drawn, "windows": _jpeg(again, _WINDOWS_BYTES)}
     checks.append(_check_pictures(pictures, drawn))
     return Verification(tuple(checks))
 
