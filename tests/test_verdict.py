@@ -23,6 +23,7 @@ from masksim.verdict import (
     level_of,
     lost_after,
     ratio_words,
+    telling,
     words,
 )
 
@@ -176,6 +177,25 @@ def test_a_likelihood_ratio_has_no_scale_of_its_own() -> None:
     dark = [Reason("too_dark", "it is dark", hides=True)]
     assert verdict(0.02, ratios=ratios, reasons=dark).likelihood_ratio is None
     assert verdict(0.02).likelihood_ratio is None
+
+
+@pytest.mark.parametrize(
+    ("level", "rates", "count"),
+    [
+        ("inconclusive", [0.001, 0.001], 0),
+        ("no evidence", [0.02, 0.02], 1),
+        ("uncalibrated", [None, None], 1),
+        ("evidence", [0.01, 0.03, 0.031], 2),
+        ("fragile", [0.01, 0.01, 0.01, 0.01], 3),
+        ("weak evidence", [0.09, 0.1, 0.11], 2),
+        ("weak evidence", [0.2, 0.3], 1),
+        ("evidence", [], 0),
+    ],
+)
+def test_for_so_many_generators_it_is_worth_seeing_what_counted(
+    level: str, rates: list[float | None], count: int
+) -> None:
+    assert telling(level, rates) == count
 
 
 def test_a_rate_of_one_in_many_is_not_written_as_none() -> None:

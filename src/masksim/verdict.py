@@ -286,6 +286,31 @@ def decide(
     return _worded(_attributed(found, generators, rates.own.tolist(), similarities, clarity))
 
 
+def telling(level: str, rates: Sequence[float | None]) -> int:
+    """Of how many generators it is worth seeing what counted.
+
+    Parameters
+    ----------
+    level
+        Of the verdict.
+    rates
+        Each generator's own, the most telling first.
+
+    Returns
+    -------
+    int
+        With evidence the best one and those near it, at most three; 0 where the image cannot be
+        judged, else 1.
+    """
+    if level == "inconclusive" or not rates:
+        return 0
+    best = rates[0]
+    if best is None or level in ("no evidence", "uncalibrated"):
+        return 1
+    near = [rate for rate in rates if rate is not None and rate <= min(NEAR * best, NONE)]
+    return min(max(len(near), 1), 3)
+
+
 def _attributed(
     verdict: Verdict,
     generators: Sequence[str],

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -29,6 +29,7 @@ from masksim.errors import ImageError, UsageError
 from masksim.image import Limits, LoadedImage, load_image, to_display
 from masksim.provenance import origin as origins
 from masksim.provenance.metadata import read_metadata, statements_of
+from masksim.show.composed import axis_end, compose, marks
 from masksim.show.text import colour_limit, colour_scale, diverging_colours, printable, to_json
 from masksim.verdict import words
 
@@ -65,10 +66,7 @@ _LONGER_SIDE = 800  # of the picture of the image, pixels
 _WINDOWS_SIDE = 640  # of the picture of the windows
 _IMAGE_BYTES, _WINDOWS_BYTES = 150_000, 60_000  # that their files have at most, if they can
 _GRID = 36  # windows over the whole image, at most
-_WHOLE = 128  # side of a map that holds all channels, in frequencies
-_MARKS, _PLANES = 3, 3  # frequencies marked and channels drawn, a generator
-_COARSE = 1 / 32  # cycles per pixel under which a direction cannot be told
-_NEAR = 0.02  # cycles per pixel of a channel's own axis: half the side of a marked spot
+_PLANES = 3  # channels drawn, a generator
 
 
 @dataclass(frozen=True, eq=False)
@@ -401,13 +399,11 @@ def _explained(
     item: SimilarityMap, k: int, pictures: dict[str, bytes], *, drawn: bool, channels: bool
 ) -> dict[str, Any]:
     """Describe one generator's map: all channels in one, marked frequencies, and each channel."""
-    whole = _whole(item.planes)
+    composed = compose(item.planes)
     sums = [float(np.sum(plane.values, dtype=np.float64)) for plane in item.planes]
     picture = None
     if drawn:
-        # Twice as coarse as it is reckoned: single frequencies are mostly noise.
-        half = _WHOLE // 2
-        shown = whole.values.reshape(half, 2, half, 2).sum(axis=(1, 3))
+        shown = composed.coarser()
         limit = colour_limit(shown)
         picture = {"picture": f"map-{k}", "limit": limit}
         pictures[f"map-{k}"] = _panel_png(shown, limit)
@@ -415,13 +411,13 @@ def _explained(
     return {
         "generator": item.generator,
         "map": picture,
-        "marks": _marks(whole),
+        "marks": [asdict(mark) for mark in marks(composed)],
         "bands": _bands(item.planes),
         "planes": [
             {
                 "name": plane.name,
                 "sum": sums[p],
-                "end": {"fx": _end(plane.fx), "fy": _end(plane.fy)},
+                "end": {"fx": axis_end(plane.fx), "fy": axis_end(plane.fy)},
                 "panels": panels.get(p, []),
             }
             for p, plane in enumerate(item.planes)
@@ -435,7 +431,7 @@ def _panels(
     """Draw the channels that add most, each in three pictures; by the channel's number."""
     chosen = np.argsort(sums)[::-1][:_PLANES].tolist()
     limit = colour_limit(np.stack([_shrunk(item.planes[p].values) for p in chosen]))
-    found = {}
+    found: dict[int, list[dict[str, Any]]] = {}
     for p in chosen:
         plane, found[p] = item.planes[p], []
         for kind, values, scale in (
@@ -448,35 +444,6 @@ def _panels(
             key = f"map-{k}-{p}-{kind}"
             pictures[key] = _panel_png(small - centre, end)
             found[p].append({"kind": kind, "picture": key, "centre": centre, "limit": end})
-    return found
-
-
-class _Map(NamedTuple):
-    """Contributions over the frequencies: `values` (H, W), with the axes as in `PlaneMap`."""
-
-    values: NDArray[np.float64]
-    fy: NDArray[np.float64]
-    fx: NDArray[np.float64]
-
-
-def _whole(planes: Sequence[PlaneMap]) -> _Map:
-    """Add all channels up in one map of the image's own frequencies; its sum is the similarity."""
-    total = np.zeros((_WHOLE, _WHOLE))
-    for plane in planes:
-        values = np.asarray(plane.values, dtype=np.float64)
-        total += _onto(plane.fy) @ values @ _onto(plane.fx).T
-    axis = np.arange(_WHOLE) / _WHOLE - 0.5
-    return _Map(total, axis, axis)
-
-
-def _onto(axis: NDArray[Any]) -> NDArray[np.float64]:
-    """Share out frequencies (N,) to the two next to them of the map of all: (`_WHOLE`, N)."""
-    place = (np.asarray(axis, dtype=np.float64) + 0.5) * _WHOLE
-    below = np.floor(place).astype(np.int64)
-    found = np.zeros((_WHOLE, len(place)))
-    at = np.arange(len(place))
-    found[below % _WHOLE, at] += 1 - (place - below)
-    found[(below + 1) % _WHOLE, at] += place - below
     return found
 
 
@@ -502,102 +469,6 @@ def _bands(planes: Sequence[PlaneMap]) -> list[dict[str, Any]]:
         }
         for low, high, words in _BANDS
     ]
-
-
-def _marks(whole: _Map) -> list[dict[str, Any]]:
-    """Find the spots of the spectrum that raised the similarity most.
-
-    A spot is a square of frequencies and its mirror image: single frequencies are mostly noise.
-    """
-    raised = float(np.sum(np.maximum(whole.values, 0)))
-    if raised <= 0:
-        return []
-    spots = _spots(whole)
-    found: list[dict[str, Any]] = []
-    for _ in range(_MARKS):
-        y, x = np.unravel_index(int(spots.argmax()), spots.shape)
-        if spots[y, x] <= 0:
-            break
-        near = _square(whole, float(whole.fy[y]), float(whole.fx[x]), 2)
-        fy, fx = _middle_of(whole, float(whole.fy[y]), float(whole.fx[x]))
-        there = _square(whole, fy, fx) | _square(whole, -fy, -fx)
-        found.append(
-            {
-                "fx": fx,
-                "fy": fy,
-                "share": float(np.sum(whole.values[there])) / raised,
-                "words": _in_words(fx, fy),
-            }
-        )
-        spots[near] = -np.inf
-    return found
-
-
-def _half(n: int) -> int:
-    """Half the side of a spot, in places of an axis of n."""
-    return max(1, round(_NEAR * n))
-
-
-def _square(plane: _Map, fy: float, fx: float, times: int = 1) -> NDArray[np.bool_]:
-    """Tell which frequencies lie in the spot around one, or in a larger one."""
-    inside = []
-    for axis, middle in ((plane.fy, fy), (plane.fx, fx)):
-        step = 2 * _end(axis) / len(axis)
-        inside.append(np.abs(axis - middle) <= (times * _half(len(axis)) + 0.01) * step)
-    return np.asarray(inside[0][:, None] & inside[1][None])
-
-
-def _middle_of(plane: _Map, fy: float, fx: float) -> tuple[float, float]:
-    """Move a spot to the middle of what raises the similarity in it."""
-    weights = np.where(_square(plane, fy, fx), np.maximum(plane.values, 0), 0).astype(np.float64)
-    total = float(weights.sum())
-    moved = []
-    for axis, along in ((plane.fy, weights.sum(axis=1)), (plane.fx, weights.sum(axis=0))):
-        middle = float(along @ axis) / total
-        moved.append(float(axis[int(np.abs(axis - middle).argmin())]))
-    return moved[0], moved[1]
-
-
-def _spots(plane: _Map) -> NDArray[np.float64]:
-    """Sum over a square around each frequency; -inf in the half that mirrors the other."""
-    values = np.asarray(plane.values, dtype=np.float64)
-    height, width = values.shape
-    half = [_half(height), _half(width)]
-    padded = np.pad(values, [(half[0] + 1, half[0]), (half[1] + 1, half[1])])
-    sums = padded.cumsum(axis=0).cumsum(axis=1)
-    y, x = 2 * half[0] + 1, 2 * half[1] + 1
-    found = sums[y:, x:] - sums[:-y, x:] - sums[y:, :-x] + sums[:-y, :-x]
-    # The mirror image counts as well, but for what both have in common.
-    common = []
-    for axis in (plane.fy, plane.fx):
-        side = (2 * _half(len(axis)) + 1) * 2 * _end(axis) / len(axis)
-        common.append(np.maximum(0, 1 - 2 * np.abs(axis) / side))
-    found *= 2 - common[0][:, None] * common[1][None]
-    mirrored = (plane.fx[None] < 0) | ((plane.fx[None] == 0) & (plane.fy[:, None] < 0))
-    found[np.broadcast_to(mirrored, found.shape)] = -np.inf
-    return np.asarray(found)
-
-
-def _in_words(fx: float, fy: float) -> str:
-    """Say how a frequency looks in the image."""
-    radius = math.hypot(fx, fy)
-    if radius < _COARSE:
-        return f"coarse patterns, of {1 / _COARSE:.0f} pixels and more"
-    period = f"{1 / radius:.1f}" if radius > 0.1 else f"{1 / radius:.0f}"
-    repeating = f"repeating every {period.removesuffix('.0')} pixels"
-    angle = math.degrees(math.atan2(abs(fy), abs(fx)))
-    if angle < 8:
-        return f"upright stripes {repeating}"
-    if angle > 82:
-        return f"level stripes {repeating}"
-    # Rows count downwards: along (fx, fy) is down to the right, so that stripes rise to the right.
-    return f"stripes {'rising' if fx * fy > 0 else 'falling'} to the right, {repeating}"
-
-
-def _end(axis: NDArray[Any]) -> float:
-    """Where an axis of frequencies ends: 0.5, or 0.25 where chroma has half the resolution."""
-    n = len(axis)
-    return (float(axis[-1]) - float(axis[0])) / max(n - 1, 1) * n / 2 if n > 1 else 0.5
 
 
 def _shrunk(values: NDArray[Any], most: int = 128) -> NDArray[np.float64]:

@@ -19,7 +19,7 @@ import numpy as np
 
 from masksim.provenance import origin as origins
 from masksim.show.text import MEANING, UNCALIBRATED, channel_words, diverging_colours
-from masksim.verdict import NEAR, NONE, format_rate
+from masksim.verdict import format_rate, telling
 
 __all__ = ["SEAL", "UnreadableError", "embedded", "render", "seal_of"]
 
@@ -206,15 +206,15 @@ def _kept(text: str) -> str:
 def _page(data: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
     detection = data["detection"]
     name = detection["image"]["name"]
-    telling = _telling(data)
+    shown = _telling(data)
     sections = [
         _head(data, pictures),
-        _why(data, pictures, telling),
+        _why(data, pictures, shown),
         '<section class="annex" aria-label="Details">',
         _folded("What this does and does not mean", _meaning(data)),
         _folded("Does it hold after small changes of the image?", _stability(detection)),
         _folded("All generators", _generators(data)),
-        _folded("Maps and numbers of each generator", _maps(data, pictures, telling), "maps"),
+        _folded("Maps and numbers of each generator", _maps(data, pictures, shown), "maps"),
         _folded("Where in the image", _windows(data, pictures)),
         _folded("The file", _file(data)),
         _folded("Everything that the file says of its origin", _origin(data)),
@@ -396,31 +396,21 @@ def _bar(rate: float, n: int) -> str:
 
 
 def _telling(data: Mapping[str, Any]) -> list[int]:
-    """Which generators' maps stand on the first screen: the best one, and those near it.
-
-    None where the image cannot be judged; with no evidence the best one alone.
-    """
-    verdict, scores = data["detection"]["verdict"], data["detection"]["scores"]
-    drawn = [k for k, item in enumerate(data["maps"]) if item["map"] is not None]
-    if verdict["level"] == "inconclusive":
-        return []
-    if verdict["level"] in ("no evidence", "uncalibrated"):
-        return drawn[:1]
-    most = min(NEAR * scores[0]["false_positive_rate"], NONE)
-    return [k for k in drawn if k == 0 or scores[k]["false_positive_rate"] <= most][:_SHOWN]
+    """Which generators' maps stand on the first screen, of those that are drawn."""
+    detection = data["detection"]
+    rates = [score["false_positive_rate"] for score in detection["scores"]]
+    shown = range(telling(detection["verdict"]["level"], rates))
+    return [k for k in shown if data["maps"][k]["map"] is not None]
 
 
-_SHOWN = 3  # generators on the first screen
-
-
-def _why(data: Mapping[str, Any], pictures: Mapping[str, bytes], telling: Sequence[int]) -> str:
+def _why(data: Mapping[str, Any], pictures: Mapping[str, bytes], shown: Sequence[int]) -> str:
     """Draw what counted, for the generators that matter."""
-    if not telling:
+    if not shown:
         return ""
     cards = "".join(
         f'<div class="card">{_map(data["maps"][k], pictures)}<div><h3>{_matched(data, k)}</h3>'
         f"{_marks(data['maps'][k])}</div></div>"
-        for k in telling
+        for k in shown
     )
     return (
         '<section class="why" aria-labelledby="why"><h2 id="why">What counted</h2>'
@@ -434,20 +424,20 @@ def _why(data: Mapping[str, Any], pictures: Mapping[str, bytes], telling: Sequen
 def _matched(data: Mapping[str, Any], k: int) -> str:
     score = data["detection"]["scores"][k]
     rate = score["false_positive_rate"]
-    shown = f"similarity {score['similarity']:.4f}"
+    text = f"similarity {score['similarity']:.4f}"
     if rate is not None:
-        shown = f"{_rate(rate, score['sample_size'])} of real photos match it as well"
-    return f'{_e(score["generator"])} <span class="soft">{shown}</span>'
+        text = f"{_rate(rate, score['sample_size'])} of real photos match it as well"
+    return f'{_e(score["generator"])} <span class="soft">{text}</span>'
 
 
-def _maps(data: Mapping[str, Any], pictures: Mapping[str, bytes], telling: Sequence[int]) -> str:
+def _maps(data: Mapping[str, Any], pictures: Mapping[str, bytes], shown: Sequence[int]) -> str:
     """Draw the maps of the other generators, and what each channel added for all of them."""
     parts = [_legend()]
     if any(panels := [p["panels"] for item in data["maps"] for p in item["planes"]]):
         parts.append(_READING)
     for k, item in enumerate(data["maps"]):
         body = ""
-        if item["map"] is not None and k not in telling:
+        if item["map"] is not None and k not in shown:
             body = f'<div class="card">{_map(item, pictures)}<div>{_marks(item)}</div></div>'
         planes = _planes(item, pictures) if any(panels) else ""
         parts.append(

@@ -31,7 +31,7 @@ import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -50,7 +50,9 @@ from masksim import __version__
 from masksim.errors import ImageError, MasksimError, UsageError
 from masksim.image import Limits, load_image
 from masksim.serve import schemas as answers
+from masksim.show.composed import compose, marks
 from masksim.show.text import channel_words
+from masksim.verdict import telling
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -597,8 +599,10 @@ class Service:
             )
             if maps:
                 detection, found = self.detector.explain(loaded)
-                order = [score.generator for score in detection.scores]
-                answer = {**detection.to_dict(), "maps": pack_maps([found[g] for g in order])}
+                packed = pack_maps([found[score.generator] for score in detection.scores])
+                rates = [score.false_positive_rate for score in detection.scores]
+                packed["telling"] = telling(detection.verdict.level, rates)
+                answer = {**detection.to_dict(), "maps": packed}
             else:
                 detection = self.detector.detect(loaded)
                 answer = detection.to_dict()
@@ -671,8 +675,15 @@ def pack_maps(maps: Sequence[SimilarityMap]) -> dict[str, Any]:
                     "spectrum": known[key],
                 }
             )
+        composed = compose(item.planes)
         packed.append(
-            {"generator": item.generator, "similarity": float(item.similarity), "planes": planes}
+            {
+                "generator": item.generator,
+                "similarity": float(item.similarity),
+                "composed": _pack(composed.coarser(), 0.0),
+                "marks": [asdict(mark) for mark in marks(composed)],
+                "planes": planes,
+            }
         )
     return {"generators": packed, "spectra": spectra}
 

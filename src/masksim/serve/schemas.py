@@ -152,11 +152,24 @@ class MapPlane(_Shape):
     spectrum: int = Field(description="Index in `spectra`.")
 
 
+class Mark(_Shape):
+    """A spot of a map, together with its mirror image."""
+
+    fx: float = Field(description="Across, cycles per pixel.")
+    fy: float = Field(description="Down, cycles per pixel.")
+    share: float = Field(description="Of all that raised the similarity.")
+    words: str = Field(description="How it looks in the image.")
+
+
 class GeneratorMap(_Shape):
     """The sums of all planes add up to the similarity."""
 
     generator: str
     similarity: float
+    composed: Grid = Field(
+        description="All planes in one, over frequencies from -1/2 to 1/2 cycles per pixel."
+    )
+    marks: list[Mark] = Field(description="The spots that added most.")
     planes: list[MapPlane]
 
 
@@ -165,6 +178,7 @@ class Maps(_Shape):
 
     generators: list[GeneratorMap]
     spectra: list[Grid] = Field(description="The image's own spectrum, of each channel once.")
+    telling: int = Field(description="Of how many generators it is worth seeing what counted.")
 
 
 class Statement(_Shape):

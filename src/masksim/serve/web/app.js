@@ -123,9 +123,10 @@ async function work() {
     }
     result.progress("Sending", 0);
     const answer = await api.detectPatiently(file, {
+      maps: true,
       progress: (share) => result.progress(share === null ? "Analysing" : "Sending", share),
     }, (seconds) => result.progress(`Busy, asking again in ${Math.ceil(seconds)} s`, null));
-    result.answer(answer, file);
+    result.answer(answer);
     say(`${name}: ${answer.verdict.text}`);
     const canvas = await small(file, PREVIEW);
     if (canvas) result.thumbnail(canvas.toDataURL("image/jpeg", 0.85), `Preview of ${name}`);
@@ -199,7 +200,7 @@ function past() {
     ]);
     button.addEventListener("click", () => {
       const result = new Result(answer.image.name, answer.image.n_bytes);
-      result.answer(answer, null);
+      result.answer(answer);
       if (thumbnail) result.thumbnail(thumbnail, `Preview of ${answer.image.name}`);
       results.prepend(result.element);
       result.element.focus();

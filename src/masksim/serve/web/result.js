@@ -1,8 +1,8 @@
 // One result on the page: the verdict first, then what it rests on.
 
-import { detect } from "./api.js";
 import { el } from "./dom.js";
-import { draw } from "./maps.js";
+import { withoutMaps } from "./history.js";
+import { draw, overview } from "./maps.js";
 import * as words from "./words.js";
 
 const LEVELS = [["strong evidence", 0.01], ["evidence", 0.05], ["weak evidence", 0.1], ["no evidence", 1]];
@@ -112,9 +112,9 @@ function bars(answer) {
       el("td", { class: "number" }, words.rate(score.false_positive_rate, score.sample_size)),
     ]);
   });
-  return [
-    el("h3", { class: "label" }, "By generator"),
-    el("table", { class: "bars" }, [
+  return [el("details", {}, [
+    el("summary", {}, "All generators"),
+    el("div", {}, el("table", { class: "bars" }, [
       el("caption", { class: "unseen" }, "For each generator, the share of real photos that score as high"),
       el("thead", {}, el("tr", {}, [
         el("th", { scope: "col" }, ""),
@@ -122,28 +122,30 @@ function bars(answer) {
         el("th", { scope: "col", class: "number" }, "photos as high"),
       ])),
       el("tbody", {}, rows),
-    ]),
+    ])),
+  ])];
+}
+
+/** What counted, in pictures; none where the image cannot be judged, and of a result that was kept. */
+function counted(answer) {
+  if (!answer.maps?.telling) return [];
+  const body = el("div");
+  overview(answer).then((cards) => body.append(...cards));
+  return [
+    el("h3", { class: "label" }, "What counted"),
+    el("p", { class: "note" }, "Faint regular patterns in the finest noise, coarse ones in the middle, fine ones " +
+      "at the edges: red where this image has what the generator’s images have, blue where it has not."),
+    body,
   ];
 }
 
-function mapsPart(file) {
+function mapsPart(answer) {
   const body = el("div");
-  const part = el("details", {}, [el("summary", {}, "Where in the spectrum"), body]);
-  let asked = false;
-  part.addEventListener("toggle", async () => {
-    if (!part.open || asked) return;
-    asked = true;
-    if (!file) {
-      body.append(el("p", { class: "note" }, "The maps need the image, which is not kept: drop it again to see them."));
-      return;
-    }
-    body.replaceChildren(el("p", { class: "note", role: "status" }, "Drawing the maps …"));
-    try {
-      await draw(body, await detect(file, { maps: true }));
-    } catch (error) {
-      asked = false;
-      body.replaceChildren(el("p", { class: "note", role: "alert" }, words.problem(error.code)));
-    }
+  const part = el("details", {}, [el("summary", {}, "Maps of every generator and channel"), body]);
+  part.addEventListener("toggle", () => {
+    if (!part.open || body.firstChild) return;
+    if (answer.maps) draw(body, answer);
+    else body.append(el("p", { class: "note" }, "The maps are not kept: drop the image again to see them."));
   });
   return part;
 }
@@ -171,7 +173,7 @@ function factsPart(answer) {
   rows.push(["Detector", [answer.detector.name, " ", el("span", { class: "hash" }, answer.detector.sha256.slice(0, 16))]]);
   const save = el("button", { class: "quiet", type: "button" }, "Save as JSON");
   save.addEventListener("click", () => {
-    const url = URL.createObjectURL(new Blob([JSON.stringify(answer, null, 2)], { type: "application/json" }));
+    const url = URL.createObjectURL(new Blob([JSON.stringify(withoutMaps(answer), null, 2)], { type: "application/json" }));
     const link = el("a", { href: url, download: `${image.name.replace(/[^\w.-]+/g, "_")}.json` });
     link.click();
     setTimeout(() => URL.revokeObjectURL(url), 1000);
@@ -210,7 +212,7 @@ export class Result {
     else this.bar.value = share;
   }
 
-  answer(answer, file) {
+  answer(answer) {
     const { verdict, image } = answer;
     if (this.preview.firstChild === this.blank) {
       this.blank.replaceChildren(el("span", {}, image.format));
@@ -221,10 +223,11 @@ export class Result {
       el("p", { class: "plain" }, verdict.explanation),
       ...(verdict.false_positive_rate === null ? [] : [scale(verdict)]),
       ...points(verdict),
-      ...marks(answer),
       ...said(answer),
+      ...marks(answer),
+      ...counted(answer),
       ...bars(answer),
-      mapsPart(file),
+      mapsPart(answer),
       factsPart(answer),
     );
   }
