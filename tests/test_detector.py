@@ -728,6 +728,15 @@ BUNDLED = Path(masksim.__file__).parent / "weights" / "default" / "detector.json
 
 
 @pytest.mark.skipif(not BUNDLED.is_file(), reason="the package has no trained detector yet")
+def test_the_word_for_the_bundled_detector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_detector("default").sha256 == load_detector().sha256
+    (tmp_path / "default").mkdir()  # one's own folder of that name goes before it
+    with pytest.raises(ModelError):
+        load_detector("default")
+
+
+@pytest.mark.skipif(not BUNDLED.is_file(), reason="the package has no trained detector yet")
 def test_the_packages_own_detector(photo: NDArray[np.uint8]) -> None:
     detector = masksim.load_detector()
     found = detector.detect(photo)

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     Windows = list[tuple[int, int, int, int]]
 
 BUNDLED = "default"
+"""The word for the detector of the package, wherever one is asked for."""
 
 FLAT = 0.5
 """Above this share of flat pixels an image is taken for a graphic (`traits.flat_share`)."""
@@ -1151,6 +1152,16 @@ def bundled_path() -> Path:
     return Path(str(resources.files("masksim"))) / "weights" / BUNDLED
 
 
+def detector_folder(name: str | os.PathLike[str] | None) -> Path:
+    """Find a detector's folder: `BUNDLED` and None are the one inside the package.
+
+    A folder of the user's that is called like that word goes before it.
+    """
+    if name is None or (name == BUNDLED and not Path(name).exists()):
+        return bundled_path()
+    return Path(name)
+
+
 def load_detector(
     path: str | os.PathLike[str] | None = None,
     *,
@@ -1167,7 +1178,7 @@ def load_detector(
     Parameters
     ----------
     path
-        Folder of a detector; by default the one inside the package.
+        Folder of a detector; ``"default"``, and nothing, is the one inside the package.
     threads, providers, stability, population, likelihood_ratio, metadata,
     watermarks
         See `Detector`.
@@ -1181,10 +1192,8 @@ def load_detector(
     ModelError
         It is missing, damaged or unsafe.
     """
-    if path is None:
-        path = bundled_path()
     return Detector(
-        DetectorFile.load(path),
+        DetectorFile.load(detector_folder(path)),
         threads=threads,
         providers=providers,
         stability=stability,

@@ -43,8 +43,8 @@ from masksim.detector import Detector, load_detector  # noqa: E402
 from masksim.errors import ImageError, UsageError  # noqa: E402
 from masksim.serve import app as server  # noqa: E402
 from masksim.serve import schemas as answers  # noqa: E402
-from masksim.show.composed import compose, marks
-from masksim.show.text import channel_words
+from masksim.show.composed import compose, marks  # noqa: E402
+from masksim.show.text import channel_words  # noqa: E402
 from masksim.verdict import telling  # noqa: E402
 
 WEB = Path(server.__file__).parent / "web"
