@@ -15,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 import masksim.detector
-from masksim.calibration import Calibration, Interval, Rates
-from masksim.detector import Detection, GeneratorScore, PlaneMap, SimilarityMap
+from masksim.calibration import Calibration, Rates
 from masksim.errors import ImageError, ModelError
 from masksim.image import ImageFacts, LoadedImage, load_image
+from masksim.intervals import Interval
 from masksim.provenance.origin import read_origin
+from masksim.results import Detection, GeneratorScore, PlaneMap, SimilarityMap
 from masksim.verdict import decide
 
 GENERATORS = ("dalle3", "gpt-image", "sd1")

@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from masksim.calibration import Interval, LikelihoodRatios, Rates
+from masksim.calibration import Rates
 from masksim.errors import UsageError
+from masksim.evidence import LikelihoodRatios
+from masksim.intervals import Interval
 from masksim.verdict import (
     LEVELS,
     MARGIN,

@@ -13,15 +13,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 # Not for type checkers alone: tables of results ask `Verdict` for the types of its fields.
-from masksim.calibration import (
-    UNCLEAR,
-    Interval,
-    LikelihoodRatio,
-    LikelihoodRatios,
-    Rates,
-    number_of_false_alarms,
-)
+from masksim.calibration import Rates, number_of_false_alarms
 from masksim.errors import UsageError
+from masksim.evidence import UNCLEAR, LikelihoodRatio, LikelihoodRatios
+from masksim.intervals import Interval
 
 Level: TypeAlias = Literal[
     "inconclusive",
@@ -232,7 +227,7 @@ def decide(
     cautions
         Sentences that are passed on.
     clarity
-        See `masksim.calibration.Attribution`; None where the detector has no scores of the
+        See `masksim.evidence.Attribution`; None where the detector has no scores of the
         generators' own images.
     ratios
         To give the verdict a likelihood ratio.

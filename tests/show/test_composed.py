@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from masksim.detector import PlaneMap
+from masksim.results import PlaneMap
 from masksim.show.composed import compose, in_words, marks
 
 

@@ -36,7 +36,8 @@ from masksim.verdict import words
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from masksim.detector import Detection, Detector, PlaneMap, SimilarityMap
+    from masksim.detector import Detector
+    from masksim.results import Detection, PlaneMap, SimilarityMap
 
 __all__ = ["Check", "Report", "Verification", "make_report", "verify_report"]
 
