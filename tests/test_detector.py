@@ -19,12 +19,13 @@ import masksim
 from conftest import make_natural, plant  # type: ignore[import-not-found]
 from masksim.augment import encode
 from masksim.calibration import Interval, Rates
-from masksim.checkpoint import Branch, DetectorFile, import_original
+from masksim.checkpoint import Branch, DetectorFile
 from masksim.detector import PROBES, Detection, Detector, load_detector
 from masksim.errors import ImageError, ModelError, UsageError
 from masksim.features import shared_features
 from masksim.image import load_image
 from masksim.model import SharedHeads, heads_by_band
+from masksim.original.importer import import_original
 from masksim.residual import BANK, OnnxResidual, ResidualConfig, residual_onnx
 from masksim.spectrum import frequencies
 from masksim.traits import TRAITS

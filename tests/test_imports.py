@@ -49,7 +49,7 @@ ARROWS: Mapping[str, frozenset[str]] = {
 
 # Of no use without torch.
 TORCH_FREELY = {"original.network", "original.train", "original.denoiser", "training.loop"}
-TORCH_IN_FUNCTIONS = {"residual", "checkpoint"}  # work without it, too
+TORCH_IN_FUNCTIONS = {"residual", "original.importer"}  # work without it, too
 TORCH = {"torch", "torchvision", "torchmetrics", "torchaudio", "lightning"}
 
 
@@ -225,7 +225,8 @@ def test_a_right_arrow_is_allowed(module: str, source: str) -> None:
         ("spectrum", "import array_api_compat.torch", True),
         ("residual", "try:\n    import torch\nexcept ImportError:\n    torch = None", True),
         ("residual", "def f():\n    from torch import nn", False),
-        ("checkpoint", "if TYPE_CHECKING:\n    import torch", False),
+        ("original.importer", "if TYPE_CHECKING:\n    import torch", False),
+        ("checkpoint", "if TYPE_CHECKING:\n    import torch", True),
         ("original.network", "import torch", False),
         ("training.shared", "import torch", True),
     ],
