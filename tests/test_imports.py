@@ -193,7 +193,7 @@ def test_only_training_modules_know_torch(module: str) -> None:
         ("batch.run", "from masksim.serve.app import app"),
         ("batch.run", "from masksim import serve"),
         ("batch.run", "from .. import serve"),
-        ("data.views", "from masksim.training.dataset import views_of_file"),
+        ("data.views", "from masksim.training.feature_table import FeatureTable"),
         ("batch.run", "import masksim.unheard_of"),
     ],
 )
