@@ -19,13 +19,14 @@ import masksim
 from conftest import make_natural, plant  # type: ignore[import-not-found]
 from masksim.augment import encode
 from masksim.calibration import Rates
-from masksim.checkpoint import Branch, DetectorFile, import_original
+from masksim.checkpoint import Branch, DetectorFile
 from masksim.detector import Detector, load_detector
 from masksim.errors import ImageError, ModelError, UsageError
 from masksim.features import shared_features
 from masksim.image import load_image
 from masksim.intervals import Interval
 from masksim.model import SharedHeads, heads_by_band
+from masksim.original.importer import import_original
 from masksim.residual import BANK, OnnxResidual, ResidualConfig, residual_onnx
 from masksim.results import Detection
 from masksim.spectrum import frequencies

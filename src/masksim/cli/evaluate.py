@@ -238,9 +238,9 @@ def _scores(
     progress: Stage,
 ) -> tuple[ScoreTable, Scale, list[str]]:
     """Score images or read scores; say what they mean, and which columns are other detectors'."""
+    from masksim.data.views import ViewConfig
     from masksim.evaluation import scoring as rooms
     from masksim.evaluation.protocols import Scale
-    from masksim.training.dataset import ViewConfig
 
     if original_scores is not None:
         table = rooms.read_original_scores(original_scores)
@@ -380,9 +380,9 @@ def _draw(
     detector: Detector | None,
     results: Results,
 ) -> None:
+    from masksim.data.views import ViewConfig
     from masksim.evaluation import curves as plots
     from masksim.evaluation import scoring as rooms
-    from masksim.training.dataset import ViewConfig
 
     shares = (ViewConfig() if detector is None else rooms.views_of(detector)).shares
     plots.draw_all(

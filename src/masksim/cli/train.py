@@ -170,7 +170,7 @@ def train(
     with errors():
         need("train", "`masksim train`", "sklearn", "scipy", "onnx")
         need_for_files(manifest)
-        from masksim.training.shared import read_toml
+        from masksim.config import read_toml
 
         values = {} if config is None else read_toml(config)
         named = values.pop("recipe", Recipe.shared.value)
@@ -247,13 +247,13 @@ def _train_heads(
 ) -> None:
     from masksim.data.manifest import read_manifest
     from masksim.training.bands import BandsConfig, train_bands
-    from masksim.training.shared import TrainConfig, train_shared
+    from masksim.training.shared import SharedConfig, train_shared
 
     listed = read_manifest(manifest)
     shared = recipe is Recipe.shared
     if shared:
         images_of(manifest, "train")
-    config: Any = (TrainConfig if shared else BandsConfig).from_dict(values)
+    config: Any = (SharedConfig if shared else BandsConfig).from_dict(values)
     make: Any = train_shared if shared else train_bands
     place = cache_folder(cache, manifest)
     with stages(shown) as progress:
@@ -366,9 +366,9 @@ def train_residual(
     with errors():
         options = _options(device, precision, workers, save_every, tensorboard)
         need_for_files(manifest)
+        from masksim.config import read_toml
         from masksim.data.manifest import read_manifest
         from masksim.original.denoiser import DenoiserConfig, train_denoiser
-        from masksim.training.shared import read_toml
 
         given = {
             "sigma": sigma, "depth": depth, "features": features, "patch": patch, "batch": batch,
