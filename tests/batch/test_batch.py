@@ -23,8 +23,8 @@ from PIL import Image
 
 import batch_detectors
 import fake_detector
-from conftest import make_natural
 import masksim
+from conftest import make_natural
 from masksim.batch import analyse, flat_columns, flatten, output, pool, run_batch, score_dataset
 from masksim.batch import run as batch
 from masksim.batch.pool import WINDOW
@@ -965,15 +965,15 @@ def test_fail_on_a_level(photos: Path, tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_progress_in_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    from masksim.cli import batch as cli_batch
+    from masksim.cli import console
 
     said: list[str] = []
-    clock = iter([0.0, 5.0, 10.0, 15.0, 20.0])
-    monkeypatch.setattr(cli_batch, "say", said.append)
+    clock = iter([0.0, 0.0, 5.0, 10.0, 15.0, 20.0])
+    monkeypatch.setattr(console, "say", said.append)
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
-    lines = cli_batch._Lines()
-    for done in (60, 110, 160, 210):
-        lines(done, 10210, 10)
+    with console.stages(every=10) as progress:
+        for done in (10, 60, 110, 160, 210):
+            progress("images", done, 10210)
     assert said == [
         "110 of 10210 images, 10.0 images/s, 17 min left",
         "210 of 10210 images, 10.0 images/s, 17 min left",

@@ -8,7 +8,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
@@ -185,7 +185,8 @@ def schema(columns: Mapping[str, str]) -> Any:
 
 def parquet_row(flat: Row, columns: Iterable[str]) -> Row:
     """Give a flat row all its columns, and only valid text."""
-    return {**{name: _text(flat.get(name)) for name in columns}, "path": _parquet_path(flat["path"])}
+    row = {name: _text(flat.get(name)) for name in columns}
+    return {**row, "path": _parquet_path(flat["path"])}
 
 
 def _text(value: Any) -> Any:
@@ -263,7 +264,7 @@ class Encoder:
 
     def _csv(self, values: list[Any]) -> bytes:
         out = io.StringIO()
-        # The writer quotes fields that hold a character of its line end; both `\r` and `\n` must be.
+        # A field that holds a character of the line end is quoted: both `\r` and `\n` must be.
         csv.writer(out, lineterminator="\r\n").writerow(
             [str(v).lower() if isinstance(v, bool) else v for v in values]
         )
@@ -321,8 +322,8 @@ class Job:
     encode: Encoder
     name: str
     sha256: str
-    unreadable: Mapping[str, str] = field(default_factory=dict)
-    timeout: float = 300.0
+    unreadable: Mapping[str, str]
+    timeout: float
 
     def detector(self) -> Detector:
         """Load the detector.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -188,9 +188,9 @@ def run_batch(
     if not timeout > 0:
         raise UsageError(f"an image needs more than {timeout} seconds")
     paths: Iterable[str] = inputs.paths if isinstance(inputs, Inputs) else inputs
-    if isinstance(inputs, Inputs):
-        if taken := [name for name in inputs.files if same_file(name, out)]:
-            raise UsageError(f"{taken[0]} is a list of images: the results need another file")
+    lists = inputs.files if isinstance(inputs, Inputs) else ()
+    if taken := [name for name in lists if same_file(name, out)]:
+        raise UsageError(f"{taken[0]} is a list of images: the results need another file")
     job = _job(load or partial(load_detector, threads=1), form, inputs, timeout)
     with Output(out, job.encode, job.sha256, resume=resume, overwrite=overwrite) as output:
         total = len(paths) if isinstance(paths, Sequence) else 0

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -18,11 +14,11 @@ from masksim.cli.console import (
     Json,
     Model,
     Overwrite,
-    bars,
     errors,
     need,
     need_for_files,
     say,
+    stages,
     to_json,
     write,
 )
@@ -30,8 +26,6 @@ from masksim.errors import ImageError, UsageError
 
 if TYPE_CHECKING:
     from masksim.batch.run import Summary
-
-    Progress = Callable[[int, int, int], None]
 
 FOUND = 10
 """Exit code where ``--fail-on`` asks for a level and a verdict reaches it."""
@@ -128,7 +122,7 @@ def batch(
         found = inputs.list_inputs(images, recursive=recursive, column=column, root=root)
         if shard is not None:
             found = replace(found, paths=inputs.shard(found.paths, *_part(shard)))
-        with _progress() as progress:
+        with stages(every=EVERY) as progress:
             summary = run_batch(
                 found, out, load=load, workers=workers, resume=resume, overwrite=overwrite,
                 engine=engine.value, ray_address=ray_address, timeout=timeout, progress=progress,
@@ -158,51 +152,3 @@ def _report(summary: Summary) -> None:
         say(f"  {level}: {count}")
     for code, count in sorted(summary.errors.items(), key=lambda item: -item[1]):
         say(f"  not analysed, {code}: {count}")
-
-
-@contextmanager
-def _progress() -> Iterator[Progress]:
-    """Show how many are done, how fast, how long it will take: a bar, or a line now and then."""
-    if not sys.stderr.isatty():
-        yield _Lines()
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-    from rich.progress import TimeRemainingColumn as Remaining
-
-    columns = (
-        BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]:.1f} images/s"),
-        Remaining(),
-    )  # fmt: skip
-    start = time.monotonic()
-    with bars(*columns) as bar:
-        task = bar.add_task("images", total=None, rate=0.0)
-
-        def draw(done: int, total: int, before: int) -> None:
-            rate = (done - before) / max(time.monotonic() - start, 1e-9)
-            bar.update(task, completed=done, total=total or None, rate=rate)
-
-        yield draw
-
-
-class _Lines:
-    """Progress as a line on stderr every `EVERY` seconds."""
-
-    def __init__(self) -> None:
-        self.start = self.said = time.monotonic()
-
-    def __call__(self, done: int, total: int, before: int) -> None:
-        now = time.monotonic()
-        if now - self.said < EVERY or done == before:
-            return
-        self.said = now
-        rate = (done - before) / (now - self.start)
-        left = (total - done) / rate
-        say(f"{done} of {total} images, {rate:.1f} images/s, {_duration(left)} left")
-
-
-def _duration(seconds: float) -> str:
-    """Write seconds as ``1 h 05 min``, ``5 min`` or ``40 s``."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

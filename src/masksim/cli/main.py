@@ -36,13 +36,13 @@ from masksim.cli.console import (
     Json,
     Model,
     Overwrite,
-    bars,
     check_free,
     errors,
     explained,
     forget_stdout,
     need,
     say,
+    stages,
     to_json,
     user_cache,
     write,
@@ -268,11 +268,11 @@ def _knows_blocks() -> bool:
 
 def _with_progress(images: list[str]) -> Iterable[str]:
     """Draw a bar on stderr, unless the results themselves show on the same terminal."""
-    if len(images) < _SHOW_PROGRESS_FROM or sys.stdout.isatty() or not sys.stderr.isatty():
-        yield from images
-        return
-    with bars() as bar:
-        yield from bar.track(images, description="detecting")
+    drawn = sys.stderr.isatty() and not sys.stdout.isatty()
+    with stages(drawn and len(images) >= _SHOW_PROGRESS_FROM) as progress:
+        for k, image in enumerate(images):
+            progress("detecting", k, len(images))
+            yield image
 
 
 class _Pictures:
