@@ -332,7 +332,9 @@ def info(
 ) -> None:
     """Show a detector: its generators, windows, calibration, digest and where it comes from."""
     with errors():
-        facts = _describe(_load(model, None, Device.cpu))
+        from masksim.detector import describe
+
+        facts = describe(_load(model, None, Device.cpu))
         if as_json:
             write(to_json(facts, indent=2))
             return
@@ -347,39 +349,6 @@ def info(
         for k, branch in enumerate(facts["branches"]):
             _write_nested(f"branch {k}", branch)
         _write_nested("provenance", facts["provenance"])
-
-
-def _describe(detector: Detector) -> dict[str, Any]:
-    file = detector.file
-    return {
-        "name": detector.name,
-        "sha256": detector.sha256,
-        "format_version": file.format_version,
-        "generators": list(detector.generators),
-        "calibration": {
-            "sample_size": detector.sample_size,
-            "populations": {
-                name: [
-                    {"stratum": words, "photos": photos, "sources": sources}
-                    for words, photos, sources in calibration.table()
-                ]
-                for name, calibration in detector.calibrations.items()
-            },
-        },
-        "config": dict(file.config),
-        "branches": [
-            {
-                "generators": list(branch.generators),
-                "residual": branch.residual.to_dict(),
-                "preprocess": dict(branch.preprocess),
-                "spectrum": dict(branch.spectrum),
-                "head": branch.head,
-                "head_config": dict(branch.head_config),
-            }
-            for branch in file.branches
-        ],
-        "provenance": dict(file.provenance),
-    }
 
 
 def _write_nested(name: str, values: Mapping[str, Any]) -> None:
