@@ -14,9 +14,11 @@ from masksim.cli.console import (
     Json,
     Model,
     Overwrite,
+    argument,
     errors,
     need,
     need_for_files,
+    option,
     say,
     stages,
     to_json,
@@ -54,54 +56,29 @@ class Engine(str, Enum):
 def batch(
     images: Annotated[
         list[str],
-        typer.Argument(
-            metavar="DIR|GLOB|LIST|-...",
-            help="Folders, patterns, lists (.txt, .csv, .parquet), images; - is a list on stdin.",
+        argument(
+            "Folders, patterns, lists (.txt, .csv, .parquet), images; - is a list on stdin.",
+            "DIR|GLOB|LIST|-...",
         ),
     ],
-    out: Annotated[
-        Path, typer.Option("--out", metavar="FILE", help="Results: .jsonl, .csv or .parquet.")
-    ],
+    out: Annotated[Path, option("Results: .jsonl, .csv or .parquet.", metavar="FILE")],
     model: Model = None,
-    workers: Annotated[
-        int | None, typer.Option("--workers", min=1, help="Processes; default: one a core.")
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the results that are there.")
-    ] = False,
+    workers: Annotated[int | None, option("Processes; default: one a core.", min=1)] = None,
+    resume: Annotated[bool, option("Go on with the results that are there.", "--resume")] = False,
     overwrite: Overwrite = False,
-    shard: Annotated[
-        str | None, typer.Option("--shard", metavar="I/N", help="Only the I-th of N parts.")
-    ] = None,
+    shard: Annotated[str | None, option("Only the I-th of N parts.", metavar="I/N")] = None,
     fail_on: Annotated[
-        list[FailOn] | None,
-        typer.Option("--fail-on", help="Exit code 10 from this level on; error: 3. Repeatable."),
+        list[FailOn] | None, option("Exit code 10 from this level on; error: 3. Repeatable.")
     ] = None,
-    recursive: Annotated[
-        bool, typer.Option("--recursive/--no-recursive", help="Folders below a folder, too.")
-    ] = True,
-    column: Annotated[
-        str, typer.Option("--column", metavar="NAME", help="Of .csv and .parquet: the paths.")
-    ] = "path",
+    recursive: Annotated[bool, option("Folders below a folder, too.")] = True,
+    column: Annotated[str, option("Of .csv and .parquet: the paths.", metavar="NAME")] = "path",
     root: Annotated[
-        Path | None,
-        typer.Option("--root", metavar="DIR", help="Where relative paths of lists start."),
+        Path | None, option("Where relative paths of lists start.", metavar="DIR")
     ] = None,
-    engine: Annotated[
-        Engine, typer.Option("--engine", help="ray: Ray Data, the extra ray.")
-    ] = Engine.local,
-    ray_address: Annotated[
-        str | None, typer.Option("--ray-address", metavar="ADDRESS", help="Of a Ray cluster.")
-    ] = None,
-    timeout: Annotated[
-        float, typer.Option("--timeout", metavar="SECONDS", help="That one image may take.")
-    ] = 300.0,
-    metadata: Annotated[
-        bool,
-        typer.Option(
-            "--metadata/--no-metadata", help="Also tell what files say of their own origin."
-        ),
-    ] = True,
+    engine: Annotated[Engine, option("ray: Ray Data, the extra ray.")] = Engine.local,
+    ray_address: Annotated[str | None, option("Of a Ray cluster.", metavar="ADDRESS")] = None,
+    timeout: Annotated[float, option("That one image may take.", metavar="SECONDS")] = 300.0,
+    metadata: Annotated[bool, option("Also tell what files say of their own origin.")] = True,
     as_json: Json = False,
 ) -> None:
     """Analyse many images into one file: a row an image, errors too; can be gone on with."""

@@ -39,6 +39,16 @@ BUNDLED = "default"
 """The word for the detector of the package, wherever a command takes a detector."""
 
 
+def option(help: str, *names: str, **more: Any) -> Any:
+    """Describe an option of a command; without names it is called as its parameter."""
+    return typer.Option(*names, help=help, **more)
+
+
+def argument(help: str, metavar: str | None = None, **more: Any) -> Any:
+    """Describe an argument of a command."""
+    return typer.Argument(help=help, metavar=metavar, **more)
+
+
 def detector_path(text: str) -> Path:
     """Find the folder that an argument names: a detector's, or `BUNDLED` for the package's own.
 
@@ -77,18 +87,30 @@ DetectorArgument = Annotated[
     ),
 ]
 ManifestFile = Annotated[
-    Path, typer.Option("--manifest", metavar="FILE", help="From `masksim data prepare`, or alike.")
+    Path, option("From `masksim data prepare`, or alike.", "--manifest", metavar="FILE")
 ]
 Cache = Annotated[
     Path | None,
-    typer.Option(
+    option(
+        "Finished pieces, so that a killed run goes on; default: see `masksim cache`.",
         "--cache",
         metavar="DIR",
-        help="Finished pieces, so that a killed run goes on; default: see `masksim cache`.",
     ),
 ]
-Workers = Annotated[int, typer.Option("--workers", min=1, help="Processes.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object.")]
+Quick = Annotated[bool, option("Without the small re-encodings that check a verdict.", "--quick")]
+Population = Annotated[
+    str,
+    option(
+        "Photos that rates are measured on: auto (all, the largest rate counts), built-in, or a "
+        "name from `masksim calibrate`.",
+        "--population",
+    ),
+]
+LikelihoodRatio = Annotated[
+    bool, option("Give verdicts a bounded likelihood ratio.", "--likelihood-ratio")
+]
+Workers = Annotated[int, option("Processes.", "--workers", min=1)]
+Json = Annotated[bool, option("One JSON object.", "--json")]
 
 
 class Format(str, Enum):
@@ -100,7 +122,7 @@ class Format(str, Enum):
     csv = "csv"
 
 
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+Overwrite = Annotated[bool, option("Replace what is there.", "--overwrite")]
 
 
 def leads() -> bool:

@@ -18,11 +18,13 @@ from masksim.cli.console import (
     Json,
     Overwrite,
     archive_folder,
+    argument,
     check_free,
     errors,
     images_of,
     need,
     need_for_files,
+    option,
     say,
     stages,
     to_json,
@@ -41,11 +43,9 @@ app = typer.Typer(
     add_completion=False,
 )
 
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no messages.")]
-Workers = Annotated[int | None, typer.Option(min=1, help="Threads; default: one a core.")]
-Table = Annotated[
-    Path | None, typer.Option("--sources", help="A table of sets of your own (TOML).")
-]
+Quiet = Annotated[bool, option("No progress, no messages.", "--quiet", "-q")]
+Workers = Annotated[int | None, option("Threads; default: one a core.", min=1)]
+Table = Annotated[Path | None, option("A table of sets of your own (TOML).", "--sources")]
 
 _SHOWN = 20  # problems of a set that are told one by one
 
@@ -113,10 +113,8 @@ def list_sets(sources: Table = None, as_json: Json = False) -> None:
 
 @app.command("label")
 def label_files(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="With folders below it.")],
-    out: Annotated[
-        Path, typer.Option("--out", "-o", metavar="FILE", help="The manifest: .csv or .parquet.")
-    ],
+    folder: Annotated[Path, argument("With folders below it.", "FOLDER")],
+    out: Annotated[Path, option("The manifest: .csv or .parquet.", "--out", "-o", metavar="FILE")],
     overwrite: Overwrite = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -156,25 +154,23 @@ def label_files(
 
 @app.command("download")
 def download_sets(
-    names: Annotated[list[str], typer.Argument(metavar="SET...", help="Names, or all.")],
-    data: Annotated[Path, typer.Option(help="Where the images go.")] = Path("data"),
+    names: Annotated[list[str], argument("Names, or all.", "SET...")],
+    data: Annotated[Path, option("Where the images go.")] = Path("data"),
     cache: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Where archives go; default: see `masksim cache`."),
+        Path | None, option("Where archives go; default: see `masksim cache`.", metavar="DIR")
     ] = None,
     url: Annotated[
-        list[str] | None,
-        typer.Option(help="Another address for a moved file: URL, or FILE=URL (repeatable)."),
+        list[str] | None, option("Another address for a moved file: URL, or FILE=URL (repeatable).")
     ] = None,
     table: Annotated[
-        Path | None, typer.Option(help="A CSV of URLs for a set whose list comes by a form.")
+        Path | None, option("A CSV of URLs for a set whose list comes by a form.")
     ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Files at a time.")] = 4,
+    workers: Annotated[int, option("Files at a time.", min=1)] = 4,
     attempts: Annotated[
-        int, typer.Option(min=1, help="Tries in a row without a new byte before giving up.")
+        int, option("Tries in a row without a new byte before giving up.", min=1)
     ] = 6,
     keep_archives: Annotated[
-        bool, typer.Option("--keep-archives/--drop-archives", help="Keep archives once unpacked.")
+        bool, option("Keep archives once unpacked.", "--keep-archives/--drop-archives")
     ] = True,
     sources: Table = None,
     as_json: Json = False,
@@ -321,57 +317,51 @@ def _pair(text: str) -> tuple[str, str]:
 def prepare_sets(
     names: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="[SET...]", help="Public sets in --data; default: all that are there."
-        ),
+        argument("Public sets in --data; default: all that are there.", "[SET...]"),
     ] = None,
-    data: Annotated[Path, typer.Option(help="Where the raw sets are.")] = Path("data"),
-    out: Annotated[Path, typer.Option(help="Where prepared images and the manifest go.")] = Path(
+    data: Annotated[Path, option("Where the raw sets are.")] = Path("data"),
+    out: Annotated[Path, option("Where prepared images and the manifest go.")] = Path(
         "processed_data"
     ),
     real: Annotated[
-        list[Path] | None, typer.Option(help="A folder of photographs of your own (repeatable).")
+        list[Path] | None, option("A folder of photographs of your own (repeatable).")
     ] = None,
     synthetic: Annotated[
-        list[str] | None,
-        typer.Option(help="NAME=DIR: a folder of images made by NAME (repeatable)."),
+        list[str] | None, option("NAME=DIR: a folder of images made by NAME (repeatable).")
     ] = None,
     manifest: Annotated[
-        Path | None, typer.Option(help="Prepare what a manifest or a filename,typ CSV lists.")
+        Path | None, option("Prepare what a manifest or a filename,typ CSV lists.")
     ] = None,
     original: Annotated[
-        Path | None,
-        typer.Option(help="List a processed_data folder of the original, where it is."),
+        Path | None, option("List a processed_data folder of the original, where it is.")
     ] = None,
     variant: Annotated[
         list[str] | None,
-        typer.Option(
-            help="train, files, uncompressed, JPEG_Qrandom, JPEG_Q90, JPEG_Q70-90, WEBP_Qrandom, "
-            "... (repeatable). Public sets: train and JPEG_Qrandom; others: files."
+        option(
+            "train, files, uncompressed, JPEG_Qrandom, JPEG_Q90, JPEG_Q70-90, WEBP_Qrandom, ... "
+            "(repeatable). Public sets: train and JPEG_Qrandom; others: files."
         ),
     ] = None,
     all_folders: Annotated[
-        bool, typer.Option(help="Every variant for every folder, not test folders alone.")
+        bool, option("Every variant for every folder, not test folders alone.")
     ] = False,
-    window: Annotated[int, typer.Option(min=8, help="Side of the window, pixels.")] = 512,
+    window: Annotated[int, option("Side of the window, pixels.", min=8)] = 512,
     cut: Annotated[
-        str, typer.Option(help="aligned (to the 8-pixel grid) or original (exact centre).")
+        str, option("aligned (to the 8-pixel grid) or original (exact centre).")
     ] = "aligned",
-    subsampling: Annotated[str, typer.Option(help="Chroma of JPEG.")] = "4:2:0",
-    place: Annotated[
-        str, typer.Option(help="Images that keep their bytes: link, copy or in-place.")
-    ] = "link",
+    subsampling: Annotated[str, option("Chroma of JPEG.")] = "4:2:0",
+    place: Annotated[str, option("Images that keep their bytes: link, copy or in-place.")] = "link",
     shares: Annotated[
-        str, typer.Option(help="Own folders: TRAIN/VAL/TEST shares of the images.")
+        str, option("Own folders: TRAIN/VAL/TEST shares of the images.")
     ] = "80/10/10",
     single_source: Annotated[
-        str, typer.Option(help="Own folders, one source only: blocks or error.")
+        str, option("Own folders, one source only: blocks or error.")
     ] = "blocks",
-    split: Annotated[str, typer.Option(help="Split of a filename,typ CSV.")] = "test",
-    seed: Annotated[int, typer.Option(help="Another draw of the random qualities.")] = 0,
-    parquet: Annotated[bool, typer.Option(help="manifest.parquet instead of .csv.")] = False,
+    split: Annotated[str, option("Split of a filename,typ CSV.")] = "test",
+    seed: Annotated[int, option("Another draw of the random qualities.")] = 0,
+    parquet: Annotated[bool, option("manifest.parquet instead of .csv.")] = False,
     workers: Workers = None,
-    strict: Annotated[bool, typer.Option(help="Exit with 5 if any image failed.")] = False,
+    strict: Annotated[bool, option("Exit with 5 if any image failed.")] = False,
     sources: Table = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -424,15 +414,15 @@ def prepare_sets(
 
 @app.command("verify")
 def verify_set(
-    manifest: Annotated[Path, typer.Argument(help="A manifest, or the folder it is in.")],
-    window: Annotated[int, typer.Option(min=8, help="Smaller images are reported.")] = 512,
+    manifest: Annotated[Path, argument("A manifest, or the folder it is in.")],
+    window: Annotated[int, option("Smaller images are reported.", min=8)] = 512,
     near: Annotated[
-        int, typer.Option(min=-1, max=15, help="Bits near duplicates may differ; -1: do not look.")
+        int, option("Bits near duplicates may differ; -1: do not look.", min=-1, max=15)
     ] = 6,
-    probe: Annotated[bool, typer.Option("--probe/--no-probe", help="The leak probe.")] = True,
-    split: Annotated[str | None, typer.Option(help="Only the images of this split.")] = None,
+    probe: Annotated[bool, option("The leak probe.")] = True,
+    split: Annotated[str | None, option("Only the images of this split.")] = None,
     workers: Workers = None,
-    strict: Annotated[bool, typer.Option(help="Exit with 5 on warnings, too.")] = False,
+    strict: Annotated[bool, option("Exit with 5 on warnings, too.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:

@@ -34,13 +34,18 @@ from masksim.cli import train as cli_train
 from masksim.cli.console import (
     NO_READER,
     Json,
+    LikelihoodRatio,
     Model,
     Overwrite,
+    Population,
+    Quick,
+    argument,
     check_free,
     errors,
     explained,
     forget_stdout,
     need,
+    option,
     say,
     stages,
     to_json,
@@ -113,7 +118,7 @@ def _without_colours() -> None:
 
 @app.callback(invoke_without_command=True)
 def _masksim(
-    version: Annotated[bool, typer.Option("--version", "-V", help="Show the version.")] = False,
+    version: Annotated[bool, option("Show the version.", "--version", "-V")] = False,
 ) -> None:
     if version:
         write(f"masksim {__version__}")
@@ -139,45 +144,21 @@ def _load(model: Path | None, threads: int | None, device: Device, **options: An
 
 @app.command()
 def detect(
-    images: Annotated[
-        list[str],
-        typer.Argument(metavar="IMAGE...", help="Image files; - is one image on stdin."),
-    ],
+    images: Annotated[list[str], argument("Image files; - is one image on stdin.", "IMAGE...")],
     as_json: Annotated[
-        bool, typer.Option("--json", help="JSON Lines: one object an image, on one line.")
+        bool, option("JSON Lines: one object an image, on one line.", "--json")
     ] = False,
     maps: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Write the pictures of the similarity maps there."),
+        Path | None, option("Write the pictures of the similarity maps there.", metavar="DIR")
     ] = None,
     overwrite: Overwrite = False,
     model: Model = None,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Processor threads; default: one a core.")
-    ] = None,
-    device: Annotated[Device, typer.Option(help="Where the network runs.")] = Device.cpu,
-    quick: Annotated[
-        bool,
-        typer.Option("--quick", help="Without the small re-encodings that check a verdict."),
-    ] = False,
-    population: Annotated[
-        str,
-        typer.Option(
-            "--population",
-            help="Photos that rates are measured on: auto (all, the largest rate counts), "
-            "built-in, or a name from `masksim calibrate`.",
-        ),
-    ] = "auto",
-    likelihood_ratio: Annotated[
-        bool,
-        typer.Option("--likelihood-ratio", help="Give verdicts a bounded likelihood ratio."),
-    ] = False,
-    metadata: Annotated[
-        bool,
-        typer.Option(
-            "--metadata/--no-metadata", help="Also tell what the file says of its own origin."
-        ),
-    ] = True,
+    threads: Annotated[int | None, option("Processor threads; default: one a core.", min=1)] = None,
+    device: Annotated[Device, option("Where the network runs.")] = Device.cpu,
+    quick: Quick = False,
+    population: Population = "auto",
+    likelihood_ratio: LikelihoodRatio = False,
+    metadata: Annotated[bool, option("Also tell what the file says of its own origin.")] = True,
 ) -> None:
     """Say of each image which generator's spectral pattern it carries, and how rare that is."""
     with errors():
@@ -364,16 +345,14 @@ def _write_nested(name: str, values: Mapping[str, Any]) -> None:
 
 @app.command("import-original")
 def import_original(
-    source: Annotated[
-        Path, typer.Argument(metavar="CKPT_OR_FOLDER", help="A .ckpt file, or a folder of them.")
-    ],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="The detector's folder to write.")],
+    source: Annotated[Path, argument("A .ckpt file, or a folder of them.", "CKPT_OR_FOLDER")],
+    out: Annotated[Path, argument("The detector's folder to write.", "OUT")],
     colour: Annotated[
         str | None,
-        typer.Option(
-            metavar="SPACE",
-            help="What they were trained on: YCbCr-BT601-studio-8bit (the default), RGB or "
+        option(
+            "What they were trained on: YCbCr-BT601-studio-8bit (the default), RGB or "
             "YCbCr-BT601-full.",
+            metavar="SPACE",
         ),
     ] = None,
     overwrite: Overwrite = False,
@@ -399,7 +378,7 @@ def import_original(
 
 @app.command()
 def cache(
-    clear: Annotated[bool, typer.Option("--clear", help="Delete what is in it.")] = False,
+    clear: Annotated[bool, option("Delete what is in it.", "--clear")] = False,
     as_json: Json = False,
 ) -> None:
     """Show, or empty, the folder of what can be made again: pieces of runs, archives of sets."""

@@ -16,9 +16,11 @@ from masksim.cli.console import (
     Json,
     Model,
     Overwrite,
+    argument,
     check_free,
     errors,
     explained,
+    option,
     say,
     to_json,
     write,
@@ -64,16 +66,11 @@ app = typer.Typer(
 
 @app.command(hidden=True)
 def make(
-    image: Annotated[
-        str, typer.Argument(metavar="IMAGE", help="An image file; - is one on stdin.")
-    ],
-    out: Annotated[
-        Path, typer.Option("--out", "-o", metavar="FILE", help="The HTML file to write.")
-    ],
+    image: Annotated[str, argument("An image file; - is one on stdin.", "IMAGE")],
+    out: Annotated[Path, option("The HTML file to write.", "--out", "-o", metavar="FILE")],
     model: Model = None,
     maps: Annotated[
-        str,
-        typer.Option(metavar="all|N", help="Draw the maps of the N most telling generators."),
+        str, option("Draw the maps of the N most telling generators.", metavar="all|N")
     ] = "3",
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -153,8 +150,8 @@ def _stdin() -> bytes:
 
 @app.command()
 def verify(
-    report: Annotated[Path, typer.Argument(metavar="REPORT", help="From `masksim report`.")],
-    image: Annotated[str, typer.Argument(metavar="IMAGE", help="The image it is about.")],
+    report: Annotated[Path, argument("From `masksim report`.", "REPORT")],
+    image: Annotated[str, argument("The image it is about.", "IMAGE")],
     model: Model = None,
     as_json: Json = False,
 ) -> None:
