@@ -53,6 +53,7 @@ from masksim.cli.console import (
     write,
 )
 from masksim.errors import ImageError, UsageError
+from masksim.files import make_folder
 
 if TYPE_CHECKING:
     from masksim.detector import Detection, Detector, SimilarityMap
@@ -165,10 +166,7 @@ def detect(
         if images.count("-") > 1:
             raise UsageError("stdin holds one image: give - once")
         if maps is not None:
-            try:
-                maps.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise UsageError(f"--maps {maps} cannot be made: {error.strerror}") from error
+            make_folder(maps)
         detector = _load(
             model, threads, device,
             stability=not quick, population=population, likelihood_ratio=likelihood_ratio,

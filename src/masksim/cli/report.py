@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
-import secrets
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,6 +24,7 @@ from masksim.cli.console import (
     write,
 )
 from masksim.errors import ImageError, UsageError
+from masksim.files import write_whole
 
 NOT_VERIFIED = 1
 """Exit code of ``masksim report verify`` where a check failed or could not be made."""
@@ -96,7 +95,7 @@ def make(
             )
         except ImageError as error:
             raise ImageError(explained(image, error), code=error.code) from error
-        _write_whole(out, report.html)
+        write_whole(out, report.html)
         if as_json:
             write(
                 to_json(
@@ -113,31 +112,6 @@ def make(
 
         write(f"{printable(str(out))}: {printable(report.detection.verdict.text)}")
         write(f"  seal {report.seal}")
-
-
-def _write_whole(out: Path, data: bytes) -> None:
-    """Write a file whole or not at all: what was there stays until all of the new is written."""
-    try:
-        if out.exists() and not out.is_file():  # a device or a pipe, which must not be replaced
-            out.write_bytes(data)
-            return
-        target = Path(os.path.realpath(out))  # a link stays one
-        # Not by `tempfile`, whose files only their owner may read.
-        part = target.with_name(f".masksim-{secrets.token_hex(4)}.part")
-        try:
-            with part.open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(part, target)
-        finally:
-            part.unlink(missing_ok=True)
-    except OSError as error:
-        raise _cannot_write(out, error) from error
-
-
-def _cannot_write(out: Path, error: OSError) -> UsageError:
-    return UsageError(f"cannot write {out}: {error.strerror or error}")
 
 
 def _stdin() -> bytes:
