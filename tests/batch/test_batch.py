@@ -414,18 +414,27 @@ def test_a_finished_parquet_file_is_locked_while_it_is_unpacked(
 
 
 @needs_names
-def test_results_that_are_replaced_while_they_are_locked(tmp_path: Path) -> None:
-    pytest.importorskip("fcntl")
+@pytest.mark.parametrize("removed", [False, True])
+def test_results_that_are_replaced_while_they_are_locked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, removed: bool
+) -> None:
+    fcntl = pytest.importorskip("fcntl")
     out = tmp_path / "results.jsonl"
     out.touch()
-    with open(out, "r+b") as file:
-        (tmp_path / "new").touch()
-        os.replace(tmp_path / "new", out)
-        with pytest.raises(UsageError, match="another batch"):
-            output._lock(file, out)
-        out.unlink()
-        with pytest.raises(UsageError, match="another batch"):
-            output._lock(file, out)
+    lock = fcntl.flock
+
+    def late(file: Any, how: int) -> None:
+        """Get the lock after the batch that had it has put another file there."""
+        if removed:
+            out.unlink()
+        else:
+            (tmp_path / "new").touch()
+            os.replace(tmp_path / "new", out)
+        lock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with pytest.raises(UsageError, match="another batch was writing"):
+        go(["a.png"], out, resume=True)
 
 
 @needs_names

@@ -126,13 +126,13 @@ Overwrite = Annotated[bool, option("Replace what is there.", "--overwrite")]
 
 
 def leads() -> bool:
-    """Tell whether this process speaks: of several that train together (``torchrun``) one does."""
+    """Tell whether this process reports: of several that train together (torchrun) one does."""
     return os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager
 def errors(as_json: bool = False) -> Iterator[None]:
-    """Turn what is expected to go wrong into one line on stderr and an exit code.
+    """Turn expected errors into one line on stderr and an exit code.
 
     Parameters
     ----------
@@ -240,16 +240,16 @@ def check_free(*paths: Path, overwrite: bool) -> None:
 
 
 def cache_folder(given: Path | None, *inputs: Path) -> Path:
-    """Find where the finished pieces of a run are kept; tell so if nobody has asked for that place.
+    """Find where the finished pieces of a run are kept; say so unless ``--cache`` names it.
 
     Parameters
     ----------
     given
         What ``--cache`` names.
     *inputs
-        The manifest or the folders that the run is about. A piece is known by what a manifest says
-        of its images, not by where they are, nor by what has computed it; so in the user's cache,
-        which all runs share, each of these, and each set of versions, has a folder of its own.
+        The manifest or the folders that the run is about. The name of a piece says nothing of the
+        images' folder, nor of the versions that computed it. All runs share the user's cache, so
+        there each input, with each set of versions, has a folder of its own.
     """
     if given is not None:
         return given
@@ -260,7 +260,7 @@ def cache_folder(given: Path | None, *inputs: Path) -> Path:
 
 
 def _versions() -> Iterator[str]:
-    """Tell all that a computed number may depend on."""
+    """Name the versions that a computed number may depend on."""
     yield __version__
     for name in ("numpy", "onnxruntime", "onnxruntime-gpu", "pillow", "pillow-heif"):
         with suppress(PackageNotFoundError):  # of the two runtimes one is there
@@ -268,7 +268,7 @@ def _versions() -> Iterator[str]:
 
 
 def archive_folder(given: Path | None) -> Path:
-    """Find where the archives of public sets are kept; tell so if nobody has asked for it."""
+    """Find where the archives of public sets are kept; say so unless ``--cache`` names it."""
     if given is not None:
         return given
     _tell_cache(user_cache() / "archives")
@@ -312,7 +312,7 @@ def explained(source: str, error: ImageError) -> str:
 
 
 def forget_stdout() -> None:
-    """Lead stdout to nowhere, so that what waits in its buffer fails no more."""
+    """Point stdout at nothing, so that flushing its buffer no longer fails."""
     with suppress(OSError, ValueError):  # not a file, or closed
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

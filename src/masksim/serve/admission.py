@@ -17,7 +17,7 @@ FORM_BYTES = 64 * 1024
 
 _LONGEST_WAIT = 60  # seconds that Retry-After asks for at most
 GUARDED = ("/v1/", "/metrics")
-"""Where paths begin that want the token."""
+"""Paths that begin like this need the token, if there is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +156,7 @@ class Admission:
         self._seconds += 0.1 * (seconds - self._seconds)
 
     def overloaded(self, why: str) -> ServiceError:
-        """Say when to try again: when about a place's share of the work is done."""
+        """Refuse a request, and say after how many seconds a place is likely to be free."""
         wait = math.ceil(self._seconds * self.inside / self.workers)
         return ServiceError(
             f"the service is busy ({why}): try again later",
@@ -166,7 +166,7 @@ class Admission:
 
 
 class Place:
-    """One request inside, from its headers to its answer or, if later, its last analysis."""
+    """One request inside: from its headers to its answer, or to its last analysis if later."""
 
     def __init__(self, admission: Admission) -> None:
         self._admission = admission
@@ -199,13 +199,7 @@ class Place:
 
 
 class Token:
-    """What clients must send as bearer token where a path begins as in `GUARDED`.
-
-    Parameters
-    ----------
-    token
-        None: nothing.
-    """
+    """The bearer token that clients must send for the paths of `GUARDED`; None: no token."""
 
     def __init__(self, token: str | None) -> None:
         self._digest = None if token is None else _digest(token.encode())
@@ -216,7 +210,7 @@ class Token:
         return self._digest is not None
 
     def check(self, path: str, headers: Mapping[bytes, bytes]) -> None:
-        """Refuse a request without it.
+        """Refuse a request that lacks it.
 
         Raises
         ------

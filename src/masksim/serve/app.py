@@ -4,8 +4,8 @@
 are forgotten with the answer; nothing is fetched, nothing is written to disk, and neither the logs
 nor the metrics know an image's name or content.
 
-What is inside at once is bounded, in requests and in bytes (`masksim.serve.admission`); who comes
-on top is refused at once with 429, before the upload is read.
+How many requests, and how many bytes of uploads, are inside at once is limited
+(`masksim.serve.admission`); any further request gets 429 at once, before its upload is read.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ def _add_routes(app: Any, service: Service, *, guarded: bool) -> None:
 
 
 def _check_parameters(request: Request) -> None:
-    """Refuse parameters that the description does not know: they would be ignored in silence.
+    """Refuse query parameters that the route does not have; FastAPI would ignore them.
 
     Raises
     ------
@@ -274,7 +274,7 @@ async def _refuse_http(request: Any, error: Any) -> Response:
 
 
 class _Shell:
-    """Around all of it: who may ask, security headers, one line in the log, and the last resort."""
+    """Wraps the application: checks who may ask, adds headers, logs, and answers faults."""
 
     def __init__(self, app: Any, service: Service) -> None:
         self.app = app
@@ -405,7 +405,7 @@ def run(app: Any, listening: socket.socket) -> None:
     shown = f"[{host}]" if ":" in host else host
     log.info("listening", extra={"fields": {"url": f"http://{shown}:{port}/"}})
     server = make_server(app)
-    # uvicorn raises the signal once more when all is done: that is to end in peace.
+    # uvicorn raises the signal once more at the end, which must not look like a failure.
     before = {
         number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)
     }

@@ -195,7 +195,7 @@ class Service:
             files = await self._form(request, place, limit, config.max_files, deadline)
             if not files:
                 raise UsageError("the form holds no file")
-            turn = asyncio.Semaphore(self.workers)  # leaves the queue of the workers to others, too
+            turn = asyncio.Semaphore(self.workers)  # so that other requests get their turn, too
             async with _waiting(request, place) as client:
                 tasks = [
                     asyncio.create_task(
@@ -280,14 +280,14 @@ class Service:
             raise UsageError(f"the form cannot be read: {error.message}") from error
         except (MasksimError, ClientDisconnect):
             raise
-        except Exception as error:  # whatever the parser trips over has come from the client
+        except Exception as error:  # whatever the parser fails on came from the client
             raise UsageError("the form cannot be read") from error
         files, fields = [], []
         for field, part in form.multi_items():
             if not isinstance(part, str):
                 files.append(((part.filename or _UPLOAD)[:LONGEST_NAME], part.file.read()))
                 part.file.close()
-            elif part:  # a page's field for files that nobody has filled is an empty text
+            elif part:  # a file field that nobody has filled comes as an empty text
                 fields.append(field)
         if fields:
             raise UsageError(
@@ -392,19 +392,19 @@ def _too_many_files(most: int) -> MasksimError:
 
 
 class FormParser(MultiPartParser):
-    """Starlette's, but files stay in memory however large: the stream bounds them."""
+    """Starlette's, but keeps files of any size in memory: the stream limits them."""
 
     spool_max_size = 0
 
 
 def _kind(request: Request) -> str:
-    """Tell what the body is said to be; empty where nothing is said."""
+    """Read the type of the body from its header; empty if there is none."""
     kind = str(request.headers.get("content-type", ""))
     return kind.partition(";")[0].strip().lower()
 
 
 def _check_type(request: Request, *allowed: str) -> None:
-    """Refuse a body that is said to be something else, before any of it is read."""
+    """Refuse a body of another type before any of it is read."""
     kind = _kind(request)
     if kind not in allowed and not (kind.startswith("image/") and "image/" in allowed):
         wanted = f"a form ({_FORM})" + (" or the bytes of an image" if len(allowed) > 1 else "")
