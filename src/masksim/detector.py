@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from masksim import limits, preprocess, verdict
+from masksim import __version__, limits, preprocess, verdict
 from masksim.branches import Analysis, BranchRunner, OriginalBranch, SharedBranch
 from masksim.calibration import Rates, scored_for_all
 from masksim.checkpoint import DetectorFile
@@ -545,3 +545,46 @@ def load_detector(
         metadata=metadata,
         watermarks=watermarks,
     )
+
+
+def describe(detector: Detector) -> dict[str, Any]:
+    """Say what a detector is made of, as plain values for JSON.
+
+    Returns
+    -------
+    dict
+        ``name``, ``sha256``, ``format_version``, ``masksim`` (the version), ``generators``,
+        ``calibration`` (number of photos, and the strata of each population), ``config``,
+        ``branches``, ``provenance``.
+    """
+    file = detector.file
+    return {
+        "name": detector.name,
+        "sha256": detector.sha256,
+        "format_version": file.format_version,
+        "masksim": __version__,
+        "generators": list(detector.generators),
+        "calibration": {
+            "sample_size": detector.sample_size,
+            "populations": {
+                name: [
+                    {"stratum": words, "photos": photos, "sources": sources}
+                    for words, photos, sources in calibration.table()
+                ]
+                for name, calibration in detector.calibrations.items()
+            },
+        },
+        "config": dict(file.config),
+        "branches": [
+            {
+                "generators": list(branch.generators),
+                "residual": branch.residual.to_dict(),
+                "preprocess": dict(branch.preprocess),
+                "spectrum": dict(branch.spectrum),
+                "head": branch.head,
+                "head_config": dict(branch.head_config),
+            }
+            for branch in file.branches
+        ],
+        "provenance": dict(file.provenance),
+    }
