@@ -19,13 +19,14 @@ import masksim
 from conftest import make_natural, plant  # type: ignore[import-not-found]
 from masksim.augment import encode
 from masksim.calibration import Rates
-from masksim.checkpoint import Branch, DetectorFile, import_original
+from masksim.checkpoint import Branch, DetectorFile
 from masksim.detector import Detector, load_detector
 from masksim.errors import ImageError, ModelError, UsageError
 from masksim.features import shared_features
 from masksim.image import load_image
 from masksim.intervals import Interval
 from masksim.model import SharedHeads, heads_by_band
+from masksim.original.importer import import_original
 from masksim.residual import BANK, OnnxResidual, ResidualConfig, residual_onnx
 from masksim.results import Detection
 from masksim.spectrum import frequencies
@@ -443,7 +444,7 @@ def test_a_verdict_is_checked_by_small_reencodings(
     turned = detector.detect(own).verdict
     assert (turned.level, turned.false_positive_rate, turned.as_found) == ("fragile", 0.5, 0.02)
     assert turned.stability == dict(
-        zip((small.name for small in REENCODINGS), (0.02, 0.5, 0.03, 0.02), strict=True)
+        zip([small.name for small in REENCODINGS], (0.02, 0.5, 0.03, 0.02), strict=True)
     )
     assert "does not survive a small re-encoding. After WebP of quality 80, 50 %" in turned.text
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from masksim import limits, preprocess, verdict
+from masksim import __version__, limits, preprocess, verdict
 from masksim.branches import Analysis, BranchRunner, OriginalBranch, SharedBranch
 from masksim.calibration import Rates, scored_for_all
 from masksim.checkpoint import DetectorFile
@@ -393,13 +393,13 @@ class Detector:
             clarity=clarity,
             ratios=self.likelihood_ratios,
         )
-        if decided.generator not in self._narrow:
-            return decided
-        note = (
-            f"{decided.generator}'s pattern was learned from too few collections of images: it may "
-            "be theirs as much as the generator's."
-        )
-        return replace(decided, cautions=(*decided.cautions, note))
+        if decided.generator in self._narrow:
+            note = (
+                f"{decided.generator}'s pattern was learned from too few collections of images: it "
+                "may be theirs as much as the generator's."
+            )
+            decided = replace(decided, cautions=(*decided.cautions, note))
+        return decided
 
     def _after_reencoding(self, pixels: Pixels) -> dict[str, Rates]:
         """Rates after each small re-encoding of the part that is analysed, by its name."""
@@ -539,3 +539,46 @@ def load_detector(
         metadata=metadata,
         watermarks=watermarks,
     )
+
+
+def describe(detector: Detector) -> dict[str, Any]:
+    """Say what a detector is made of, as plain values for JSON.
+
+    Returns
+    -------
+    dict
+        ``name``, ``sha256``, ``format_version``, ``masksim`` (the version), ``generators``,
+        ``calibration`` (number of photos, and the strata of each population), ``config``,
+        ``branches``, ``provenance``.
+    """
+    file = detector.file
+    return {
+        "name": detector.name,
+        "sha256": detector.sha256,
+        "format_version": file.format_version,
+        "masksim": __version__,
+        "generators": list(detector.generators),
+        "calibration": {
+            "sample_size": detector.sample_size,
+            "populations": {
+                name: [
+                    {"stratum": words, "photos": photos, "sources": sources}
+                    for words, photos, sources in calibration.table()
+                ]
+                for name, calibration in detector.calibrations.items()
+            },
+        },
+        "config": dict(file.config),
+        "branches": [
+            {
+                "generators": list(branch.generators),
+                "residual": branch.residual.to_dict(),
+                "preprocess": dict(branch.preprocess),
+                "spectrum": dict(branch.spectrum),
+                "head": branch.head,
+                "head_config": dict(branch.head_config),
+            }
+            for branch in file.branches
+        ],
+        "provenance": dict(file.provenance),
+    }

@@ -12,11 +12,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, TypeAlias
 
-# Not for type checkers alone: tables of results ask `Verdict` for the types of its fields.
 from masksim.calibration import Rates, number_of_false_alarms
 from masksim.errors import UsageError
+
+# Not for type checkers alone: tables of results ask `Verdict` for the types of its fields.
 from masksim.evidence import UNCLEAR, LikelihoodRatio, LikelihoodRatios
 from masksim.intervals import Interval
+
+# Not for type checkers alone: tables of results ask `Verdict` for the types of its fields.
 
 Level: TypeAlias = Literal[
     "inconclusive",

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-import errno
 import html
 import io
 import json
@@ -27,7 +26,6 @@ from typer.testing import CliRunner
 import masksim
 from conftest import encode, make_natural, make_png
 from masksim.cli import main as cli
-from masksim.cli import report as cli_report
 from masksim.detector import Detector, load_detector
 from masksim.dossier import build as dossier
 from masksim.dossier import page as dossier_html
@@ -886,32 +884,6 @@ def test_the_commands(run: Callable[..., Any], small: bytes, tmp_path: Path) -> 
     assert result["passed"] is False
     assert {c["name"] for c in result["checks"] if c["passed"] is False} == {"seal", "content"}
     assert "does not verify: seal, content" in failed.stderr
-
-
-def test_a_report_is_written_whole_or_not_at_all(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out, link = tmp_path / "report.html", tmp_path / "link.html"
-    cli_report._write_whole(out, b"old")
-    link.symlink_to(out)
-    cli_report._write_whole(link, b"new")
-    assert (out.read_bytes(), link.is_symlink()) == (b"new", True)
-    plain = tmp_path / "plain"
-    plain.write_bytes(b"")
-    assert out.stat().st_mode == plain.stat().st_mode  # others may read it as any file
-    plain.unlink()
-
-    def full(_: int) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr("os.fsync", full)
-        with pytest.raises(UsageError, match="No space left"):
-            cli_report._write_whole(out, b"newer")
-    assert out.read_bytes() == b"new"
-    with pytest.raises(UsageError, match="cannot write"):
-        cli_report._write_whole(tmp_path, b"a folder")
-    assert sorted(tmp_path.iterdir()) == [link, out]  # nothing is left
 
 
 def test_wrong_usage(run: Callable[..., Any], photo: bytes, tmp_path: Path) -> None:

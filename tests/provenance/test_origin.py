@@ -13,7 +13,7 @@ from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngInfo
 
 import fake_detector as fake  # type: ignore[import-not-found]
-from masksim.batch.run import flat_columns, flatten
+from masksim.batch import flat_columns, flatten
 from masksim.provenance import generators, origin
 from masksim.provenance.metadata import read_metadata
 from masksim.provenance.origin import NOTHING, Origin, beside, read_origin, words

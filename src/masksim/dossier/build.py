@@ -24,6 +24,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from masksim import __version__
+from masksim.detector import describe
 from masksim.dossier import page as dossier_html
 from masksim.errors import ImageError, UsageError
 from masksim.image import Limits, LoadedImage, load_image, to_display
@@ -341,16 +342,18 @@ def _described(detector: Detector) -> dict[str, Any]:
 
 
 def _describe(detector: Detector) -> dict[str, Any]:
+    facts = describe(detector)
+    found = facts["calibration"]
     return {
-        "name": detector.name,
-        "sha256": detector.sha256,
+        "name": facts["name"],
+        "sha256": facts["sha256"],
         "parts": dict(sorted(detector.file.parts.items())),
-        "generators": list(detector.generators),
-        "sample_size": detector.sample_size,
+        "generators": facts["generators"],
+        "sample_size": found["sample_size"],
         "calibration": [
-            {"population": name, "stratum": words, "photos": photos, "sources": sources}
-            for name, calibration in detector.calibrations.items()
-            for words, photos, sources in calibration.table()
+            {"population": name, **row}
+            for name, rows in found["populations"].items()
+            for row in rows
         ],
     }
 

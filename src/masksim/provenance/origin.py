@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias
 
 from masksim.provenance import generators
-from masksim.provenance.credentials import UNBROKEN
+from masksim.provenance.credentials import UNBROKEN, State
 from masksim.provenance.metadata import (
     Metadata,
     Statement,
@@ -96,7 +96,7 @@ class Origin:
     generator: str | None = None
     device: str | None = None
     software: str | None = None
-    c2pa: str = "absent"
+    c2pa: State = "absent"
     checked: Literal["trusted", "unbroken", "broken", "unchecked"] = "unchecked"
     statements: tuple[Statement, ...] = ()
     problems: tuple[str, ...] = ()
