@@ -27,7 +27,8 @@ from masksim.image import load_image
 from masksim.intervals import Interval
 from masksim.model import SharedHeads, heads_by_band
 from masksim.original.importer import import_original
-from masksim.residual import BANK, OnnxResidual, ResidualConfig, residual_onnx
+from masksim.bank import BANK
+from masksim.residual import OnnxResidual, ResidualConfig, residual_onnx
 from masksim.results import Detection
 from masksim.spectrum import frequencies
 from masksim.stability import REENCODINGS

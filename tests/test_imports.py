@@ -18,8 +18,9 @@ PACKAGE = Path(masksim.__file__).parent
 # imports only from those that stand before it.
 ROUTE = (
     *("errors", "files", "config", "metrics"),
-    *("containers", "tiff", "image", "augment", "preprocess", "residual", "spectrum", "traits"),
-    *("features", "model", "intervals", "strata", "calibration", "evidence", "verdict"),
+    *("containers", "tiff", "image", "augment", "preprocess", "bank", "residual"),
+    *("spectrum", "traits", "features", "model"),
+    *("intervals", "strata", "calibration", "evidence", "verdict"),
     *("checkpoint", "populations", "limits", "stability"),
     *("provenance", "results", "show", "branches", "detector"),
 )

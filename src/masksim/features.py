@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from masksim import preprocess
+from masksim.bank import BANK
 from masksim.errors import UsageError
-from masksim.residual import BANK
 from masksim.spectrum import (
     array_namespace,
     log_power_by_part,

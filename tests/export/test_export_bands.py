@@ -15,6 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from conftest import make_natural, make_planted, plant
+from masksim.bank import bank_residual
 from masksim.checkpoint import DetectorFile, population_arrays
 from masksim.cli import main as cli
 from masksim.data.manifest import REAL, Manifest
@@ -23,7 +24,6 @@ from masksim.errors import UsageError
 from masksim.export import graph as export
 from masksim.export import runner as exported
 from masksim.preprocess import luma_chroma
-from masksim.residual import bank_residual
 from masksim.spectrum import segment_energies
 from masksim.traits import BANDS, TRAITS, compression_band
 

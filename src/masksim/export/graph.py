@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from masksim import __version__, preprocess, verdict
+from masksim.bank import BANK, BANK_LEVELS
 from masksim.errors import ModelError, UsageError, install
 from masksim.features import FeatureConfig
 from masksim.model import COSINE_EPSILON, OriginalHead, SharedHeads, heads_by_band
-from masksim.residual import BANK, BANK_LEVELS
 from masksim.spectrum import COHERENCE_FLOOR, hann_window
 
 if TYPE_CHECKING:
