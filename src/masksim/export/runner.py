@@ -15,8 +15,10 @@ import numpy as np
 
 from masksim import verdict
 from masksim.errors import ImageError, ModelError, UsageError, counted
-from masksim.export.graph import PREFIX, cut_windows, import_openvino, windows_of
-from masksim.export.graph import metadata as read_metadata
+from masksim.export.graph import cut_windows, windows_of
+from masksim.export.onnx import PREFIX
+from masksim.export.onnx import metadata as read_metadata
+from masksim.export.openvino import import_openvino
 from masksim.image import load_image
 from masksim.model import probability
 from masksim.traits import TRAITS, bands_of, compression_band
