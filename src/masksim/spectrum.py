@@ -364,11 +364,19 @@ def pool_cells(half: Array, side: int) -> Array:
         Rows from -0.5 cycles/pixel upwards (shifted), columns from 0; the column of the Nyquist
         frequency is left out.
     """
+    rows, columns = half.shape[-2:]
+    if columns != rows // 2 + 1:
+        raise UsageError(f"{rows}x{columns} is no half spectrum")
+    return cells_of(half[..., : rows // 2], side)
+
+
+def cells_of(half: Array, side: int) -> Array:
+    """`pool_cells` of a half spectrum without the Nyquist frequency, (..., N, N // 2)."""
     xp = array_namespace(half)
     *batch, rows, columns = half.shape
-    if columns != rows // 2 + 1 or side < 1 or (rows // 2) % side:
+    if columns != rows // 2 or side < 1 or columns % side:
         raise UsageError(f"a half spectrum of {rows}x{columns} has no cells of side {side}")
-    shifted = xp.roll(half[..., : rows // 2], rows // 2, axis=-2)
+    shifted = xp.roll(half, rows // 2, axis=-2)
     split = xp.reshape(shifted, (*batch, rows // side, side, rows // (2 * side), side))
     # A few sums of all cells, not a mean of a few numbers for each: several times as fast.
     total: Array = None

@@ -134,15 +134,11 @@ class Traits:
         return found
 
 
-def measured(
-    xp: Writer, detector: Detector, windows: Array, maps: bool
-) -> tuple[dict[str, Array], Traits]:
+def measured(detector: Detector, windows: Array, maps: bool) -> tuple[dict[str, Array], Traits]:
     """Compute all but the rates.
 
     Parameters
     ----------
-    xp
-        Writes the graph.
     detector
         Its branches are those that `windows_of` allows.
     windows
@@ -162,20 +158,20 @@ def measured(
     ModelError
         Code ``model_invalid``: the maps have different sizes.
     """
-    branches = detector.file.branches
+    xp, branches = windows.xp, detector.file.branches
     height, width = windows.shape[2:4]
     pixels = xp.astype(xp.reshape(windows, (-1, height, width, 3)), np.float32)
     traits = Traits(xp)
     if branches[0].head == "original":
         levels = xp.moveaxis(pixels, -1, 1)
-        parts = [_original(xp, branch, levels, maps) for branch in branches]
+        parts = [_original(branch, levels, maps) for branch in branches]
         sizes = {branch.tensors["ref_pattern_list.0"].shape for branch in branches}
         if maps and len(sizes) > 1:
             raise ModelError(f"the maps of this detector have different sizes: {sorted(sizes)}")
         found = {name: xp.stack([part[name] for part in parts], axis=1) for name in parts[0]}
     else:
-        found = _shared(xp, branches[0], windows, xp.moveaxis(pixels, -1, 0), traits, maps)
-    each = (_by_image(xp, values, windows) for values in measure_window(pixels))
+        found = _shared(branches[0], windows, xp.moveaxis(pixels, -1, 0), traits, maps)
+    each = (_by_image(values, windows) for values in measure_window(pixels))
     energy, half, chroma, brightness, flat = (xp.mean(values, axis=1) for values in each)
     shown = (energy, energy - half, chroma, brightness, flat, found.pop("distance", None))
     traits.known |= {
@@ -189,24 +185,24 @@ def measured(
     return found, traits
 
 
-def _by_image(xp: Writer, values: Array, windows: Array) -> Array:
+def _by_image(values: Array, windows: Array) -> Array:
     """Part the first axis, (images * windows), in two."""
-    return xp.reshape(values, (*windows.shape[:2], *values.shape[1:]))
+    return values.xp.reshape(values, (*windows.shape[:2], *values.shape[1:]))
 
 
 # --- the shared recipe ---------------------------------------------------------------------------
 
 
 def _shared(
-    xp: Writer, branch: Branch, windows: Array, levels: Array, traits: Traits, maps: bool
+    branch: Branch, windows: Array, levels: Array, traits: Traits, maps: bool
 ) -> dict[str, Array]:
     """All heads on one residual bank, of one set or one for each band of compression."""
+    xp = levels.xp
     values = dict(branch.preprocess) | dict(branch.spectrum)
     values.pop("colour")
-    features = _features(xp, branch, FeatureConfig.from_dict(values), windows, levels)
+    features = _features(branch, FeatureConfig.from_dict(values), windows, levels)
     limit = float(branch.head_config["limit"])
     heads = _heads_of_each(
-        xp,
         heads_by_band(branch.tensors, limit)
         if branch.head == "bands"
         else (SharedHeads.from_tensors(branch.tensors, limit),),
@@ -222,8 +218,9 @@ def _shared(
     return found | ({"maps": heads.maps(features)} if maps else {})
 
 
-def _heads_of_each(xp: Writer, heads: Sequence[SharedHeads], traits: Traits) -> SharedHeads:
+def _heads_of_each(heads: Sequence[SharedHeads], traits: Traits) -> SharedHeads:
     """Give each image the arrays of its band, (images, ...), or all the same where there is one."""
+    xp = traits.xp
 
     def chosen(name: str) -> Array | None:
         values = [getattr(one, name) for one in heads]
@@ -234,69 +231,75 @@ def _heads_of_each(xp: Writer, heads: Sequence[SharedHeads], traits: Traits) -> 
         found: Array = xp.take(xp.asarray(np.stack(values)), traits.band(len(heads)), axis=0)
         return found
 
-    names = [entry.name for entry in fields(SharedHeads) if entry.name != "limit"]
-    return replace(heads[0], **{name: chosen(name) for name in names})
+    names = {entry.name for entry in fields(SharedHeads)} - {"limit"}
+    arrays: dict[str, Any] = {name: chosen(name) for name in sorted(names)}
+    return replace(heads[0], **arrays)
 
 
-def _features(
-    xp: Writer, branch: Branch, config: FeatureConfig, windows: Array, levels: Array
-) -> Array:
+def _features(branch: Branch, config: FeatureConfig, windows: Array, levels: Array) -> Array:
     """Compute `masksim.features.shared_features` of levels (3, B, H, W): (images, C, R, R // 2)."""
     from masksim.export.trace import Segments
 
+    xp = levels.xp
     window = spectrum.hann_window(config.segment)
     means = []
     planes = preprocess.luma_chroma_of(levels)
     for k, (group, hop) in enumerate(zip(planes, config.hops, strict=True)):
         residual = xp.inline(branch.onnx, group, len(BANK) * (k + 1))
-        segments = Segments(residual, config.segment, hop)
-        logs = spectrum.log_power(segments * window, config.floor)
+        logs = spectrum.log_power(Segments(residual, config.segment, hop) * window, config.floor)
         if k == 0 and config.parts > 1:
-            means.append(_mean_in_parts(xp, logs, residual, windows, config))
+            shares = _shares_of_parts(residual, windows, config)
+            mean = logs.map(_mean_in_parts, shares)
         else:
-            means.append(_mean(xp, logs, windows))
+            mean = logs.map(_mean, windows)
+        means.append(mean.joined(config.segment))
     if config.coherence:
         half = preprocess.sums_of_four(levels)
         cross = xp.with_border(xp.moveaxis(preprocess.cross_difference(half), 0, 1))
         transform = xp.fft.rfftn(Segments(cross, config.segment, config.hops[1]) * window)
-        means.append(_mean(xp, spectrum.phase_cosines(transform, axis=1), windows))
-    found: Array = spectrum.pool_cells(xp.concat(means, axis=1), config.cell)
+        cosines = spectrum.phase_cosines(transform, axis=1)
+        means.append(cosines.map(_mean, windows).joined(config.segment))
+    found: Array = spectrum.cells_of(xp.concat(means, axis=1), config.cell)
     return found
 
 
-def _mean(xp: Writer, values: Array, windows: Array) -> Array:
+def _mean(values: Array, windows: Array) -> Array:
     """Mean over segments and windows: (B, C, down, n, across, m) -> (images, C, n, m)."""
-    return xp.mean(_by_image(xp, xp.mean(values, axis=(2, 4)), windows), axis=1)
+    xp = values.xp
+    return xp.mean(_by_image(xp.mean(values, axis=(2, 4)), windows), axis=1)
 
 
-def _mean_in_parts(
-    xp: Writer, logs: Array, residual: Array, windows: Array, config: FeatureConfig
-) -> Array:
-    """Mean over the segments of each part of an image: (images, parts * C, n, m).
+def _shares_of_parts(residual: Array, windows: Array, config: FeatureConfig) -> Array:
+    """Share with which each segment counts in each part of its image: (images, parts, n).
 
     The segments of all windows of an image are ranked together.
     """
-    segment, hop = config.segment, config.hops[0]
-    images = windows.shape[0]
+    xp, segment, hop = residual.xp, config.segment, config.hops[0]
     cross = residual[:, :1, ...]  # the bank's first channel
     squared = xp.matrix_transpose(cross * cross)
     lines = xp.mean(xp.segments(squared, segment, hop), axis=3)  # (B, 1, across, H)
     energies = xp.mean(xp.segments(xp.matrix_transpose(lines), segment, hop), axis=3)
-    parts = part_of_each(xp.reshape(energies, (images, -1)), config.parts)
+    parts = part_of_each(xp.reshape(energies, (windows.shape[0], -1)), config.parts)
     chosen = xp.astype(parts[:, None, :] == np.arange(config.parts)[None, :, None], np.float32)
     # At least one: windows smaller than those of any image may have fewer segments than parts.
-    shares = chosen / xp.maximum(xp.sum(chosen, axis=2, keepdims=True), 1)
-    channels, n, m = len(BANK), segment, segment // 2 + 1
-    each = xp.permute_dims(logs, (0, 2, 4, 1, 3, 5))
-    each = xp.reshape(each, (images, -1, channels * n * m))
-    return xp.reshape(shares @ each, (-1, config.parts * channels, n, m))
+    return chosen / xp.maximum(xp.sum(chosen, axis=2, keepdims=True), 1)
+
+
+def _mean_in_parts(values: Array, shares: Array) -> Array:
+    """Mean of each part: (B, C, down, n, across, m) -> (images, parts * C, n, m)."""
+    xp, parts = values.xp, shares.shape[1]
+    _, channels, _, rows, _, columns = values.shape
+    each = xp.permute_dims(values, (0, 2, 4, 1, 3, 5))
+    each = xp.reshape(each, (shares.shape[0], -1, channels * rows * columns))
+    return xp.reshape(shares @ each, (-1, parts * channels, rows, columns))
 
 
 # --- heads of the original -----------------------------------------------------------------------
 
 
-def _original(xp: Writer, branch: Branch, levels: Array, maps: bool) -> dict[str, Array]:
+def _original(branch: Branch, levels: Array, maps: bool) -> dict[str, Array]:
     """One generator of the original, on its own residual of levels (images, 3, H, W)."""
+    xp = levels.xp
     head = OriginalHead.from_tensors(branch.tensors)
     names = [entry.name for entry in fields(OriginalHead)]
     head = replace(head, **{name: xp.asarray(getattr(head, name)) for name in names})

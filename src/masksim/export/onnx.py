@@ -67,8 +67,8 @@ def export_onnx(detector: Detector, *, maps: bool = False) -> bytes:
     free = chosen["recipe"] == "shared"
     sides = [None, None] if free else [chosen["size"]] * 2
     windows = xp.input("windows", np.uint8, [None, None if free else 1, *sides, 3])
-    found, traits = measured(xp, detector, windows, maps)
-    strata = _rates(xp, detector, found, traits)
+    found, traits = measured(detector, windows, maps)
+    strata = _rates(detector, found, traits)
     inputs, outputs = _inputs(xp, free), _outputs(xp, detector, found)
     nodes, constants = xp.used(entry.name for entry in outputs)
     graph = onnx.helper.make_graph(
@@ -105,16 +105,14 @@ def export_onnx(detector: Detector, *, maps: bool = False) -> bytes:
     return bytes(model.SerializeToString(deterministic=True))
 
 
-def _rates(
-    xp: Writer, detector: Detector, found: dict[str, Array], traits: Traits
-) -> list[dict[str, Any]]:
+def _rates(detector: Detector, found: dict[str, Array], traits: Traits) -> list[dict[str, Any]]:
     """Add the rates to the outputs; give what is said of each stratum."""
     strata: list[dict[str, Any]] = []
     best: list[Array] = []
-    similarity = found["similarity"]
+    similarity, xp = found["similarity"], traits.xp
     for population, calibration in detector.calibrations.items():
-        leaf = ranks.stratum(xp, calibration, traits, similarity[:, 0])
-        own, joint = ranks.rates(xp, calibration, similarity, leaf, traits)
+        leaf = ranks.stratum(calibration, traits, similarity[:, 0])
+        own, joint = ranks.rates(calibration, similarity, leaf, traits)
         mine = [own, joint, leaf + len(strata)]
         strata += [
             {"population": population, "photos_are": words, "photos": photos, "sources": sources}

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from masksim.calibration import Calibration
     from masksim.export.graph import Traits
+    from masksim.export.trace import Array
     from masksim.strata import Node
-    from masksim.export.trace import Array, Writer
 
 _LOWEST = float(np.finfo(np.float32).min)
 _TIE = 1e-12  # relative
@@ -77,13 +77,11 @@ def _at_least(cut: float) -> np.float32:
     return nearest if float(nearest) >= cut else np.nextafter(nearest, np.float32(np.inf))
 
 
-def stratum(xp: Writer, calibration: Calibration, traits: Traits, like: Array) -> Array:
+def stratum(calibration: Calibration, traits: Traits, like: Array) -> Array:
     """Walk down the tree.
 
     Parameters
     ----------
-    xp
-        Writes the graph.
     calibration
         Its tree is walked.
     traits
@@ -96,6 +94,7 @@ def stratum(xp: Writer, calibration: Calibration, traits: Traits, like: Array) -
     Array
         int64 (images,): which leaf, from 0.
     """
+    xp = traits.xp
     number = {leaf: k for k, leaf in enumerate(calibration.tree.leaves())}
 
     def walk(node: Node) -> Array:
@@ -115,14 +114,12 @@ def stratum(xp: Writer, calibration: Calibration, traits: Traits, like: Array) -
 
 
 def rates(
-    xp: Writer, calibration: Calibration, similarity: Array, leaf: Array, traits: Traits
+    calibration: Calibration, similarity: Array, leaf: Array, traits: Traits
 ) -> tuple[Array, Array]:
     """Rank images in one population.
 
     Parameters
     ----------
-    xp
-        Writes the graph.
     calibration
         Its photos.
     similarity
@@ -137,6 +134,7 @@ def rates(
     own, joint
         float32 (images, G) and (images,), see `masksim.calibration.Rates`.
     """
+    xp = traits.xp
 
     def of_stratum(table: NDArray[Any]) -> Array:
         found: Array = xp.take(xp.asarray(table), leaf, axis=0)
@@ -167,7 +165,7 @@ def rates(
         at_least = at_least & (of_stratum(tables.complete) > 0)
     rank = xp.sum(xp.astype(at_least, np.float32), axis=1)[:, None, :] + 1  # (images, 1, G)
     others = of_stratum(tables.among) + xp.astype(real <= score, np.float32)
-    return own, share(_as_extreme(xp, others, rank, scores.shape[1]), tables.complete_counts)
+    return own, share(_as_extreme(others, rank, scores.shape[1]), tables.complete_counts)
 
 
 def _statistics(calibration: Calibration) -> NDArray[np.float64]:
@@ -183,10 +181,10 @@ def _statistics(calibration: Calibration) -> NDArray[np.float64]:
     return table
 
 
-def _as_extreme(xp: Writer, others: Array, mine: Array, count: int) -> Array:
+def _as_extreme(others: Array, mine: Array, count: int) -> Array:
     """Tell by best, then second best rank who is at least as extreme: bool (images, n)."""
     if count == 1:
         return (others <= mine)[..., 0]
-    other, own = (xp.smallest(ranks, 2) for ranks in (others, mine))
+    other, own = (ranks.xp.smallest(ranks, 2) for ranks in (others, mine))
     tied = (other[..., 0] == own[..., 0]) & (other[..., 1] <= own[..., 1])
     return (other[..., 0] < own[..., 0]) | tied

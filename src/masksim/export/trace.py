@@ -34,16 +34,54 @@ _BEFORE_FIRST = np.iinfo(np.int32).min
 def _operators(kind: str, dtype: Any = None) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Make an operator of two values, and the same with its sides exchanged."""
 
-    def operator(self: Array, other: Any) -> Array:
+    def operator(self: _Operators, other: Any) -> Any:
         return self.xp.both(kind, self, other, dtype)
 
-    def exchanged(self: Array, other: Any) -> Array:
+    def exchanged(self: _Operators, other: Any) -> Any:
         return self.xp.both(kind, other, self, dtype)
 
     return operator, exchanged
 
 
-class Array:
+class _Operators:
+    """The operators of values of a graph."""
+
+    xp: Writer
+
+    __array_ufunc__ = None  # NumPy's numbers leave the operators to this class
+    __hash__ = None  # type: ignore[assignment]
+
+    def __array_namespace__(self, api_version: str | None = None) -> Writer:
+        return self.xp
+
+    def __neg__(self) -> Any:
+        return self.xp.each("Neg", self)
+
+    def __invert__(self) -> Any:
+        return self.xp.each("Not", self)
+
+    def __pow__(self, power: int) -> Any:
+        if power != 2:
+            raise NotImplementedError(f"a power of {power}")
+        return self * self
+
+    def __floordiv__(self, other: Any) -> Any:
+        # The operator cuts towards zero.
+        return self.xp.both("Div", self - self % other, other)
+
+    __add__, __radd__ = _operators("Add")
+    __sub__, __rsub__ = _operators("Sub")
+    __mul__, __rmul__ = _operators("Mul")
+    __truediv__, __rtruediv__ = _operators("Div")
+    __mod__, _ = _operators("Mod")
+    __and__, __rand__ = _operators("And")
+    __or__, __ror__ = _operators("Or")
+    __lt__, __gt__ = _operators("Less", np.bool_)
+    __le__, __ge__ = _operators("LessOrEqual", np.bool_)
+    __eq__, _ = _operators("Equal", np.bool_)
+
+
+class Array(_Operators):
     """A value of a graph; its operators add nodes.
 
     Attributes
@@ -58,16 +96,10 @@ class Array:
         Lengths of the axes, None where they are free. `shape` gives these as values of the graph.
     """
 
-    __array_ufunc__ = None  # NumPy's numbers leave the operators to this class
-    __hash__ = None  # type: ignore[assignment]
-
     def __init__(
         self, xp: Writer, name: str, dtype: np.dtype[Any], sizes: Sequence[int | None]
     ) -> None:
         self.xp, self.name, self.dtype, self.sizes = xp, name, dtype, tuple(sizes)
-
-    def __array_namespace__(self, api_version: str | None = None) -> Writer:
-        return self.xp
 
     @property
     def ndim(self) -> int:
@@ -125,34 +157,8 @@ class Array:
             out = self.xp.node("Unsqueeze", out, self.xp.ints(added))
         return Array(self.xp, out, self.dtype, sizes)
 
-    def __neg__(self) -> Array:
-        return self.xp.each("Neg", self)
-
-    def __invert__(self) -> Array:
-        return self.xp.each("Not", self)
-
     def __matmul__(self, other: Any) -> Array:
         return self.xp.matmul(self, self.xp.asarray(other))
-
-    def __pow__(self, power: int) -> Array:
-        if power != 2:
-            raise NotImplementedError(f"a power of {power}")
-        return self * self
-
-    def __floordiv__(self, other: Any) -> Array:
-        # The operator cuts towards zero.
-        return self.xp.both("Div", self - self % other, other)
-
-    __add__, __radd__ = _operators("Add")
-    __sub__, __rsub__ = _operators("Sub")
-    __mul__, __rmul__ = _operators("Mul")
-    __truediv__, __rtruediv__ = _operators("Div")
-    __mod__, _ = _operators("Mod")
-    __and__, __rand__ = _operators("And")
-    __or__, __ror__ = _operators("Or")
-    __lt__, __gt__ = _operators("Less", np.bool_)
-    __le__, __ge__ = _operators("LessOrEqual", np.bool_)
-    __eq__, _ = _operators("Equal", np.bool_)
 
 
 def _is_whole(k: slice) -> bool:
@@ -167,17 +173,38 @@ def _sliced(size: int | None, k: slice) -> int | None:
     return len(range(*k.indices(size)))
 
 
+class Halves(_Operators):
+    """Values at the frequencies u and -u of the rows of a transform, u from 0 to n // 2.
+
+    Both come of the same products, and are not put together before they are averaged.
+    """
+
+    def __init__(self, above: Array, below: Array) -> None:
+        self.xp, self.above, self.below = above.xp, above, below
+
+    def map(self, function: Callable[..., Array], *more: Any) -> Halves:
+        """Apply a function to both, each with the same further arguments."""
+        return Halves(function(self.above, *more), function(self.below, *more))
+
+    def joined(self, n: int) -> Array:
+        """Put them together, in FFT order: (..., n // 2 + 1, m) twice to (..., n, m)."""
+        u = np.fft.fftfreq(n, 1 / n).round().astype(np.int64)
+        rows = np.where(u >= 0, u, n // 2 + 1 - u)
+        return self.xp.take(self.xp.concat([self.above, self.below], -2), rows, -2)
+
+
 @dataclass(frozen=True, eq=False)
 class Complex:
     """A complex value, as a transform gives it: real and imaginary part."""
 
-    real: Array
-    imag: Array
+    real: Any
+    imag: Any
 
     def __array_namespace__(self, api_version: str | None = None) -> Writer:
-        return self.real.xp
+        xp: Writer = self.real.xp
+        return xp
 
-    def __truediv__(self, other: Array) -> Complex:
+    def __truediv__(self, other: Any) -> Complex:
         return Complex(self.real / other, self.imag / other)
 
 
@@ -228,39 +255,44 @@ class _Fourier:
     ) -> Complex:
         """Transform the last two axes (n, m) to (n, m // 2 + 1).
 
-        Segments are transformed to (B, C, down, side, across, side // 2 + 1): the segments stand
-        where they are cheapest, and a mean over all of them is one over the axes 2 and 4.
+        Segments are transformed to `Halves` of (B, C, down, side // 2 + 1, across, side // 2): a
+        mean over all segments is one over the axes 2 and 4. The column of the Nyquist frequency is
+        left out, as no feature uses it.
         """
         if axes != (-2, -1):
             raise NotImplementedError(f"a transform along {axes}")
         if isinstance(x, Segments):
-            found = self._columns(*self._lines_of_segments(x, norm), x.side, x.line, norm)
-            parts = (
-                self._xp.reshape(part, (*part.shape[:4], -1, x.side // 2 + 1))
-                for part in (found.real, found.imag)
-            )
-            return Complex(*parts)
+            return self._segments(x, norm)
         n, m = x.sizes[-2] or 0, x.sizes[-1] or 0
-        cosines, sines = (w.T.astype(x.dtype) for w in _waves(m, m // 2 + 1, norm))
-        return self._columns(x @ cosines, x @ -sines, n, None, norm)
+        cosines, sines = (w.T.astype(np.float32) for w in _waves(m, m // 2 + 1, norm))
+        real, imag = self._columns(x @ cosines, x @ -sines, _waves(n, n // 2 + 1, norm))
+        return Complex(real.joined(n), imag.joined(n))
 
-    def _lines_of_segments(self, x: Segments, norm: str | None) -> tuple[Array, Array]:
-        """Transform segments along x: two of (B, C, down, side, across (side // 2 + 1))."""
+    def _segments(self, x: Segments, norm: str | None) -> Complex:
         xp, n = self._xp, x.side
         # Whole rows are copied to segments: fast. So columns are made rows, and rows again.
         tiles = xp.segments(xp.matrix_transpose(x.planes), n, x.hop)  # (B, C, across, n, H)
-        cosines, sines = _waves(n, n // 2 + 1, norm, x.line)
+        cosines, sines = _waves(n, n // 2, norm, x.line)
         parts = []
         for wave in (cosines, -sines):
             part = xp.matmul(xp.asarray(wave.astype(np.float32)), tiles)
             part = xp.reshape(part, (*part.shape[:2], -1, part.shape[-1]))
             parts.append(xp.segments(xp.matrix_transpose(part), n, x.hop))
-        return parts[0], parts[1]
 
-    def _columns(self, real: Array, imag: Array, n: int, line: Any, norm: str | None) -> Complex:
-        xp = self._xp
-        cosines, sines = (xp.asarray(w.astype(np.float32)) for w in _waves(n, n, norm, line))
-        return Complex(cosines @ real + sines @ imag, cosines @ imag - sines @ real)
+        def apart(part: Array) -> Array:
+            return xp.reshape(part, (*part.shape[:4], -1, n // 2))
+
+        real, imag = parts
+        found = self._columns(real, imag, _waves(n, n // 2 + 1, norm, x.line))
+        return Complex(*(part.map(apart) for part in found))
+
+    def _columns(
+        self, real: Array, imag: Array, waves: Sequence[NDArray[np.float64]]
+    ) -> tuple[Halves, Halves]:
+        """Transform along the columns: real and imaginary part."""
+        cosines, sines = (self._xp.asarray(wave.astype(np.float32)) for wave in waves)
+        a, b, c, d = cosines @ real, sines @ imag, cosines @ imag, sines @ real
+        return Halves(a + b, a - b), Halves(c - d, c + d)
 
     def fftshift(self, x: Array, axes: Sequence[int]) -> Array:
         for axis in axes:
@@ -385,12 +417,19 @@ class Writer:
 
     # --- values of one element after the other ---
 
-    def each(self, kind: str, x: Array, dtype: Any = None) -> Array:
+    def each(self, kind: str, x: Any, dtype: Any = None) -> Any:
         """Apply an operator to each element."""
+        if isinstance(x, Halves):
+            return x.map(lambda half: self.each(kind, half, dtype))
         return Array(self, self.node(kind, x.name), np.dtype(dtype or x.dtype), x.sizes)
 
-    def both(self, kind: str, a: Any, b: Any, dtype: Any = None) -> Array:
+    def both(self, kind: str, a: Any, b: Any, dtype: Any = None) -> Any:
         """Apply an operator to the elements of two values, of one type and broadcast."""
+        if isinstance(a, Halves) and isinstance(b, Halves):
+            pairs = ((a.above, b.above), (a.below, b.below))
+            return Halves(*(self.both(kind, *pair, dtype) for pair in pairs))
+        if isinstance(a, Halves):
+            return a.map(lambda half: self.both(kind, half, b, dtype))
         a, b = self._of_one_type(a, b)
         sizes = _broadcast(a.sizes, b.sizes)
         return Array(self, self.node(kind, a.name, b.name), np.dtype(dtype or a.dtype), sizes)
@@ -404,7 +443,9 @@ class Writer:
             for v in values
         ]
 
-    def astype(self, x: Array, dtype: Any, copy: Any = True) -> Array:
+    def astype(self, x: Any, dtype: Any, copy: Any = True) -> Any:
+        if isinstance(x, Halves):
+            return x.map(lambda half: self.astype(half, dtype))
         dtype = np.dtype(dtype)
         if dtype == x.dtype:
             return x
@@ -435,24 +476,24 @@ class Writer:
         start, by = ends
         return Array(self, self.node("Range", start, stop.name, by), self.int64, (None,))
 
-    def abs(self, x: Array | Complex) -> Array:
+    def abs(self, x: Any) -> Any:
         if isinstance(x, Complex):
             return self.sqrt(x.real**2 + x.imag**2)
         return self.each("Abs", x)
 
-    def exp(self, x: Array) -> Array:
+    def exp(self, x: Any) -> Any:
         return self.each("Exp", x)
 
-    def log(self, x: Array) -> Array:
+    def log(self, x: Any) -> Any:
         return self.each("Log", x)
 
-    def sqrt(self, x: Array) -> Array:
+    def sqrt(self, x: Any) -> Any:
         return self.each("Sqrt", x)
 
-    def real(self, x: Complex) -> Array:
+    def real(self, x: Complex) -> Any:
         return x.real
 
-    def imag(self, x: Complex) -> Array:
+    def imag(self, x: Complex) -> Any:
         return x.imag
 
     def maximum(self, a: Any, b: Any) -> Any:
@@ -487,11 +528,10 @@ class Writer:
         return self.sum(self.astype(x, np.int64), axis)
 
     def matmul(self, a: Array, b: Array) -> Array:
-        sizes = (
-            a.sizes[:-1]
-            if b.ndim == 1
-            else (*_broadcast(a.sizes[:-2], b.sizes[:-2]), a.sizes[-2], b.sizes[-1])
-        )
+        if b.ndim == 1:  # of a few elements: no case for the operator
+            each = [a[..., k] * b[k] for k in range(b.sizes[0] or 0)]
+            return sum(each[1:], each[0])
+        sizes = (*_broadcast(a.sizes[:-2], b.sizes[:-2]), a.sizes[-2], b.sizes[-1])
         a, b = self._of_one_type(a, b)
         return Array(self, self.node("MatMul", a.name, b.name), a.dtype, sizes)
 
@@ -547,9 +587,11 @@ class Writer:
             back[k] = slice(None, None, -1)
         return x[tuple(back)]
 
-    def take(self, x: Array | Complex, indices: Any, axis: int) -> Any:
+    def take(self, x: Any, indices: Any, axis: int) -> Any:
         if isinstance(x, Complex):
             return Complex(self.take(x.real, indices, axis), self.take(x.imag, indices, axis))
+        if isinstance(x, Halves):
+            return x.map(lambda half: self.take(half, indices, axis))
         axis %= x.ndim
         at = self.asarray(indices)
         out = self.node("Gather", x.name, at.name, axis=axis)
