@@ -309,4 +309,5 @@ def _original(branch: Branch, levels: Array, maps: bool) -> dict[str, Array]:
     residual = xp.reshape(residual, (-1, channels, height, width))
     found = head.similarity(spectrum.log_spectrum(residual, float(branch.spectrum["epsilon"])))
     outputs = {"similarity": found.score, "probability": head.probability(found.score)}
-    return outputs | ({"maps": found.map} if maps else {})
+    # The similarity is the mean over the channels, and the sum of the maps that are written.
+    return outputs | ({"maps": found.map / channels} if maps else {})

@@ -65,6 +65,13 @@ class _Operators:
             raise NotImplementedError(f"a power of {power}")
         return self * self
 
+    def __truediv__(self, other: Any) -> Any:
+        whole = isinstance(self, Array) and self.dtype.kind in "iu"
+        return self.xp.both("Div", self.xp.astype(self, np.float32) if whole else self, other)
+
+    def __rtruediv__(self, other: Any) -> Any:
+        return self.xp.both("Div", other, self)
+
     def __floordiv__(self, other: Any) -> Any:
         # The operator cuts towards zero.
         return self.xp.both("Div", self - self % other, other)
@@ -72,7 +79,6 @@ class _Operators:
     __add__, __radd__ = _operators("Add")
     __sub__, __rsub__ = _operators("Sub")
     __mul__, __rmul__ = _operators("Mul")
-    __truediv__, __rtruediv__ = _operators("Div")
     __mod__, _ = _operators("Mod")
     __and__, __rand__ = _operators("And")
     __or__, __ror__ = _operators("Or")
