@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from masksim.detector import Detector
     from masksim.export.trace import Array, Writer
 
-IR_VERSION = 8
 PREFIX = "masksim."
 """Of the names of the graph's metadata; those of other tools stay apart."""
 
@@ -60,7 +59,7 @@ def export_onnx(detector: Detector, *, maps: bool = False) -> bytes:
             f"a graph needs the package onnx: {install('export')}",
             code="onnx_missing",
         ) from error
-    from masksim.export.trace import OPSET, Writer
+    from masksim.export.trace import IR_VERSION, OPSET, Writer
 
     chosen = windows_of(detector)
     xp = Writer()

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from masksim.errors import ModelError
 
-OPSET = 15
+OPSET, IR_VERSION = 15, 8
 
 Size: TypeAlias = "int | Array"
 """Length of an axis: a number, or a value of the graph where it is free."""
@@ -41,6 +41,11 @@ def _operators(kind: str, dtype: Any = None) -> tuple[Callable[..., Any], Callab
         return self.xp.both(kind, other, self, dtype)
 
     return operator, exchanged
+
+
+def _function(kind: str) -> Callable[[Writer, Any], Any]:
+    """Make a function of each element."""
+    return lambda xp, x: xp.each(kind, x)
 
 
 class _Operators:
@@ -79,12 +84,12 @@ class _Operators:
     __add__, __radd__ = _operators("Add")
     __sub__, __rsub__ = _operators("Sub")
     __mul__, __rmul__ = _operators("Mul")
-    __mod__, _ = _operators("Mod")
+    __mod__, __rmod__ = _operators("Mod")
     __and__, __rand__ = _operators("And")
     __or__, __ror__ = _operators("Or")
     __lt__, __gt__ = _operators("Less", np.bool_)
     __le__, __ge__ = _operators("LessOrEqual", np.bool_)
-    __eq__, _ = _operators("Equal", np.bool_)
+    __eq__ = _operators("Equal", np.bool_)[0]
 
 
 class Array(_Operators):
@@ -138,21 +143,16 @@ class Array(_Operators):
                 added.append(len(sizes))
                 sizes.append(1)
                 continue
-            if not isinstance(k, slice):
-                cuts.append((k, k + 1 if k != -1 else _END, axis, 1))
-                dropped.append(axis)
-            else:
-                if not _is_whole(k):
-                    step = k.step or 1
-                    cuts.append(
-                        (
-                            (0 if step > 0 else _END) if k.start is None else k.start,
-                            (_END if step > 0 else _BEFORE_FIRST) if k.stop is None else k.stop,
-                            axis,
-                            step,
-                        )
-                    )
+            if isinstance(k, slice):
                 sizes.append(_sliced(self.sizes[axis], k))
+            else:
+                dropped.append(axis)
+                k = slice(k, k + 1 if k != -1 else None)
+            if not _is_whole(k):
+                step = k.step or 1
+                start, stop = (0, _END) if step > 0 else (_END, _BEFORE_FIRST)
+                start = start if k.start is None else k.start
+                cuts.append((start, stop if k.stop is None else k.stop, axis, step))
             axis += 1
         out = self.name
         if cuts:
@@ -443,6 +443,8 @@ class Writer:
     def _of_one_type(self, *values: Any) -> list[Array]:
         types = [v.dtype for v in values if isinstance(v, Array) or np.ndim(v)]
         floats = [dtype for dtype in types if dtype.kind == "f"]
+        if not floats and any(isinstance(v, (float, np.floating)) for v in values):
+            floats = [self.float32]
         dtype = np.result_type(*(floats or types))  # single precision stays, with integers, too
         return [
             self.astype(v, dtype) if isinstance(v, Array) else self.constant(v, dtype)
@@ -487,14 +489,7 @@ class Writer:
             return self.sqrt(x.real**2 + x.imag**2)
         return self.each("Abs", x)
 
-    def exp(self, x: Any) -> Any:
-        return self.each("Exp", x)
-
-    def log(self, x: Any) -> Any:
-        return self.each("Log", x)
-
-    def sqrt(self, x: Any) -> Any:
-        return self.each("Sqrt", x)
+    exp, log, sqrt = _function("Exp"), _function("Log"), _function("Sqrt")
 
     def real(self, x: Complex) -> Any:
         return x.real
@@ -583,7 +578,7 @@ class Writer:
 
     def roll(self, x: Array, shift: int, axis: int) -> Array:
         axis %= x.ndim
-        at = (x.sizes[axis] or 0) - shift
+        at = -shift % (x.sizes[axis] or 1)
         key = (slice(None),) * axis
         return self.concat([x[(*key, slice(at, None))], x[(*key, slice(None, at))]], axis)
 
