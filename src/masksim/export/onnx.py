@@ -113,10 +113,7 @@ def _rates(detector: Detector, found: dict[str, Array], traits: Traits) -> list[
         leaf = ranks.stratum(calibration, traits, similarity[:, 0])
         own, joint = ranks.rates(calibration, similarity, leaf, traits)
         mine = [own, joint, leaf + len(strata)]
-        strata += [
-            {"population": population, "photos_are": words, "photos": photos, "sources": sources}
-            for words, photos, sources in calibration.table()
-        ]
+        strata += [{"population": population} | row for row in ranks.described(calibration)]
         if best:  # the population with the largest joint rate counts, of equal ones the first
             worse = joint > best[1]
             mine = [

@@ -6,11 +6,14 @@ compares and counts, in tables of all strata, since each image of a batch may li
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from masksim import verdict
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -111,6 +114,46 @@ def stratum(calibration: Calibration, traits: Traits, like: Array) -> Array:
 
     # Where nothing is cut it is one number for all.
     return xp.zeros_like(like, dtype=np.int64) + walk(calibration.tree)
+
+
+def described(calibration: Calibration) -> list[dict[str, Any]]:
+    """Say of each leaf which photos it is made of, and up to which joint rate each word is reached.
+
+    Returns
+    -------
+    list of dict
+        ``photos_are``, ``photos``, ``sources`` and ``levels`` (level: rate), plain values for JSON.
+    """
+    return [
+        {
+            "photos_are": words,
+            "photos": photos,
+            "sources": sources,
+            "levels": _levels(calibration, leaf, photos),
+        }
+        for (words, photos, sources), leaf in zip(
+            calibration.table(), calibration.tree.leaves(), strict=True
+        )
+    ]
+
+
+def _levels(calibration: Calibration, leaf: Node, photos: int) -> dict[str, float]:
+    """Largest joint rate at which each level is reached among the photos of a stratum.
+
+    The interval of a rate depends on which photos it counts: here the best among themselves.
+    """
+    found: dict[str, float] = {}
+    for limit, level in verdict.LEVELS:
+
+        def missed(count: int, limit: float = limit) -> bool:
+            rate, interval = calibration.rate_of(leaf, count)
+            return rate > limit or interval.high > verdict.MARGIN * limit
+
+        counts = range(round(limit * photos) + 1)
+        reached = bisect.bisect_left(counts, True, key=missed)
+        if reached:
+            found[level] = calibration.rate_of(leaf, reached - 1)[0]
+    return found
 
 
 def rates(
