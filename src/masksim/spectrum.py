@@ -366,7 +366,7 @@ def pool_cells(half: Array, side: int) -> Array:
     """
     rows, columns = half.shape[-2:]
     if columns != rows // 2 + 1:
-        raise UsageError(f"{rows}x{columns} is no half spectrum")
+        raise UsageError(f"a half spectrum of {rows}x{columns} has no cells of side {side}")
     return cells_of(half[..., : rows // 2], side)
 
 
