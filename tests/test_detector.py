@@ -18,6 +18,7 @@ import make_original_fixture as fixture  # type: ignore[import-not-found]
 import masksim
 from conftest import make_natural, plant  # type: ignore[import-not-found]
 from masksim.augment import encode
+from masksim.bank import BANK
 from masksim.calibration import Rates
 from masksim.checkpoint import Branch, DetectorFile
 from masksim.detector import Detector, load_detector
@@ -27,7 +28,7 @@ from masksim.image import load_image
 from masksim.intervals import Interval
 from masksim.model import SharedHeads, heads_by_band
 from masksim.original.importer import import_original
-from masksim.residual import BANK, OnnxResidual, ResidualConfig, residual_onnx
+from masksim.residual import OnnxResidual, ResidualConfig, residual_onnx
 from masksim.results import Detection
 from masksim.spectrum import frequencies
 from masksim.stability import REENCODINGS

@@ -125,7 +125,9 @@ class Detector:
         self._branches: list[BranchRunner] = [
             (OriginalBranch if branch.head == "original" else SharedBranch)(
                 branch,
-                residual_runner(branch.onnx, threads=threads, providers=providers),
+                residual_runner(
+                    branch.residual.kind, branch.onnx, threads=threads, providers=providers
+                ),
                 threads or cores(),
             )
             for branch in file.branches
