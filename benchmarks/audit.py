@@ -1,10 +1,12 @@
 """Does the claimed false-positive rate hold? The audit's tables, and what the strata change.
 
 usage: python benchmarks/audit.py --manifest MANIFEST [--split val] [--cache DIR] [--workers N]
+       python benchmarks/audit.py --ratios
 
-The same as ``masksim audit default --manifest MANIFEST --split val``, written into README.md and
-docs/calibration.md; and the calibration photos by leaving out one source after another, pooled and
+The same as ``masksim audit default --manifest MANIFEST --split val``, written into
+docs/tables/audit.md; and the calibration photos by leaving out one source after another, pooled and
 in strata (from the detector file alone; no image is needed). Writes benchmarks/results/audit.json.
+With --ratios only the likelihood ratios of docs/calibration.md, from the detector file alone.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from masksim.populations import BUILT_IN
 from masksim.strata import Strata
 from masksim.traits import TRAITS
 
+SHOWN = (0.002, 0.01, 0.05, 0.1, 0.2, 0.5, 0.9)  # joint rates in the table of ratios
 PLANS: dict[str, tuple[str, ...]] = {
     "none: all photos together": (),
     "energy": ("energy",),
@@ -135,7 +138,7 @@ def ratios(detector: Detector) -> dict[str, Any]:
     return {
         "low": found.low,
         "high": found.high,
-        "at": {f"{rate:g}": asdict(found.at(rate)) for rate in (0.01, 0.05, 0.1, 0.2, 0.5, 0.9)},
+        "at": {f"{rate:g}": asdict(found.at(rate)) for rate in SHOWN},
     }
 
 
@@ -151,14 +154,22 @@ def ratios_markdown(found: dict[str, Any]) -> str:
 def main() -> None:
     """Audit, compare, write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--manifest", type=Path, required=True)
+    parser.add_argument("--ratios", action="store_true", help="nothing but likelihood ratios")
+    parser.add_argument("--manifest", type=Path)
     parser.add_argument("--split", default="val")
     parser.add_argument("--cache", type=Path, default=Path("runs/cache"))
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()
+    detector = load_detector(threads=1, likelihood_ratio=True)
+    given = ratios(detector)
+    fill(ROOT / "docs" / "calibration.md", "ratios", ratios_markdown(given))
+    print(ratios_markdown(given))
+    if args.ratios:
+        return
+    if args.manifest is None:
+        parser.error("--manifest is needed, or --ratios")
     images = read_manifest(args.manifest).select(args.split)
     found = audit.audit(None, images, cache=args.cache, workers=args.workers)
-    detector = load_detector(threads=1, likelihood_ratio=True)
     calibration = detector.calibrations[BUILT_IN]
     bands = dict(calibration.strata.bands)
     rows = {}
@@ -175,21 +186,18 @@ def main() -> None:
         "manifest_sha256": manifest_hash(images.rows),
         "audit": found.to_dict(),
         "strata": rows,
-        "likelihood_ratios": ratios(detector),
+        "likelihood_ratios": given,
     }
     path = ROOT / "benchmarks" / "results" / "audit.json"
     path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    text = audit.table(found).to_markdown()
-    for page in ("README.md", "docs/calibration.md"):
-        fill(ROOT / page, "audit", text)
-    fill(ROOT / "docs" / "calibration.md", "audit notes", notes(found))
-    fill(ROOT / "docs" / "calibration.md", "strata", strata_markdown(rows))
-    given = ratios_markdown(document["likelihood_ratios"])
-    fill(ROOT / "docs" / "calibration.md", "ratios", given)
-    print(text)
-    print(notes(found))
-    print(strata_markdown(rows))
-    print(given)
+    shown = {
+        "audit": audit.table(found).to_markdown(),
+        "audit notes": notes(found),
+        "strata": strata_markdown(rows),
+    }
+    for name, text in shown.items():
+        fill(ROOT / "docs" / "tables" / "audit.md", name, text)
+        print(text)
 
 
 if __name__ == "__main__":
