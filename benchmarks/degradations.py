@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from model_card import ROOT
 
-from masksim.degrade import GRID
+from masksim.evaluation.degrade import GRID
 
 HEAD = """# Degradations
 
-The grid of `masksim evaluate --degrade`, from `masksim.degrade.GRID` by
+The grid of `masksim evaluate --degrade`, from `masksim.evaluation.degrade.GRID` by
 `python benchmarks/degradations.py`. A family is the first word of a name. Why these:
 [evaluate.md](../evaluate.md#degradations).
 
