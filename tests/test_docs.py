@@ -114,7 +114,7 @@ def faults(words: list[str], whole: bool) -> list[str]:
     command, rest = find(words)
     if hasattr(command, "commands") and command.name != "report":
         unknown = [word for word in rest if re.match(r"[a-z-]", word)]
-        known = {o for p in command.params for o in (*p.opts, *p.secondary_opts)} | {"-h"}
+        known = {o for p in command.params for o in (*p.opts, *p.secondary_opts)} | {"--help", "-h"}
         return [f"no {word}" for word in unknown if word not in known]
     options = {o for p in command.params for o in (*p.opts, *p.secondary_opts)} | {"--help", "-h"}
     if command.name == "report":
