@@ -6,6 +6,7 @@ import ast
 import importlib
 import re
 import shlex
+import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -17,6 +18,11 @@ from typer.main import get_command
 
 import masksim
 from masksim.cli.main import app
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(
@@ -254,3 +260,29 @@ def test_a_wrong_name_is_seen() -> None:
     assert is_there("detector.Detector.detect")
     assert not is_there("model.whitened")
     assert not is_there("modell.whiten")
+
+
+# ---------------------------------------------------------------------------------- configurations
+
+
+def test_the_configuration_of_the_page_is_the_default() -> None:
+    pytest.importorskip("sklearn")
+    from masksim.training.bands import BandsConfig
+    from masksim.training.shared import TrainConfig
+
+    page = text_of(ROOT / "docs" / "train.md")
+    (block,) = re.findall(r"^```toml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    values = tomllib.loads(block)
+    assert values.pop("recipe") == "shared"
+    assert TrainConfig.from_dict(values) == TrainConfig()
+    fields = set(TrainConfig.__dataclass_fields__) - {"views", "features", "heads"}
+    shared, bands = page.split("## The recipe `bands`")
+    assert [name for name in sorted(fields) if f"`{name}`" not in shared] == []
+    fields = set(BandsConfig.__dataclass_fields__) - {"views", "features", "heads"}
+    assert [name for name in sorted(fields) if f"`{name}`" not in page] == []
+    default = BandsConfig()
+    for name in ("smallest_class", "smallest_sources", "folds", "components", "borrowed", "photos"):
+        row = next(
+            line for line in bands.splitlines() if line.startswith("|") and f"`{name}`" in line
+        )
+        assert f"`{getattr(default, name)}`" in row, name
