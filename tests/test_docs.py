@@ -28,7 +28,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = sorted(
     [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / ".github").rglob("*.md")]
 )
-BY_NAME = {str(path.relative_to(ROOT)): path for path in PAGES}
+BY_NAME = {path.relative_to(ROOT).as_posix(): path for path in PAGES}
 # What stands for a word of the reader's own in a command.
 STANDS_FOR = {"...": "x", "CONFIG": "config.toml"}
 
