@@ -18,8 +18,11 @@ import numpy as np
 from model_card import ROOT, fill
 from numpy.typing import NDArray
 
-from masksim.calibration import Calibration, Strata, grouped_interval
-from masksim.detector import BUILT_IN, Detector, load_detector
+from masksim.calibration import Calibration
+from masksim.detector import Detector, load_detector
+from masksim.intervals import grouped_interval
+from masksim.populations import BUILT_IN
+from masksim.strata import Strata
 from masksim.traits import BANDS, TRAITS, bands_of
 
 CLAIMED = (0.01, 0.05)

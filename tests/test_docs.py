@@ -241,12 +241,39 @@ def is_there(name: str) -> bool:
     return True
 
 
+@cache
+def defined() -> frozenset[str]:
+    """Every name that is defined in the package: functions, classes, constants, fields, keys."""
+    names: set[str] = set()
+    for path in (ROOT / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(text_of(path))):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+                names.add(node.name)
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                names.add(node.id)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                names.add(node.value)
+        names |= set(path.relative_to(ROOT / "src" / "masksim").with_suffix("").parts)
+    return frozenset(names)
+
+
 @pytest.mark.parametrize("name", ["docs/method.md", "docs/architecture.md", "CONTRIBUTING.md"])
 def test_names_of_the_code_are_there(name: str) -> None:
-    named = re.findall(r"`(?:masksim\.)?([a-z_]+(?:\.[A-Za-z_]+)+)`", text_of(BY_NAME[name]))
-    files = {"py", "md", "json", "toml", "safetensors"}
-    names = {each for each in named if each.rpartition(".")[2] not in files}
-    assert sorted(each for each in names if not is_there(each)) == []
+    """Names alone, wherever they are defined; what is taken apart at dots has each of its parts."""
+    named = re.findall(r"`([A-Za-z_]+(?:\.[A-Za-z_]+)*)`", text_of(BY_NAME[name]))
+    outside = {"ruff", "mypy", "main", "pyproject", "toml", "py"}
+    parts = {part for each in named for part in each.split(".") if "_" in part or part.isalpha()}
+    wrong = {part for part in parts if part not in defined() and part not in outside}
+    assert sorted(wrong) == []
+
+
+def test_architecture_names_every_module_and_wing() -> None:
+    page = text_of(ROOT / "docs" / "architecture.md")
+    package = ROOT / "src" / "masksim"
+    wings = {path.parent.name for path in package.glob("*/__init__.py")}
+    assert set(re.findall(r"^\| `(\w+)/`", page, re.MULTILINE)) == wings
+    modules = {path.stem for path in package.glob("*.py")} - {"__init__", "__main__"}
+    assert sorted(one for one in modules if f"`{one}`" not in page) == []
 
 
 @pytest.mark.parametrize("name", BY_NAME)
@@ -260,6 +287,8 @@ def test_a_wrong_name_is_seen() -> None:
     assert is_there("detector.Detector.detect")
     assert not is_there("model.whitened")
     assert not is_there("modell.whiten")
+    assert {"whiten", "BETWEEN", "Detection", "real_similarities"} <= defined()
+    assert not {"whitened_twice", "masks_or_references"} & defined()
 
 
 # ---------------------------------------------------------------------------------- configurations
