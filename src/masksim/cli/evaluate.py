@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
 
 from masksim.cli.console import (
     Cache,
@@ -24,22 +24,22 @@ from masksim.cli.console import (
     images_of,
     need,
     need_for_files,
+    option,
     say,
     stages,
     to_json,
     write,
 )
 from masksim.errors import UsageError
+from masksim.files import make_folder, write_whole
 
 if TYPE_CHECKING:
+    from masksim.config import Progress
     from masksim.data.manifest import Manifest
     from masksim.detector import Detector
-    from masksim.evaluation.degrade import Degradation
     from masksim.evaluation.protocols import Protocol, Scale, ScoreTable
     from masksim.evaluation.scoring import Results
     from masksim.show.tables import Table
-
-    Stage = Callable[[str, int, int], None]
 
 
 class ProtocolName(str, Enum):
@@ -53,57 +53,40 @@ class ProtocolName(str, Enum):
 
 
 def evaluate(
-    manifest: Annotated[
-        Path | None,
-        typer.Option("--manifest", metavar="FILE", help="Images to score and measure."),
-    ] = None,
-    split: Annotated[str, typer.Option("--split", help="Which split is measured.")] = "val",
+    manifest: Annotated[Path | None, option("Images to score and measure.", metavar="FILE")] = None,
+    split: Annotated[str, option("Which split is measured.")] = "val",
     scores: Annotated[
-        Path | None,
-        typer.Option("--scores", metavar="FILE", help="A saved scores.csv: no image is scored."),
+        Path | None, option("A saved scores.csv: no image is scored.", metavar="FILE")
     ] = None,
     original_scores: Annotated[
-        Path | None,
-        typer.Option("--original-scores", metavar="DIR", help="The original's output/score/...."),
+        Path | None, option("The original's output/score/....", metavar="DIR")
     ] = None,
     model: Model = None,
     calibration: Annotated[
-        Path | None,
-        typer.Option("--calibration", metavar="FILE", help="Scores of real photos, by head."),
+        Path | None, option("Scores of real photos, by head.", metavar="FILE")
     ] = None,
     protocol: Annotated[
-        ProtocolName, typer.Option("--protocol", help="none: only what is asked for beside.")
+        ProtocolName, option("none: only what is asked for beside.")
     ] = ProtocolName.all,
     degrade: Annotated[
-        str | None,
-        typer.Option(
-            "--degrade", metavar="LIST", help="Degradations or families, with commas; or all."
-        ),
+        str | None, option("Degradations or families, with commas; or all.", metavar="LIST")
     ] = None,
     per_class: Annotated[
-        int | None,
-        typer.Option("--per-class", metavar="N", min=1, help="Images a class for --degrade."),
+        int | None, option("Images a class for --degrade.", metavar="N", min=1)
     ] = None,
     peer: Annotated[
         list[str] | None,
-        typer.Option(
-            "--peer",
-            metavar="NAME=SPEC",
-            help="Another detector; NAME alone: a column of --scores.",
-        ),
+        option("Another detector; NAME alone: a column of --scores.", metavar="NAME=SPEC"),
     ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", metavar="DIR", help="Write scores, results, tables."),
-    ] = None,
+    out: Annotated[Path | None, option("Write scores, results, tables.", metavar="DIR")] = None,
     pictures: Annotated[
-        bool, typer.Option("--pictures", help="Write DIR/pictures too; needs matplotlib.")
+        bool, option("Write DIR/pictures too; needs matplotlib.", "--pictures")
     ] = False,
     overwrite: Overwrite = False,
-    format: Annotated[Format, typer.Option("--format", help="Of the tables.")] = Format.text,
+    format: Annotated[Format, option("Of the tables.")] = Format.text,
     cache: Cache = None,
     workers: Workers = 1,
-    samples: Annotated[int, typer.Option("--samples", min=10, help="Of the bootstrap.")] = 500,
+    samples: Annotated[int, option("Of the bootstrap.", min=10)] = 500,
     as_json: Json = False,
 ) -> None:
     """Measure a detector: protocols, confusion, break-downs, degradations, second opinions."""
@@ -112,163 +95,230 @@ def evaluate(
         need_for_files(manifest)
         if pictures:
             need("plot", "--pictures", "matplotlib")
-        from masksim.evaluation import protocols
-        from masksim.evaluation import scoring as rooms
-
-        peers = list(peer or ())
-        _check_options(
-            manifest, scores, original_scores, model, degrade, per_class, peers, out, pictures
-        )
-        chosen: Sequence[Protocol] = (
-            protocols.PROTOCOLS if protocol is ProtocolName.all
-            else () if protocol is ProtocolName.none
-            else (protocol.value,)
+        asked = _Asked(
+            manifest, split, scores, original_scores, model, calibration, protocol,
+            _listed(degrade), per_class, tuple(peer or ()), out, pictures, workers, samples, cache,
         )  # fmt: skip
+        asked.check()
         if out is not None:
             check_free(*(out / name for name in _RESULTS), overwrite=overwrite)
-        wanted = _degradations(degrade)  # a name that is wrong is told before hours of scoring
-        saved = scores is not None or original_scores is not None
-        detector = _detector(manifest, scores, original_scores, model)
-        images = _images(manifest, None if saved else split)
-        # Only images have pieces.
-        place = Path() if manifest is None else cache_folder(cache, manifest)
-        results: Results = rooms.Results({}, ())
-        table: ScoreTable | None = None
-        scale: Scale | None = None
         with stages() as progress:
-            if chosen or peers or scores or original_scores:
-                table, scale, asked = _scores(
-                    images, split, scores, original_scores, detector, _path(model), peers,
-                    calibration, place, workers, progress,
-                )  # fmt: skip
-                results += rooms.measure_table(
-                    table, scale, chosen=chosen, peers=asked,
-                    shares=None if detector is None else rooms.views_of(detector).shares,
-                    seen=frozenset() if images is None else rooms.seen_in_training(images),
-                    name="masksim" if detector is None else detector.name,
-                    samples=samples, progress=progress,
-                )  # fmt: skip
-            if wanted and images is not None:
-                if detector is None:
-                    raise UsageError("--degrade scores images: with --scores, name the --model")
-                results += _degraded(
-                    images.select(split), wanted, per_class, detector, _path(model), calibration,
-                    place, workers, samples, progress,
-                )  # fmt: skip
-        document = _document(detector, split if manifest else None, table, results)
+            found = _measured(asked, progress)
+        document = found.document()
         if out is not None:
-            _save(out, table, document, results.tables)
+            _save(out, found.table, document, found.results.tables)
             if pictures:
-                _draw(out / "pictures", table, scale, chosen, detector, results)
+                _draw(out / "pictures", asked.protocols(), found)
         if as_json:
             write(to_json(document))
         else:
-            write(_printed(results.tables, format))
-        if table is not None and table.failures:
-            say(f"note: {len(table.failures)} images could not be scored")
+            write(_printed(found.results.tables, format))
+        if found.table is not None and found.table.failures:
+            say(f"note: {len(found.table.failures)} images could not be scored")
 
 
-def _check_options(
-    manifest: Path | None,
-    scores: Path | None,
-    original_scores: Path | None,
-    model: Path | None,
-    degrade: str | None,
-    per_class: int | None,
-    peers: Sequence[str],
-    out: Path | None,
-    pictures: bool,
-) -> None:
-    """Refuse options that do not go together."""
-    if manifest is None and scores is None and original_scores is None:
-        raise UsageError("what is to be measured? Give --manifest, --scores or --original-scores")
-    if original_scores is not None and (scores or manifest or model):
-        raise UsageError(
-            "--original-scores holds probabilities of other detectors: it goes with no --manifest, "
-            "--scores or --model"
-        )
-    if degrade is not None and manifest is None:
-        raise UsageError("--degrade needs images: give --manifest")
-    if per_class is not None and degrade is None:
-        raise UsageError("--per-class is the number of images for --degrade")
-    if manifest is None and any("=" in one for one in peers):
-        raise UsageError("a peer scores images: give --manifest, or the name of a column alone")
-    if scores is None and any("=" not in one for one in peers):
-        raise UsageError("a peer is NAME=SPEC; NAME alone is a column of --scores")
-    if pictures and out is None:
-        raise UsageError("--pictures are written to a folder: give --out")
+def _listed(names: str | None) -> tuple[str, ...]:
+    return tuple(name.strip() for name in (names or "").split(",") if name.strip())
 
 
-def _path(model: Path | None) -> Path:
-    from masksim.detector import bundled_path
+@dataclass(frozen=True)
+class _Asked:
+    """What is to be measured, as the options say it."""
 
-    return bundled_path() if model is None else model
+    manifest: Path | None
+    split: str
+    scores: Path | None
+    original_scores: Path | None
+    model: Path | None
+    calibration: Path | None
+    protocol: ProtocolName
+    degrade: tuple[str, ...]
+    per_class: int | None
+    peers: tuple[str, ...]
+    out: Path | None
+    pictures: bool
+    workers: int
+    samples: int
+    cache: Path | None
+
+    def check(self) -> None:
+        """Refuse options that do not go together.
+
+        Raises
+        ------
+        UsageError
+        """
+        saved = self.scores or self.original_scores
+        if self.manifest is None and not saved:
+            raise UsageError(
+                "what is to be measured? Give --manifest, --scores or --original-scores"
+            )
+        if self.original_scores is not None and (self.scores or self.manifest or self.model):
+            raise UsageError(
+                "--original-scores holds probabilities of other detectors: it goes with no "
+                "--manifest, --scores or --model"
+            )
+        if self.degrade and self.manifest is None:
+            raise UsageError("--degrade needs images: give --manifest")
+        if self.degrade and saved and self.model is None:
+            raise UsageError("--degrade scores images: with --scores, name the --model")
+        if self.per_class is not None and not self.degrade:
+            raise UsageError("--per-class is the number of images for --degrade")
+        if self.manifest is None and any("=" in one for one in self.peers):
+            raise UsageError("a peer scores images: give --manifest, or the name of a column alone")
+        if self.scores is None and any("=" not in one for one in self.peers):
+            raise UsageError("a peer is NAME=SPEC; NAME alone is a column of --scores")
+        if self.pictures and self.out is None:
+            raise UsageError("--pictures are written to a folder: give --out")
+
+    def protocols(self) -> Sequence[Protocol]:
+        """Name the protocols to run."""
+        from masksim.evaluation.protocols import PROTOCOLS
+
+        if self.protocol is ProtocolName.all:
+            return PROTOCOLS
+        return () if self.protocol is ProtocolName.none else (self.protocol.value,)
+
+    def detector_path(self) -> Path:
+        """Name the folder of the detector."""
+        from masksim.detector import bundled_path
+
+        return bundled_path() if self.model is None else self.model
+
+    def detector(self) -> Detector | None:
+        """Load the detector; with saved scores there is one only if it is named."""
+        from masksim.detector import load_detector
+
+        saved = self.scores is not None or self.original_scores is not None
+        return None if saved and self.model is None else load_detector(self.detector_path())
+
+    def images(self) -> Manifest | None:
+        """Read all images; where some of a split are to be scored there must be some."""
+        from masksim.data.manifest import read_manifest
+
+        if self.manifest is None:
+            return None
+        if self.scores is None:
+            images_of(self.manifest, self.split)
+        return read_manifest(self.manifest)
+
+    def calibrated(self, scale: Scale) -> Scale:
+        """Put scores of real photos in, if there are any."""
+        from masksim.calibration import Calibration
+        from masksim.evaluation.scoring import read_real_scores
+
+        if self.calibration is None:
+            return scale
+        # Scores alone: what the photos show is not known, so that there are no strata.
+        real = read_real_scores(self.calibration, scale.generators)
+        return replace(scale, calibration=Calibration(real))
 
 
-def _detector(
-    manifest: Path | None, scores: Path | None, original_scores: Path | None, model: Path | None
-) -> Detector | None:
-    """Load the detector; with saved scores there is one only if it is named."""
-    from masksim.detector import load_detector
+@dataclass(frozen=True)
+class _Found:
+    """What was measured, and on what."""
 
-    saved = scores is not None or original_scores is not None
-    return None if saved and model is None else load_detector(_path(model))
+    detector: Detector | None
+    split: str | None
+    table: ScoreTable | None
+    scale: Scale | None
+    results: Results
+
+    def document(self) -> dict[str, Any]:
+        """Put everything together for JSON."""
+        from masksim.evaluation.protocols import plain
+
+        document: dict[str, Any] = {}
+        if self.detector is not None:
+            document["detector"] = {"name": self.detector.name, "sha256": self.detector.sha256}
+        if self.split is not None:
+            document["split"] = self.split
+        if self.table is not None:
+            pairs = set(zip(self.table.typ.tolist(), self.table.filenames.tolist(), strict=True))
+            counts = Counter(typ for typ, _ in sorted(pairs))
+            document |= {"images": counts, "failures": dict(self.table.failures)}
+        found: Mapping[str, Any] = plain(self.results.data)
+        return document | dict(found)
 
 
-def _images(manifest: Path | None, split: str | None) -> Manifest | None:
-    """Read all images; where some of a split are to be scored there must be some."""
-    from masksim.data.manifest import read_manifest
+def _measured(asked: _Asked, progress: Progress) -> _Found:
+    """Score what is to be scored, and measure it."""
+    from masksim.evaluation import degrade
+    from masksim.evaluation import scoring as rooms
 
-    if manifest is not None and split is not None:
-        images_of(manifest, split)
-    return None if manifest is None else read_manifest(manifest)
+    # A name that is wrong is told before hours of scoring; none is what others are compared with.
+    wanted = degrade.select(["none", *asked.degrade]) if asked.degrade else []
+    chosen = asked.protocols()
+    detector, images = asked.detector(), asked.images()
+    # Only images have pieces.
+    place = Path() if asked.manifest is None else cache_folder(asked.cache, asked.manifest)
+    results: Results = rooms.Results({}, ())
+    table: ScoreTable | None = None
+    scale: Scale | None = None
+    if chosen or asked.peers or asked.scores or asked.original_scores:
+        table, scale, peers = _scores(asked, images, detector, place, progress)
+        results += rooms.measure_table(
+            table, scale, chosen=chosen, peers=peers,
+            shares=None if detector is None else rooms.views_of(detector).shares,
+            seen=frozenset() if images is None else rooms.seen_in_training(images),
+            name="masksim" if detector is None else detector.name,
+            samples=asked.samples, progress=progress,
+        )  # fmt: skip
+    if wanted and images is not None and detector is not None:
+        some = images.select(asked.split)
+        if asked.per_class is not None:
+            some = rooms.bounded(some, asked.per_class)
+        tables = rooms.score_degraded(
+            asked.detector_path(), some, wanted, cache=place, workers=asked.workers,
+            progress=progress,
+        )  # fmt: skip
+        results += rooms.measure_degradations(
+            tables, asked.calibrated(rooms.scale_of(detector)), samples=asked.samples,
+            progress=lambda done, count: progress("degradations", done, count),
+        )  # fmt: skip
+    split = None if asked.manifest is None else asked.split
+    return _Found(detector, split, table, scale, results)
 
 
 def _scores(
+    asked: _Asked,
     images: Manifest | None,
-    split: str,
-    scores: Path | None,
-    original_scores: Path | None,
     detector: Detector | None,
-    model: Path,
-    peers: Sequence[str],
-    calibration: Path | None,
     cache: Path,
-    workers: int,
-    progress: Stage,
+    progress: Progress,
 ) -> tuple[ScoreTable, Scale, list[str]]:
     """Score images or read scores; say what they mean, and which columns are other detectors'."""
+    from masksim.data.views import ViewConfig
     from masksim.evaluation import scoring as rooms
     from masksim.evaluation.protocols import Scale
-    from masksim.training.dataset import ViewConfig
 
-    if original_scores is not None:
-        table = rooms.read_original_scores(original_scores)
-    elif scores is not None:
-        table = rooms.read_scores(scores)
+    if asked.original_scores is not None:
+        table = rooms.read_original_scores(asked.original_scores)
+    elif asked.scores is not None:
+        table = rooms.read_scores(asked.scores)
     else:
         assert images is not None
         table = rooms.score_manifest(
-            model, images.select(split), cache=cache, workers=workers,
+            asked.detector_path(), images.select(asked.split), cache=cache, workers=asked.workers,
             progress=lambda done, count: progress("scores", done, count),
         )  # fmt: skip
-    asked = [one for one in peers if "=" not in one]
-    heads = [name for name in table.generators if name not in asked]
-    table.only(asked)  # a column that is not there is an error
+    peers = [one for one in asked.peers if "=" not in one]
+    heads = [name for name in table.generators if name not in peers]
+    table.only(peers)  # a column that is not there is an error
     if detector is not None:
-        asked = [name for name in table.generators if name not in detector.generators]
+        peers = [name for name in table.generators if name not in detector.generators]
         heads = list(detector.generators)
     if not heads:
         raise UsageError("every column of the scores is a peer: no detector is left to measure")
-    for one in peers:
+    for one in asked.peers:
         if "=" in one and images is not None:
             config = ViewConfig() if detector is None else rooms.views_of(detector)
             stage = partial(progress, f"peer {one.partition('=')[0]}")
             other = rooms.score_peer(
-                one, images.select(split), cache=cache, config=config, progress=stage
+                one, images.select(asked.split), cache=cache, config=config, progress=stage
             )
             table = table.joined(other)
-            asked += other.generators
+            peers += other.generators
             if other.failures:
                 say(f"note: {other.generators[0]} refused {len(other.failures)} images")
     own = table.only(heads)
@@ -278,73 +328,7 @@ def _scores(
             say("note: some scores are outside [0, 1], so there are no probabilities to measure")
     else:
         scale = rooms.scale_of(detector)
-    return table, _calibrated(scale, calibration), asked
-
-
-def _calibrated(scale: Scale, calibration: Path | None) -> Scale:
-    from dataclasses import replace
-
-    from masksim.calibration import Calibration
-    from masksim.evaluation.scoring import read_real_scores
-
-    if calibration is None:
-        return scale
-    # Scores alone: what the photos show is not known, so that there are no strata.
-    return replace(scale, calibration=Calibration(read_real_scores(calibration, scale.generators)))
-
-
-def _degradations(names: str | None) -> list[Degradation]:
-    """Choose degradations; none of them first, to compare with."""
-    from masksim.evaluation.degrade import select
-
-    wanted = [] if names is None else [name.strip() for name in names.split(",") if name.strip()]
-    return select(["none", *wanted]) if wanted else []
-
-
-def _degraded(
-    images: Manifest,
-    wanted: Sequence[Degradation],
-    per_class: int | None,
-    detector: Detector,
-    model: Path,
-    calibration: Path | None,
-    cache: Path,
-    workers: int,
-    samples: int,
-    progress: Stage,
-) -> Results:
-    from masksim.evaluation import scoring as rooms
-
-    if per_class is not None:
-        images = rooms.bounded(images, per_class)
-    tables = rooms.score_degraded(
-        model, images, wanted, cache=cache, workers=workers, progress=progress
-    )
-    return rooms.measure_degradations(
-        tables, _calibrated(rooms.scale_of(detector), calibration), samples=samples,
-        progress=lambda done, count: progress("degradations", done, count),
-    )  # fmt: skip
-
-
-def _document(
-    detector: Detector | None, split: str | None, table: ScoreTable | None, results: Results
-) -> dict[str, Any]:
-    """Put everything together for JSON."""
-    from masksim.evaluation.protocols import plain
-
-    document: dict[str, Any] = {}
-    if detector is not None:
-        document["detector"] = {"name": detector.name, "sha256": detector.sha256}
-    if split is not None:
-        document["split"] = split
-    if table is not None:
-        pairs = set(zip(table.typ.tolist(), table.filenames.tolist(), strict=True))
-        counts: dict[str, int] = {}
-        for typ, _ in sorted(pairs):
-            counts[typ] = counts.get(typ, 0) + 1
-        document |= {"images": counts, "failures": dict(table.failures)}
-    found: Mapping[str, Any] = plain(results.data)
-    return document | dict(found)
+    return table, asked.calibrated(scale), peers
 
 
 _RESULTS = ("scores.csv", "results.json", "results.md")
@@ -356,42 +340,35 @@ def _save(
     """Write scores, results and tables."""
     from masksim.show.tables import SUFFIXES
 
-    try:
-        (out / "tables").mkdir(parents=True, exist_ok=True)
-        if table is not None:
-            (out / "scores.csv").write_text(table.to_csv(), encoding="utf-8")
-        (out / "results.json").write_text(to_json(document, indent=1) + "\n", encoding="utf-8")
-        page = "\n\n".join(one.to_markdown() for one in tables)
-        (out / "results.md").write_text(page + "\n", encoding="utf-8")
-        for one in tables:
-            for format in ("text", "latex", "csv"):
-                path = out / "tables" / f"{one.name}.{SUFFIXES[format]}"
-                text = one.render(format, width=120)
-                path.write_text(text.rstrip("\n") + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"cannot write to {out}: {error.strerror or error}") from error
+    make_folder(out / "tables")
+    texts = {
+        "results.json": to_json(document, indent=1) + "\n",
+        "results.md": "\n\n".join(one.to_markdown() for one in tables) + "\n",
+    }
+    if table is not None:
+        texts["scores.csv"] = table.to_csv()
+    for one in tables:
+        for format in ("text", "latex", "csv"):
+            text = one.render(format, width=120).rstrip("\n") + "\n"
+            texts[f"tables/{one.name}.{SUFFIXES[format]}"] = text
+    for name, text in texts.items():
+        write_whole(out / name, text.encode())
 
 
-def _draw(
-    folder: Path,
-    table: ScoreTable | None,
-    scale: Scale | None,
-    chosen: Sequence[Protocol],
-    detector: Detector | None,
-    results: Results,
-) -> None:
-    from masksim.evaluation import curves as plots
+def _draw(folder: Path, chosen: Sequence[Protocol], found: _Found) -> None:
+    from masksim.data.views import ViewConfig
+    from masksim.evaluation import curves
     from masksim.evaluation import scoring as rooms
-    from masksim.training.dataset import ViewConfig
 
+    detector, table, scale = found.detector, found.table, found.scale
     shares = (ViewConfig() if detector is None else rooms.views_of(detector)).shares
-    plots.draw_all(
+    curves.draw_all(
         folder,
         None if table is None or scale is None else table.only(scale.generators),
         scale,
         chosen=chosen,
         weigh=None if table is None else rooms.weighing(table, shares),
-        degradations=results.data.get("degradations"),
+        degradations=found.results.data.get("degradations"),
         patterns=None if detector is None else detector.patterns(),
     )
 
