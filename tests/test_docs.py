@@ -241,6 +241,16 @@ def is_there(name: str) -> bool:
     return True
 
 
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda path: path.stem
+)
+def test_benchmarks_import_what_is_there(path: Path) -> None:
+    for node in ast.walk(ast.parse(text_of(path))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "masksim":
+            names = [f"{node.module}.{alias.name}".removeprefix("masksim.") for alias in node.names]
+            assert [name for name in names if not is_there(name)] == []
+
+
 @cache
 def defined() -> frozenset[str]:
     """Every name that is defined in the package: functions, classes, constants, fields, keys."""
@@ -297,14 +307,14 @@ def test_a_wrong_name_is_seen() -> None:
 def test_the_configuration_of_the_page_is_the_default() -> None:
     pytest.importorskip("sklearn")
     from masksim.training.bands import BandsConfig
-    from masksim.training.shared import TrainConfig
+    from masksim.training.shared import SharedConfig
 
     page = text_of(ROOT / "docs" / "train.md")
     (block,) = re.findall(r"^```toml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     values = tomllib.loads(block)
     assert values.pop("recipe") == "shared"
-    assert TrainConfig.from_dict(values) == TrainConfig()
-    fields = set(TrainConfig.__dataclass_fields__) - {"views", "features", "heads"}
+    assert SharedConfig.from_dict(values) == SharedConfig()
+    fields = set(SharedConfig.__dataclass_fields__) - {"views", "features", "heads"}
     shared, bands = page.split("## The recipe `bands`")
     assert [name for name in sorted(fields) if f"`{name}`" not in shared] == []
     fields = set(BandsConfig.__dataclass_fields__) - {"views", "features", "heads"}
