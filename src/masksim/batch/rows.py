@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from masksim import __version__
 from masksim.data.inputs import LONGEST, is_url, open_remote, path_key
-from masksim.detector import Detection, GeneratorScore
 from masksim.errors import ImageError, MasksimError, ModelError, extra_missing
 from masksim.provenance.origin import COLUMNS
+from masksim.results import Detection, GeneratorScore
 
 if TYPE_CHECKING:
     from masksim.detector import Detector

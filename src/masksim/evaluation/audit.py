@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from masksim import __version__
-from masksim.calibration import Interval, clopper_pearson, grouped_interval
 from masksim.checkpoint import DetectorFile, population_arrays
 from masksim.data.manifest import REAL, Manifest, Row, manifest_hash, scan_folders
 from masksim.data.sources import file_digest
-from masksim.detector import BUILT_IN, JOINT_ARRAYS, Detector, bundled_path, load_detector
+from masksim.detector import Detector, bundled_path, load_detector
 from masksim.errors import DataError, MasksimError, UsageError, counted
 from masksim.evaluation.scoring import in_pieces, score_manifest, write_piece
+from masksim.intervals import Interval, clopper_pearson, grouped_interval
+from masksim.populations import BUILT_IN, JOINT_ARRAYS
 from masksim.show.tables import Column, Table
 from masksim.show.tables import Interval as Cell
 from masksim.verdict import LEVELS

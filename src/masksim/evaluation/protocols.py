@@ -22,9 +22,11 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 
 from masksim import metrics
-from masksim.calibration import Attribution, Calibration, Populations
+from masksim.calibration import Calibration
 from masksim.data.manifest import REAL
 from masksim.errors import DataError, UsageError
+from masksim.evidence import Attribution
+from masksim.populations import Populations
 from masksim.show.tables import Cell, Column, Interval, Table
 from masksim.traits import TRAITS, bands_of
 

@@ -28,7 +28,6 @@ import numpy as np
 
 from masksim import metrics
 from masksim.augment import rng_for
-from masksim.calibration import Populations
 from masksim.data.manifest import REAL, Manifest, Row, manifest_hash
 from masksim.detector import Detector, load_detector
 from masksim.errors import DataError, MasksimError, UsageError
@@ -38,6 +37,7 @@ from masksim.evaluation.other_detectors import Peer, open_peer
 from masksim.evaluation.protocols import FACTS, Protocol, Scale
 from masksim.evaluation.protocols import ScoreTable as ScoreTable
 from masksim.image import load_image
+from masksim.populations import Populations
 from masksim.show.tables import Column, Interval, Table
 from masksim.training.dataset import (
     HISTORIES,

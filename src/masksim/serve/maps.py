@@ -14,7 +14,7 @@ from masksim.show.text import channel_words
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from masksim.detector import SimilarityMap
+    from masksim.results import SimilarityMap
 
 
 def pack_maps(maps: Sequence[SimilarityMap]) -> dict[str, Any]:

@@ -13,12 +13,13 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from masksim.calibration import Interval, LikelihoodRatio
-from masksim.detector import GeneratorScore
+from masksim.evidence import LikelihoodRatio
 from masksim.image import ImageFacts
+from masksim.intervals import Interval
 from masksim.provenance.metadata import Statement
 from masksim.provenance.origin import Origin
 from masksim.provenance.watermark import WatermarkMatch
+from masksim.results import GeneratorScore
 from masksim.verdict import Reason, Verdict
 
 
