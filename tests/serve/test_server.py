@@ -46,7 +46,9 @@ from masksim.serve import schemas as answers  # noqa: E402
 from masksim.serve.admission import ServiceError  # noqa: E402
 from masksim.serve.logs import JsonLines  # noqa: E402
 from masksim.serve.service import FormParser  # noqa: E402
+from masksim.show.composed import compose, marks  # noqa: E402
 from masksim.show.text import channel_words  # noqa: E402
+from masksim.verdict import telling  # noqa: E402
 
 WEB = Path(server.__file__).parent / "web"
 SMALL = {"max_bytes": 1 << 20, "max_batch_bytes": 2 << 20, "max_files": 4}
@@ -153,6 +155,10 @@ def test_maps_can_be_read_back(client: Any, detector: Detector) -> None:
         assert sum(plane["sum"] for plane in got["planes"]) == pytest.approx(
             wanted.similarity, abs=1e-5
         )
+        whole = compose(wanted.planes)
+        half = 0.5001 * got["composed"]["scale"] + 1e-9
+        assert np.abs(unpack(got["composed"]) - whole.coarser()).max() <= half
+        assert [mark["words"] for mark in got["marks"]] == [mark.words for mark in marks(whole)]
         for plane, right in zip(got["planes"], wanted.planes, strict=True):
             assert plane["name"] == channel_words(right.name)
             half = 0.5001 * plane["values"]["scale"] + 1e-9
@@ -161,6 +167,8 @@ def test_maps_can_be_read_back(client: Any, detector: Detector) -> None:
             half = 0.5001 * shown["scale"] + 1e-6
             assert np.abs(unpack(shown) - right.spectrum).max() <= half
             assert plane["fx"] == [right.fx[0], right.fx[-1]]
+    rates = [score["false_positive_rate"] for score in found["scores"]]
+    assert maps["telling"] == telling(found["verdict"]["level"], rates)
     # All generators look at one spectrum: it is sent once.
     assert len(maps["spectra"]) == len(maps["generators"][0]["planes"])
 

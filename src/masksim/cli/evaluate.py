@@ -288,9 +288,9 @@ def _scores(
     progress: Progress,
 ) -> tuple[ScoreTable, Scale, list[str]]:
     """Score images or read scores; say what they mean, and which columns are other detectors'."""
+    from masksim.data.views import ViewConfig
     from masksim.evaluation import scoring as rooms
     from masksim.evaluation.protocols import Scale
-    from masksim.training.dataset import ViewConfig
 
     if asked.original_scores is not None:
         table = rooms.read_original_scores(asked.original_scores)
@@ -356,9 +356,9 @@ def _save(
 
 
 def _draw(folder: Path, chosen: Sequence[Protocol], found: _Found) -> None:
+    from masksim.data.views import ViewConfig
     from masksim.evaluation import curves
     from masksim.evaluation import scoring as rooms
-    from masksim.training.dataset import ViewConfig
 
     detector, table, scale = found.detector, found.table, found.scale
     shares = (ViewConfig() if detector is None else rooms.views_of(detector)).shares

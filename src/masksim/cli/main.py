@@ -348,12 +348,12 @@ def import_original(
     """Make a detector of checkpoints of the original MaskSim; needs torch."""
     with errors():
         need("train", "reading the original's checkpoints", "torch", "onnx")
-        from masksim import checkpoint
+        from masksim.original import importer
 
-        made = checkpoint.import_original(
+        made = importer.import_original(
             source,
             out,
-            colour=checkpoint.DEFAULT_COLOUR if colour is None else cast("ColourSpace", colour),
+            colour=importer.DEFAULT_COLOUR if colour is None else cast("ColourSpace", colour),
             overwrite=overwrite,
         )
         for note in made.provenance.get("notes", []):

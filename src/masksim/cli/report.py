@@ -71,6 +71,9 @@ def make(
     maps: Annotated[
         str, option("Draw the maps of the N most telling generators.", metavar="all|N")
     ] = "3",
+    channels: Annotated[
+        bool, typer.Option("--channels", help="Draw the single channels of these maps, too.")
+    ] = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -91,6 +94,7 @@ def make(
                 _stdin() if image == "-" else image,
                 name="<stdin>" if image == "-" else image,
                 maps="all" if maps == "all" else int(maps),
+                channels=channels,
                 model=None if model is None else model.name or str(model),
             )
         except ImageError as error:

@@ -218,11 +218,11 @@ def _train_heads(
 ) -> None:
     from masksim.data.manifest import read_manifest
     from masksim.training.bands import BandsConfig, train_bands
-    from masksim.training.shared import TrainConfig, train_shared
+    from masksim.training.shared import SharedConfig, train_shared
 
     shared = recipe is Recipe.shared
     listed = this.images() if shared else read_manifest(this.manifest)
-    config: Any = (TrainConfig if shared else BandsConfig).from_dict(values)
+    config: Any = (SharedConfig if shared else BandsConfig).from_dict(values)
     make: Any = train_shared if shared else train_bands
     place = cache_folder(cache, this.manifest)
     with stages(this.shown) as progress:

@@ -7,6 +7,7 @@ from whole verdicts. Calibrating adds photos to the detector file as a populatio
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +29,7 @@ from masksim.intervals import Interval, clopper_pearson, grouped_interval
 from masksim.populations import BUILT_IN, JOINT_ARRAYS
 from masksim.show.tables import Column, Table
 from masksim.show.tables import Interval as Cell
-from masksim.verdict import LEVELS
+from masksim.verdict import LEVELS, MARGIN
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -171,10 +172,15 @@ def calibrate(
     warnings = []
     # One number for some generator is one test, the best of their ranks as many as there are.
     tests = 1 if set(JOINT_ARRAYS) <= set(file.calibration or {}) else generators
-    if n < 100 * tests - 1:
+    # Where no photo scores as high, the rate, and the upper end of its interval, are low enough.
+    strong = LEVELS[0][0]
+    needed = max(
+        math.ceil(tests / strong) - 1, math.ceil(math.log(0.025) / math.log1p(-MARGIN * strong))
+    )
+    if n < needed:
         warnings.append(
             f"{n} photos for {generators} generator{'s' * (generators > 1)}: strong evidence may "
-            f"be out of reach; {100 * tests - 1} photos are sure to be enough."
+            f"be out of reach, which needs {needed} photos, and more where they are of few sources."
         )
     if len(names) < 5:
         warnings.append(

@@ -1,6 +1,6 @@
 """Measure a detector: score once, save, then compute every figure from the saved table.
 
-The images of a split are processed in every history they allow (`masksim.training.dataset.views`),
+The images of a split are processed in every history they allow (`masksim.data.views.views`),
 scored by the detector that a user has, and the scores saved with what was done to each. All
 measures weigh both classes to the same shares of histories, and bootstrap intervals
 draw whole sources where there are enough of them.
@@ -28,7 +28,10 @@ import numpy as np
 
 from masksim import metrics
 from masksim.augment import rng_for
+from masksim.config import from_plain
 from masksim.data.manifest import REAL, Manifest, Row, manifest_hash
+from masksim.data.views import HISTORIES, Purpose, ViewConfig, views_of_file
+from masksim.data.ways import View, history_as_found
 from masksim.detector import Detector, load_detector
 from masksim.errors import DataError, MasksimError, UsageError
 from masksim.evaluation import protocols
@@ -39,18 +42,8 @@ from masksim.evaluation.protocols import ScoreTable as ScoreTable
 from masksim.image import load_image
 from masksim.populations import Populations
 from masksim.show.tables import Column, Interval, Table
-from masksim.training.dataset import (
-    HISTORIES,
-    History,
-    Purpose,
-    View,
-    ViewConfig,
-    chunked,
-    history_of,
-    history_weights,
-    run_chunks,
-    views_of_file,
-)
+from masksim.training.chunks import chunked, run_chunks
+from masksim.training.weights import history_weights
 from masksim.traits import TRAITS
 
 if TYPE_CHECKING:
@@ -86,7 +79,7 @@ def _degraded(file: str, row: Row, name: str, seed: int) -> Iterator[tuple[Row, 
     height, width = loaded.pixels.shape[:2]
     sized = replace(row, width=width, height=height, format=row.format or loaded.facts.format)
     rng = rng_for(seed, row.key, "degrade", name)
-    history: History = "lossless" if history_of(sized.format) == "lossless" else "jpeg"
+    history = history_as_found(sized.format)
     one = GRID[name]
     format, quality = one.saved_as or (loaded.facts.format, loaded.facts.jpeg_quality)
     yield sized, View(one.apply(loaded.pixels, rng), history, (name,), quality, format)
@@ -161,7 +154,7 @@ def in_pieces(
     cache, prefix, key
         The chunks lie in a folder of the cache that is named by all that they depend on.
     workers, initializer, initargs, progress
-        See `masksim.training.dataset.run_chunks`.
+        See `masksim.training.chunks.run_chunks`.
 
     Returns
     -------
@@ -439,7 +432,7 @@ def views_of(detector: Detector) -> ViewConfig:
     """Return how the detector's training drew views; the defaults where its file does not say."""
     training = detector.file.provenance.get("training")
     if isinstance(training, Mapping) and "views" in training:
-        return ViewConfig.from_dict(training["views"])
+        return from_plain(ViewConfig, training["views"], "views")
     return ViewConfig()  # of the recipe `original`, too, which has none
 
 
@@ -832,7 +825,7 @@ def measure(
     detector
         Calibrated: gives the joint rate.
     shares
-        Of histories, see `masksim.training.dataset.ViewConfig`.
+        Of histories, see `masksim.data.views.ViewConfig`.
     seen
         (generator, source) pairs that training had: their images are left out of the ``unseen``
         figures.

@@ -5,10 +5,12 @@ from __future__ import annotations
 import base64
 import zlib
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from masksim.show.composed import compose, marks
 from masksim.show.text import channel_words
 
 if TYPE_CHECKING:
@@ -54,8 +56,15 @@ def pack_maps(maps: Sequence[SimilarityMap]) -> dict[str, Any]:
                     "spectrum": known[key],
                 }
             )
+        composed = compose(item.planes)
         packed.append(
-            {"generator": item.generator, "similarity": float(item.similarity), "planes": planes}
+            {
+                "generator": item.generator,
+                "similarity": float(item.similarity),
+                "composed": _pack(composed.coarser(), 0.0),
+                "marks": [asdict(mark) for mark in marks(composed)],
+                "planes": planes,
+            }
         )
     return {"generators": packed, "spectra": spectra}
 

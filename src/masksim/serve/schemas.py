@@ -97,11 +97,24 @@ class MapPlane(_Shape):
     spectrum: int = Field(description="Index in `spectra`.")
 
 
+class Mark(_Shape):
+    """A spot of a map, together with its mirror image."""
+
+    fx: float = Field(description="Across, cycles per pixel.")
+    fy: float = Field(description="Down, cycles per pixel.")
+    share: float = Field(description="Of all that raised the similarity.")
+    words: str = Field(description="How it looks in the image.")
+
+
 class GeneratorMap(_Shape):
     """The sums of all planes add up to the similarity."""
 
     generator: str
     similarity: float
+    composed: Grid = Field(
+        description="All planes in one, over frequencies from -1/2 to 1/2 cycles per pixel."
+    )
+    marks: list[Mark] = Field(description="The spots that added most.")
     planes: list[MapPlane]
 
 
@@ -110,6 +123,7 @@ class Maps(_Shape):
 
     generators: list[GeneratorMap]
     spectra: list[Grid] = Field(description="The image's own spectrum, of each channel once.")
+    telling: int = Field(description="Of how many generators it is worth seeing what counted.")
 
 
 class DetectionAnswer(_Shape):
@@ -226,11 +240,15 @@ _EXAMPLE: dict[str, Any] = {
     "verdict": {
         "level": "evidence", "generator": "dalle3", "false_positive_rate": 0.018,
         "sample_size": 1744,
-        "text": "Evidence of dalle3's spectral pattern; 1.8 % of 1744 real photos score at least "
-        "this high for some generator.",
+        "text": "Evidence of dalle3's pattern. 1.8 % of 1744 real photos match some generator's "
+        "pattern at least as well (95 % interval 0.9 to 3.4 %).",
+        "headline": "Evidence of dalle3's pattern",
+        "explanation": "1.8 % of 1744 real photos match some generator's pattern at least as well "
+        "(95 % interval 0.9 to 3.4 %).",
         "cautions": ["Which generator is uncertain: flux1 matches nearly as well."],
         "unknown_generator": False, "clarity": 0.31, "interval": {"low": 0.009, "high": 0.034},
-        "stratum": "all", "sources": 40, "reasons": [], "number_of_false_alarms": 0.018,
+        "stratum": "all", "kind": "photos", "sources": 40, "reasons": [],
+        "number_of_false_alarms": 0.018,
         "stability": {"JPEG of quality 75": 0.021}, "likelihood_ratio": None,
         "population": "", "as_found": None,
     },

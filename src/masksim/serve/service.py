@@ -41,6 +41,7 @@ from masksim.serve.admission import (
 )
 from masksim.serve.logs import log
 from masksim.serve.maps import pack_maps
+from masksim.verdict import telling
 
 if TYPE_CHECKING:
     from masksim.detector import Detector
@@ -368,6 +369,8 @@ class Service:
             if upload.maps:
                 detection, found = self.detector.explain(loaded)
                 maps = pack_maps([found[score.generator] for score in detection.scores])
+                rates = [score.false_positive_rate for score in detection.scores]
+                maps["telling"] = telling(detection.verdict.level, rates)
                 answer = {**detection.to_dict(), "maps": maps}
             else:
                 detection = self.detector.detect(loaded)
