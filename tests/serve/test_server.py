@@ -653,7 +653,7 @@ def test_openapi_is_whole(client: Any) -> None:
     "part",
     [
         *("ImageFacts", "Verdict", "Interval", "Reason", "LikelihoodRatio", "GeneratorScore"),
-        *("OriginAnswer", "Statement", "Watermark"),
+        *("OriginAnswer", "Statement", "Watermark", "Mark"),
     ],
 )
 def test_every_field_of_a_detection_is_described(client: Any, part: str) -> None:
