@@ -649,6 +649,21 @@ def test_openapi_is_whole(client: Any) -> None:
                 assert schema.endswith("/ErrorAnswer")
 
 
+@pytest.mark.parametrize(
+    "part",
+    [
+        *("ImageFacts", "Verdict", "Interval", "Reason", "LikelihoodRatio", "GeneratorScore"),
+        *("OriginAnswer", "Statement", "Watermark", "Mark"),
+    ],
+)
+def test_every_field_of_a_detection_is_described(client: Any, part: str) -> None:
+    shape = client.get("/openapi.json").json()["components"]["schemas"][part]
+    assert shape["description"]
+    assert [name for name, one in shape["properties"].items() if not one.get("description")] == []
+    assert shape["required"] == list(shape["properties"])
+    assert shape["additionalProperties"] is False
+
+
 def test_generated_requests_meet_the_description(fake: Any, tmp_path: Path) -> None:
     pytest.importorskip("schemathesis")
     done = subprocess.run(
