@@ -195,30 +195,6 @@ class OriginalNetwork(nn.Module):
         """Copy the residual's weights to arrays; empty if it has none."""
         return weights_of(self.residual, self.preproc)
 
-    def load_arrays(
-        self, tensors: Mapping[str, NDArray[Any]], residual_weights: Mapping[str, NDArray[Any]]
-    ) -> None:
-        """Take over the arrays of a `masksim.checkpoint.Branch`: the inverse of the two above.
-
-        Raises
-        ------
-        ModelError
-            They do not fit.
-        """
-        side = self.window - 2 * self.residual.margin
-        model.check_tensors(tensors, masks=len(self.ref_pattern_list), size=side)
-        check_weights(self.residual, residual_weights)
-        state = self.state_dict()
-        named = {**tensors, **{f"preproc.{k}": v for k, v in residual_weights.items()}}
-        with torch.no_grad():
-            for name, values in named.items():
-                if state[name].shape != values.shape:
-                    raise ModelError(
-                        f"{name} has shape {tuple(values.shape)}, expected "
-                        f"{tuple(state[name].shape)}"
-                    )
-                state[name].copy_(torch.from_numpy(np.array(values)))
-
 
 # --- files of residual networks ----------------------------------------------------------------
 
