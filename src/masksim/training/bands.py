@@ -27,7 +27,7 @@ from masksim.checkpoint import DetectorFile, check_target
 from masksim.config import Progress, staged
 from masksim.data.manifest import REAL, Manifest
 from masksim.data.views import ViewConfig, at_most
-from masksim.errors import DataError, UsageError
+from masksim.errors import UsageError
 from masksim.features import FeatureConfig
 from masksim.model import standardise
 from masksim.training.feature_table import FeatureTable, compute_features
@@ -41,7 +41,13 @@ from masksim.training.heads import (
     statistics,
     stored,
 )
-from masksim.training.recipe import Fit, HeadsConfig, detector_file
+from masksim.training.recipe import (
+    Fit,
+    HeadsConfig,
+    classes_of,
+    detector_file,
+    generators_with_heads,
+)
 from masksim.training.weights import repository_folds, view_weights
 from masksim.traits import BANDS, bands_of
 
@@ -60,15 +66,12 @@ _FEWEST_IN_BAND = 5  # views of a class: with fewer a band borrows from all othe
 class BandsConfig(HeadsConfig):
     """A run of this recipe, see also `masksim.training.recipe.HeadsConfig`.
 
+    The images of generators without a head count for the joint number alone.
+
     Attributes
     ----------
     per_source
         At most so many images of a repository, by generator; ``"*"`` for the others.
-    smallest_class, smallest_sources
-        A generator with fewer images, or images of fewer repositories, has no head; its images
-        count for the joint number alone.
-    joint_only
-        Generators that have no head either way.
     components
         Length of the basis of `masksim.model.whiten`.
     borrowed
@@ -91,7 +94,6 @@ class BandsConfig(HeadsConfig):
     features: FeatureConfig = field(default_factory=lambda: FeatureConfig(parts=3, coherence=True))
     per_source: Mapping[str, int] = field(default_factory=lambda: {"*": 30})
     smallest_sources: int = 4
-    joint_only: tuple[str, ...] = ()
     components: int = 64
     borrowed: float = 0.2
     lossless: float = 0.1
@@ -124,37 +126,6 @@ class BandsFit(Fit):
     folds: NDArray[np.int64]
 
 
-def generators_with_heads(table: FeatureTable, config: BandsConfig) -> tuple[str, ...]:
-    """Names of the generators that have enough images of enough repositories.
-
-    Raises
-    ------
-    DataError
-        There is none, or there are no photos of two repositories.
-    """
-    found = []
-    counts = {}
-    for name in np.unique(table.generators).tolist():
-        own = table.generators == name
-        counts[name] = (len(np.unique(table.images[own])), len(np.unique(table.sources[own])))
-        images, sources = counts[name]
-        enough = images >= config.smallest_class and sources >= config.smallest_sources
-        if name != REAL and enough and name not in config.joint_only:
-            found.append(name)
-    if counts.get(REAL, (0, 0))[1] < 2:
-        raise DataError(
-            "training needs real photos of at least two sources: give them in folders of their own",
-            code="manifest_invalid",
-        )
-    if not found:
-        raise DataError(
-            f"no generator has {config.smallest_class} images of {config.smallest_sources} "
-            f"sources; found (images, sources): {counts}",
-            code="manifest_invalid",
-        )
-    return tuple(found)
-
-
 class Space:
     """Features of all views as the heads compare them, and what leads there.
 
@@ -170,9 +141,7 @@ class Space:
 
     def __init__(self, table: FeatureTable, names: Sequence[str], config: BandsConfig) -> None:
         self.table, self.config, self.count = table, config, len(names)
-        self.classes = np.full(len(table.generators), -1, dtype=np.int64)
-        for number, name in enumerate((REAL, *names)):
-            self.classes[table.generators == name] = number
+        self.classes = classes_of(table, names)
         self.folds = repository_folds(table.sources, table.generators, config.folds)
         self.band = bands_of(table.traits, len(BANDS))
         channels, rows, columns = (int(n) for n in table.features.shape[1:])

@@ -172,10 +172,8 @@ def usable(
 
     Parameters
     ----------
-    index
-        Of the image.
-    make
-        Called with an index; raises `ImageError` if the image cannot be used.
+    index, make
+        Of the image; called with an index, raises `ImageError` if the image cannot be used.
     instead
         Called with the number of the attempt; gives the next index. None: there is no other.
     failed
@@ -184,7 +182,7 @@ def usable(
     Returns
     -------
     object or None
-        What was made; None after `ATTEMPTS`.
+        None after `ATTEMPTS`.
     """
     for attempt in range(ATTEMPTS):
         try:
@@ -198,18 +196,7 @@ def usable(
 
 
 def sifted(items: Sequence[tuple[T | None, dict[str, str]]]) -> tuple[list[T], list[int], Any]:
-    """Part what could be made from what could not.
-
-    Parameters
-    ----------
-    items
-        What `usable` made, and the error codes by path.
-
-    Returns
-    -------
-    made, there, failures
-        What was made, and the places of that among the items; all error codes.
-    """
+    """Give what `usable` made, its places among the items, and all error codes by path."""
     failures: dict[str, str] = {}
     for _, failed in items:
         failures.update(failed)
