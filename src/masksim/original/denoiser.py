@@ -362,11 +362,7 @@ def train_denoiser(
     """
     options = options or RunOptions()
     out = Path(out)
-    if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
-        if not overwrite:
-            raise UsageError(f"{out} is there; --overwrite replaces it")
-        if not (out / RESIDUAL_DESCRIPTION).is_file():
-            raise UsageError(f"{out} is no residual network: it is not overwritten")
+    _check_target(out, overwrite)
     rows = _photos(manifest, config)
     used, held, parted_by = _divide(rows, config)
     patches = _Patches([str(manifest.file(row)) for row in rows], rows, config, used)
@@ -383,26 +379,15 @@ def train_denoiser(
             folder, runs.fingerprint_of(text), options, ranks, "residual network", progress
         )
         network, outcome = _train(patches, held, one)
-        # Of one source the photos are parted, see `_divide`.
-        facts = {
+        data = bytes(safetensors.numpy.save(weights_of(config.residual, network)))
+        result = {
+            "sha256": hashlib.sha256(data).hexdigest(),
+            **{key: outcome.best[key] for key in ("psnr_noisy", "psnr", "psnr_gain")},
             "validated_on": parted_by,
             "step": min(
                 outcome.best["epoch"] * min(config.epoch_steps, config.steps), config.steps
             ),
             "skipped": dict(Counter(ranks.merged(one.memory).values())),
-        }
-        counts = {
-            "photos": {"training": len(used), "validation": len(held)},
-            "sources": {
-                "training": len({group_of(rows[i]) for i in used}),
-                "validation": len({group_of(rows[i]) for i in held}),
-            },
-        }
-        data = bytes(safetensors.numpy.save(weights_of(config.residual, network)))
-        result = {
-            "sha256": hashlib.sha256(data).hexdigest(),
-            **{key: outcome.best[key] for key in ("psnr_noisy", "psnr", "psnr_gain")},
-            **facts,
         }
         description = {
             "format": RESIDUAL_FORMAT,
@@ -410,7 +395,11 @@ def train_denoiser(
             "training": asdict(config),
             **result,
             "manifest_sha256": described["manifest"],
-            **counts,
+            "photos": {"training": len(used), "validation": len(held)},
+            "sources": {
+                "training": len({group_of(rows[i]) for i in used}),
+                "validation": len({group_of(rows[i]) for i in held}),
+            },
             **ranks.provenance(),
         }
         if ranks.main:
@@ -421,6 +410,15 @@ def train_denoiser(
             write_whole(out / RESIDUAL_DESCRIPTION, written.encode())
         ranks.barrier()
     return result
+
+
+def _check_target(out: Path, overwrite: bool) -> None:
+    """Refuse a folder that holds anything else, before hours of work."""
+    if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
+        if not overwrite:
+            raise UsageError(f"{out} is there; --overwrite replaces it")
+        if not (out / RESIDUAL_DESCRIPTION).is_file():
+            raise UsageError(f"{out} is no residual network: it is not overwritten")
 
 
 def _train(patches: _Patches, held: Sequence[int], run: runs.Run) -> tuple[nn.Module, runs.Outcome]:

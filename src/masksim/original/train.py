@@ -274,33 +274,14 @@ def train_original(
                 part.name, progress,
             )  # fmt: skip
             made.append(_train_part(part, images, one))
-        failures = {path: code for one in made for path, code in one.failures.items()}
-        common = sorted(set.intersection(*(set(one.photos) for one in made)))
-        file = DetectorFile(
-            config={"name": config.full_name, "recipe": "original"},
-            branches=tuple(one.branch for one in made),
-            calibration={
-                "real_similarities": np.array(
-                    [[one.photos[i] for one in made] for i in common], dtype=np.float32
-                )
-            },
-            provenance={
-                "training": asdict(config),
-                "manifest_sha256": described["manifest"],
-                "images": _counts(parts, rows, failures, lambda row: row.path),
-                "sources": _counts(parts, rows, failures, lambda row: row.source),
-                "best": {one.branch.generators[0]: dict(one.outcome.best) for one in made},
-                "residual": {**initial, **config.residual.to_dict()},
-                "calibration": {
-                    "photos": len(common),
-                    "sources": len({rows[i].source for i in common}),
-                    "how": f"{how}, not trained on but used to choose the epoch; the central "
-                    "window, compressed as in training",
-                },
-                "skipped": dict(skipped + Counter(failures.values())),
-                **ranks.provenance(),
-            },
-        )
+        file = _file(made, parts, images, how)
+        facts = {
+            "manifest_sha256": described["manifest"],
+            "residual": {**initial, **config.residual.to_dict()},
+            "skipped": dict(skipped + Counter(_failures(made).values())),
+            **ranks.provenance(),
+        }
+        file = replace(file, provenance={**file.provenance, **facts})
         if ranks.main:
             file = file.save(out, overwrite=overwrite)
         ranks.barrier()
@@ -311,6 +292,37 @@ def train_original(
         {name: outcome.history for name, outcome in outcomes.items()},
         {name: outcome.losses for name, outcome in outcomes.items()},
         file.provenance["skipped"],
+    )
+
+
+def _failures(made: Sequence[_Made]) -> dict[str, str]:
+    return {path: code for one in made for path, code in one.failures.items()}
+
+
+def _file(made: Sequence[_Made], parts: Sequence[Part], images: _Images, how: str) -> DetectorFile:
+    """Put the detectors of all generators together; where they come from is in part still to say.
+
+    `how` says how the validation photos were chosen, which are those of the calibration.
+    """
+    rows, config, failures = images.rows, images.config, _failures(made)
+    common = sorted(set.intersection(*(set(one.photos) for one in made)))
+    scores = np.array([[one.photos[i] for one in made] for i in common], dtype=np.float32)
+    return DetectorFile(
+        config={"name": config.full_name, "recipe": "original"},
+        branches=tuple(one.branch for one in made),
+        calibration={"real_similarities": scores},
+        provenance={
+            "training": asdict(config),
+            "images": _counts(parts, rows, failures, lambda row: row.path),
+            "sources": _counts(parts, rows, failures, lambda row: row.source),
+            "best": {one.branch.generators[0]: dict(one.outcome.best) for one in made},
+            "calibration": {
+                "photos": len(common),
+                "sources": len({rows[i].source for i in common}),
+                "how": f"{how}, not trained on but used to choose the epoch; the central window, "
+                "compressed as in training",
+            },
+        },
     )
 
 

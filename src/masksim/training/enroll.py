@@ -514,13 +514,11 @@ def _fit(
     elif len(names) > 1:
         left_out = np.concatenate([folds[:n] % len(names), source])
         by_source = cross_validated(left_out, "source left out")
-    tensors = head(np.ones(len(z), bool))
     pair = training.compared(table, synthetic)
     used = pair > 0
-    tensors["a"], tensors["b"] = (
-        np.array([value], np.float32)
-        for value in fit_probability(similarity[used], synthetic[used], pair[used])
-    )
+    a, b = fit_probability(similarity[used], synthetic[used], pair[used])
+    slope, offset = np.array([a], np.float32), np.array([b], np.float32)
+    tensors = {**head(np.ones(len(z), bool)), "a": slope, "b": offset}
     return _Fitted(tensors, similarity, by_source, pair, table)
 
 
