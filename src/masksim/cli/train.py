@@ -34,7 +34,7 @@ from masksim.errors import UsageError, counted
 
 if TYPE_CHECKING:
     from masksim.data.manifest import Manifest
-    from masksim.training.loop import RunOptions
+    from masksim.training.processes import RunOptions
 
 
 class Recipe(str, Enum):
