@@ -39,6 +39,7 @@ ARROWS: Mapping[str, frozenset[str]] = {
 # Of no use without torch.
 TORCH_FREELY = {
     *("original.network", "original.windows", "original.train", "original.denoiser"),
+    "original.residual_file",
     *("training.loop", "training.processes"),
 }
 TORCH_IN_FUNCTIONS = {"residual", "original.importer"}  # work without it, too

@@ -24,7 +24,8 @@ from masksim.errors import ModelError, UsageError  # noqa: E402
 from masksim.model import OriginalHead, tensor_shapes  # noqa: E402
 from masksim.original.config import OriginalConfig  # noqa: E402
 from masksim.original.importer import import_original  # noqa: E402
-from masksim.original.network import OriginalNetwork, read_residual  # noqa: E402
+from masksim.original.network import OriginalNetwork  # noqa: E402
+from masksim.original.residual_file import read_residual  # noqa: E402
 from masksim.original.train import LossOfBatch, optimizer_of  # noqa: E402
 from masksim.preprocess import to_colour  # noqa: E402
 from masksim.residual import (  # noqa: E402

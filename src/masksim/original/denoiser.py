@@ -7,7 +7,6 @@ is to come out.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -18,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import safetensors.numpy
 import torch
 from torch import nn
 from torch.nn import functional
@@ -28,9 +26,8 @@ from masksim.augment import rng_for
 from masksim.config import Progress, from_plain
 from masksim.data.manifest import Manifest, Row, group_of, manifest_hash
 from masksim.errors import DataError, ImageError, UsageError
-from masksim.files import make_folder, write_whole
 from masksim.image import load_image
-from masksim.original.network import RESIDUAL_DESCRIPTION, RESIDUAL_FORMAT, RESIDUAL_WEIGHTS
+from masksim.original.residual_file import check_residual_target, packed_weights, write_residual
 from masksim.original.split import held_out_groups, run_folder
 from masksim.preprocess import ColourSpace, to_colour
 from masksim.residual import ResidualConfig, build_residual, weights_of
@@ -258,9 +255,9 @@ def _photos(manifest: Manifest, config: DenoiserConfig) -> list[Row]:
 
 
 def _divide(rows: Sequence[Row], config: DenoiserConfig) -> tuple[list[int], list[int], str]:
-    """Photos for training and, of other sources, for validation; of one source, by photo.
+    """Photos for training, photos for validation, and what parts them.
 
-    Also in words what they are parted by.
+    ``"sources"``: none has photos in both; of a single source ``"photos"``.
     """
     groups, what = [group_of(row) for row in rows], "sources"
     if len(set(groups)) < 2:
@@ -362,7 +359,7 @@ def train_denoiser(
     """
     options = options or RunOptions()
     out = Path(out)
-    _check_target(out, overwrite)
+    check_residual_target(out, overwrite)
     rows = _photos(manifest, config)
     used, held, parted_by = _divide(rows, config)
     patches = _Patches([str(manifest.file(row)) for row in rows], rows, config, used)
@@ -379,9 +376,9 @@ def train_denoiser(
             folder, runs.fingerprint_of(text), options, ranks, "residual network", progress
         )
         network, outcome = _train(patches, held, one)
-        data = bytes(safetensors.numpy.save(weights_of(config.residual, network)))
+        data, digest = packed_weights(weights_of(config.residual, network))
         result = {
-            "sha256": hashlib.sha256(data).hexdigest(),
+            "sha256": digest,
             **{key: outcome.best[key] for key in ("psnr_noisy", "psnr", "psnr_gain")},
             "validated_on": parted_by,
             "step": min(
@@ -390,7 +387,6 @@ def train_denoiser(
             "skipped": dict(Counter(ranks.merged(one.memory).values())),
         }
         description = {
-            "format": RESIDUAL_FORMAT,
             "residual": config.residual.to_dict(),
             "training": asdict(config),
             **result,
@@ -403,22 +399,9 @@ def train_denoiser(
             **ranks.provenance(),
         }
         if ranks.main:
-            make_folder(out)
-            write_whole(out / RESIDUAL_WEIGHTS, data)
-            # Last: it holds the hash of the other.
-            written = json.dumps(description, indent=1) + "\n"
-            write_whole(out / RESIDUAL_DESCRIPTION, written.encode())
+            write_residual(out, data, description)
         ranks.barrier()
     return result
-
-
-def _check_target(out: Path, overwrite: bool) -> None:
-    """Refuse a folder that holds anything else, before hours of work."""
-    if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
-        if not overwrite:
-            raise UsageError(f"{out} is there; --overwrite replaces it")
-        if not (out / RESIDUAL_DESCRIPTION).is_file():
-            raise UsageError(f"{out} is no residual network: it is not overwritten")
 
 
 def _train(patches: _Patches, held: Sequence[int], run: runs.Run) -> tuple[nn.Module, runs.Outcome]:

@@ -1,7 +1,7 @@
 """Making a detector of the original's checkpoints, which are read and never executed.
 
-A ``.ckpt`` file is a pickle, and a pickle may call anything. Everything that it names is looked at
-before torch, which this alone needs, is let near it.
+A ``.ckpt`` file is a pickle, and a pickle can call any function. So everything that it names is
+checked first; only then is it given to torch, which this module needs for nothing else.
 """
 
 from __future__ import annotations
@@ -197,7 +197,14 @@ def load_tensors(data: bytes, name: str) -> Any:
         raise ModelError(f"{name} is damaged, or is no file of torch: {error}") from error
 
 
-def _arrays(state: Mapping[Any, Any], name: str) -> dict[str, NDArray[np.float32]]:
+def arrays_of(state: Mapping[Any, Any], name: str) -> dict[str, NDArray[np.float32]]:
+    """Turn the tensors of a state dict into arrays; counts of training steps are left out.
+
+    Raises
+    ------
+    ModelError
+        ``model_invalid``, listing what is no tensor of finite floats, or too large.
+    """
     import torch
 
     arrays: dict[str, NDArray[np.float32]] = {}
@@ -308,7 +315,7 @@ def read_original_checkpoint(path: str | os.PathLike[str]) -> OriginalCheckpoint
         found = type(hyper).__name__
         raise ModelError(f"{name}: hyper_parameters must be a mapping, found {found}")
 
-    arrays = _arrays(content["state_dict"], name)
+    arrays = arrays_of(content["state_dict"], name)
     residual, weights = _residual_in(arrays, hyper.get("preprocess"), name)
     window = _window_of(hyper, arrays, residual, name)
     loss = re.search(r"valid_loss=(\d+(?:\.\d+)?)", name)

@@ -28,7 +28,8 @@ from masksim.config import Progress
 from masksim.data.manifest import REAL, Manifest, Row, manifest_hash
 from masksim.errors import DataError, UsageError
 from masksim.original.config import OriginalConfig
-from masksim.original.network import OriginalNetwork, read_residual
+from masksim.original.network import OriginalNetwork
+from masksim.original.residual_file import read_residual
 from masksim.original.split import Part, parts_of, run_folder, usable_rows
 from masksim.original.windows import Collate, Item, Windows, batch_items, unpacked
 from masksim.residual import residual_onnx
@@ -226,7 +227,7 @@ def train_original(
         The run.
     residual_weights
         What a ``DnCNN`` or ``light`` residual starts from, see
-        `masksim.original.network.read_residual`; without them, from random numbers.
+        `masksim.original.residual_file.read_residual`; without them, from random numbers.
     run
         Folder of the runs' states and logs, one a generator; by default `out` with ``.run``
         added. A run that was killed goes on by the same call.
@@ -300,9 +301,9 @@ def _failures(made: Sequence[_Made]) -> dict[str, str]:
 
 
 def _file(made: Sequence[_Made], parts: Sequence[Part], images: _Images, how: str) -> DetectorFile:
-    """Put the detectors of all generators together; where they come from is in part still to say.
+    """Put the detectors of all generators together, calibrated on the validation photos.
 
-    `how` says how the validation photos were chosen, which are those of the calibration.
+    `how` says how those were chosen. The provenance of the run as a whole is added by the caller.
     """
     rows, config, failures = images.rows, images.config, _failures(made)
     common = sorted(set.intersection(*(set(one.photos) for one in made)))

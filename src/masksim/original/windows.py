@@ -116,7 +116,7 @@ class Item:
 
 
 class Windows(Dataset[Any]):
-    """Windows of the images of a run. An item is a pure function of what it is named by.
+    """Windows of the images of a run: the same item is always the same window.
 
     Parameters
     ----------

@@ -1,13 +1,12 @@
 """The recipe ``bands``: images as people meet them, with heads for each band of compression.
 
-What a file shows of its own last compression is known before any head is asked. So each band
-(`masksim.traits.BANDS`) has its own statistics of real photos and its own directions, learned from
-and calibrated on images that look so compressed. The spectrum is whitened first: what real photos
-and generated images alike vary by counts less. On top one number for "some generator" is learned
-from the scores that left-out repositories got.
+A file itself shows how it was last compressed (`masksim.traits.BANDS`). So each band has its own
+statistics of real photos and its own directions, learned from images of that band and calibrated on
+them. The spectrum is whitened first: directions in which photos and generated images vary alike
+count less. Last, one number for "some generator" is learned from the scores of all heads.
 
-Whole repositories are left out wherever something is measured or calibrated, photos and generated
-images alike.
+Wherever something is measured or calibrated, whole repositories are left out, of photos and of
+generated images.
 """
 
 from __future__ import annotations
@@ -127,14 +126,14 @@ class BandsFit(Fit):
 
 
 class Space:
-    """Features of all views as the heads compare them, and what leads there.
+    """The views of a run: classes, folds, weights, and features in deviations of photos.
 
     Parameters
     ----------
     table
         The views.
     names
-        Generators that have heads; views of others have no part in it.
+        Generators that have heads; views of others do not count.
     config
         The run.
     """
@@ -176,7 +175,7 @@ class Space:
 
 @dataclass(frozen=True, eq=False)
 class Basis:
-    """What views vary by within their class, and by how much that is shrunk.
+    """Directions in which views vary within their class, and by how much each is shrunk.
 
     Attributes
     ----------
@@ -207,7 +206,7 @@ class Basis:
 def find_basis(space: Space, used: NDArray[np.bool_]) -> Basis:
     """Find the basis in some of the views.
 
-    It knows the classes: an image must not take part in the basis that it is scored with.
+    The classes decide it, so an image must have no part in the basis that it is scored with.
     """
     from scipy.linalg import eigh
 
@@ -241,7 +240,7 @@ def find_basis(space: Space, used: NDArray[np.bool_]) -> Basis:
 
 
 def _weights_in(space: Space, band: int) -> NDArray[np.float64]:
-    """Weights of the views in the fit of one band: its own, and what it borrows from others."""
+    """Weights of the views in the fit of one band: its own, and those it borrows of others."""
     own = space.band == band
     weights = np.where(own, space.weights, 0.0)
     for c in range(space.count + 1):
@@ -254,7 +253,7 @@ def _weights_in(space: Space, band: int) -> NDArray[np.float64]:
 
 
 def _rows_of(space: Space, band: int, weights: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Choose the views that one band is fitted to: what it lacks is borrowed whole, else a part."""
+    """Choose the views that a band is fitted to: of a class that it lacks all that others have."""
     own = space.band == band
     rng = np.random.default_rng(space.config.seed)
     others = rng.permutation(np.flatnonzero((weights > 0) & ~own))

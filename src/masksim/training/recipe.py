@@ -1,4 +1,4 @@
-"""What the recipes of heads on the residual bank have in common: configuration, and the file made.
+"""What both recipes on the residual bank share: configuration, who gets a head, the file made.
 
 `masksim.training.shared` has one set of heads, `masksim.training.bands` one for each band of
 compression.

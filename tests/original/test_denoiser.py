@@ -26,7 +26,7 @@ from masksim.data.manifest import REAL, Manifest, Row, write_manifest  # noqa: E
 from masksim.errors import DataError, ModelError, UsageError  # noqa: E402
 from masksim.original.config import OriginalConfig  # noqa: E402
 from masksim.original.denoiser import DenoiserConfig, noisy_patches, psnr, train_denoiser  # noqa: E402
-from masksim.original.network import read_residual  # noqa: E402
+from masksim.original.residual_file import read_residual  # noqa: E402
 from masksim.original.train import train_original  # noqa: E402
 from masksim.preprocess import to_colour  # noqa: E402
 from masksim.residual import OnnxResidual, ResidualConfig, residual_onnx  # noqa: E402
