@@ -25,10 +25,10 @@ from masksim.training.bands import (
     find_basis,
     fit_band,
     fit_joint,
-    generators_with_heads,
     views_of,
 )
 from masksim.training.feature_table import FeatureTable
+from masksim.training.recipe import generators_with_heads
 from masksim.traits import BANDS, bands_of
 
 

@@ -29,7 +29,9 @@ from masksim.detector import Detector, load_detector
 from masksim.errors import MasksimError
 from masksim.image import load_image
 from masksim.metrics import auroc, bootstrap
-from masksim.original.train import ANY, OriginalConfig, train_original
+from masksim.original.config import OriginalConfig
+from masksim.original.split import ANY
+from masksim.original.train import train_original
 
 SCALES = (1.0, 0.5, 0.75, 1.5)
 PAIRS = [(scale, scale) for scale in SCALES] + [(scale, 1.0) for scale in SCALES[1:]]

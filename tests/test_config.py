@@ -85,7 +85,7 @@ def test_a_number_stays_as_it_was_written() -> None:
         ({"name": "x", "pair": [1]}, r"pair must be a list of 2, got \[1\]"),
         ({"name": "x", "pair": 3}, "pair must be a list, got 3"),
         ({"name": "x", "many": ["1"]}, "many must be a number"),
-        ({"name": "x", "limit": "1"}, "limit must be int or NoneType"),
+        ({"name": "x", "limit": "1"}, "limit must be a whole number or nothing"),
         ({"name": "x", "shares": 1}, "shares must be a table"),
         ({"name": "x", "shares": {"*": "1"}}, r"shares\.\* must be a number"),
         ({"name": "x", "inner": 1}, "inner must be a table"),

@@ -38,7 +38,11 @@ ARROWS: Mapping[str, frozenset[str]] = {
 }
 
 # Of no use without torch.
-TORCH_FREELY = {"original.network", "original.train", "original.denoiser", "training.loop"}
+TORCH_FREELY = {
+    *("original.network", "original.windows", "original.train", "original.denoiser"),
+    "original.residual_file",
+    *("training.loop", "training.processes"),
+}
 TORCH_IN_FUNCTIONS = {"residual", "original.importer"}  # work without it, too
 TORCH = {"torch", "torchvision", "torchmetrics", "torchaudio", "lightning"}
 

@@ -99,7 +99,7 @@ def _fitted(kind: Any, value: Any, where: str) -> Any:
         for one in inner:
             with suppress(UsageError):
                 return _fitted(one, value, where)
-        wanted = " or ".join(str(getattr(one, "__name__", one)) for one in inner)
+        wanted = " or ".join(_named(one) for one in inner)
         raise UsageError(f"{where} must be {wanted}, got {value!r:.200}")
     if origin is tuple:
         return _fitted_tuple(inner, value, where)
@@ -115,6 +115,15 @@ def _fitted(kind: Any, value: Any, where: str) -> Any:
         own = getattr(kind, "from_dict", None)
         return from_plain(typing.cast(Any, kind), value, where) if own is None else own(value)
     raise TypeError(f"{where}: values of {kind} cannot be read")  # a fault of the class
+
+
+def _named(kind: Any) -> str:
+    """Say what is wanted."""
+    if kind in _KINDS:
+        return _KINDS[kind][0]
+    if typing.get_origin(kind) is Literal:
+        return " or ".join(repr(one) for one in typing.get_args(kind))
+    return "a list" if typing.get_origin(kind) is tuple else "a table"
 
 
 def _fitted_tuple(inner: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:

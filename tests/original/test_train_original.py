@@ -35,21 +35,21 @@ from masksim.errors import DataError, ImageError, ModelError, UsageError  # noqa
 from masksim.evaluation.scoring import views_of  # noqa: E402
 from masksim.image import load_image  # noqa: E402
 from masksim.metrics import auroc  # noqa: E402
+from masksim.original.config import OriginalConfig  # noqa: E402
 from masksim.original.network import OriginalNetwork  # noqa: E402
-from masksim.original.train import (  # noqa: E402
-    ANY,
-    OriginalConfig,
-    Trained,
-    _packed,
+from masksim.original.split import ANY  # noqa: E402
+from masksim.original.train import Trained, train_original  # noqa: E402
+from masksim.original.windows import (  # noqa: E402
     batch_items,
     centre_of,
-    train_original,
+    packed,
     training_window,
     unpacked,
 )
 from masksim.preprocess import COLOUR_SPACES, to_colour  # noqa: E402
 from masksim.residual import weight_shapes  # noqa: E402
-from masksim.training.loop import RunOptions, load_state  # noqa: E402
+from masksim.training.loop import load_state  # noqa: E402
+from masksim.training.processes import RunOptions  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 CPU = RunOptions(device="cpu")
@@ -333,8 +333,9 @@ def test_two_processes_make_one_detector(small: Manifest, tmp_path: Path) -> Non
     script.write_text(
         "import json, os, sys\n"
         "from masksim.data.manifest import read_manifest\n"
-        "from masksim.training.loop import RunOptions\n"
-        "from masksim.original.train import OriginalConfig, train_original\n"
+        "from masksim.training.processes import RunOptions\n"
+        "from masksim.original.config import OriginalConfig\n"
+        "from masksim.original.train import train_original\n"
         "config = OriginalConfig.from_dict(json.loads(sys.argv[2]))\n"
         "made = train_original(read_manifest(sys.argv[1]), sys.argv[3], config,\n"
         "    options=RunOptions(device='cpu'))\n"
@@ -444,7 +445,7 @@ def test_bilinear_is_what_scipy_computes() -> None:
 @pytest.mark.parametrize("space", COLOUR_SPACES)
 def test_packing_loses_nothing(space: Any) -> None:
     windows = np.random.default_rng(1).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
-    assert np.array_equal(unpacked(_packed(windows, space)).numpy(), to_colour(windows, space))
+    assert np.array_equal(unpacked(packed(windows, space)).numpy(), to_colour(windows, space))
 
 
 def test_validation_and_compression() -> None:
@@ -524,14 +525,14 @@ def test_divergence_is_an_error(small: Manifest, tmp_path: Path) -> None:
     ("values", "message"),
     [
         ({"windw": 3}, "unknown keys"),
-        ({"window": 64.0}, "integer"),
+        ({"window": 64.0}, "window must be a whole number"),
         ({"window": 30, "preprocess": "DnCNN"}, "too small"),
         ({"batch": 0}, "at least 1"),
-        ({"lr": "high"}, "number"),
+        ({"lr": "high"}, "lr must be a number"),
         ({"lr": -1.0}, "positive"),
         ({"decay": 1.5}, "decay"),
         ({"freeze": 1}, "true or false"),
-        ({"tag": 3}, "string"),
+        ({"tag": 3}, "tag must be a text"),
         ({"preprocess": "bank"}, "preprocess must be"),
         ({"compression": "gif"}, "compression must be"),
         ({"colour": "HSV"}, "colour must be"),

@@ -34,7 +34,7 @@ from masksim.errors import UsageError, counted
 
 if TYPE_CHECKING:
     from masksim.data.manifest import Manifest
-    from masksim.training.loop import RunOptions
+    from masksim.training.processes import RunOptions
 
 
 class Recipe(str, Enum):
@@ -205,7 +205,7 @@ def _options(
     need("train", "training by gradient", "torch")
     if tensorboard:
         need("tensorboard", "--tensorboard", "tensorboard")
-    from masksim.training.loop import RunOptions
+    from masksim.training.processes import RunOptions
 
     return RunOptions(
         device=device.value, precision=precision.value, workers=workers,
@@ -249,7 +249,8 @@ def _train_original(
     run: Path | None,
     options: RunOptions,
 ) -> None:
-    from masksim.original.train import OriginalConfig, train_original
+    from masksim.original.config import OriginalConfig
+    from masksim.original.train import train_original
 
     config = OriginalConfig.from_dict(values)
     if config.residual.is_stack and residual_weights is None and leads():

@@ -7,39 +7,37 @@ is to come out.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
-import platform
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import safetensors.numpy
 import torch
 from torch import nn
 from torch.nn import functional
 from torch.utils.data import Dataset
 
-from masksim import __version__
 from masksim.augment import rng_for
+from masksim.config import Progress, from_plain
 from masksim.data.manifest import Manifest, Row, group_of, manifest_hash
 from masksim.errors import DataError, ImageError, UsageError
 from masksim.image import load_image
-from masksim.original.network import RESIDUAL_DESCRIPTION, RESIDUAL_FORMAT, RESIDUAL_WEIGHTS
-from masksim.preprocess import COLOUR_SPACES, ColourSpace, to_colour
+from masksim.original.residual_file import check_residual_target, packed_weights, write_residual
+from masksim.original.split import held_out_groups, run_folder
+from masksim.preprocess import ColourSpace, to_colour
 from masksim.residual import ResidualConfig, build_residual, weights_of
 from masksim.training import loop as runs
+from masksim.training.processes import RunOptions, processes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _LEVELS = 255.0
-_ATTEMPTS = 20  # at a photo that can be read, for one place in a batch
 
 
 @dataclass(frozen=True)
@@ -96,25 +94,14 @@ class DenoiserConfig:
         Raises
         ------
         UsageError
-            A value of the wrong type or out of range.
+            A value out of range.
         """
-        for key in ("patch", "batch", "patches", "steps", "epoch_steps", "validation_patches"):
-            value = getattr(self, key)
-            if type(value) is not int or value < 1:
-                raise UsageError(f"{key} must be a positive integer, got {value!r}")
-        if type(self.seed) is not int:
-            raise UsageError(f"seed must be an integer, got {self.seed!r}")
-        for key in ("sigma", "lr", "decay", "validation"):
-            value = getattr(self, key)
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if not number or not 0 < value < math.inf:
-                raise UsageError(f"{key} must be a positive number, got {value!r}")
+        for key in ("patch", "batch", "patches", "steps", "epoch_steps", "validation_patches",
+                    "sigma", "lr", "decay", "validation"):  # fmt: skip
+            if not 0 < getattr(self, key) < math.inf:
+                raise UsageError(f"{key} must be positive, got {getattr(self, key)!r}")
         if self.decay > 1 or self.validation >= 1:
             raise UsageError("decay must be at most 1 and validation under 1")
-        if self.kind not in ("DnCNN", "light"):
-            raise UsageError(f"kind must be DnCNN or light, got {self.kind!r}")
-        if self.colour not in get_args(ColourSpace):
-            raise UsageError(f"colour must be one of {', '.join(COLOUR_SPACES)}")
         if self.batch % self.patches:
             raise UsageError(f"batch {self.batch} must be a multiple of patches {self.patches}")
         if self.patch <= 2 * self.residual.margin:
@@ -125,18 +112,15 @@ class DenoiserConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> DenoiserConfig:
-        """Make a configuration of plain values; unknown keys fail.
+        """Make a configuration of plain values.
 
         Raises
         ------
         UsageError
-            On an unknown key, or a value out of range.
+            On an unknown key, or a value of the wrong type or out of range.
         """
-        unknown = sorted(set(values) - set(cls.__dataclass_fields__))
-        if unknown:
-            raise UsageError(f"unknown keys in the configuration of the residual: {unknown}")
         small = cls.light_values() if values.get("kind") == "light" else {}
-        return cls(**{**small, **values})
+        return from_plain(cls, {**small, **values}, "the residual")
 
     @staticmethod
     def light_values() -> dict[str, Any]:
@@ -151,41 +135,45 @@ class DenoiserConfig:
 
 @dataclass(frozen=True)
 class _Item:
-    """A photo and what seeds its patches and noise; `count` patches."""
+    """A photo and what seeds its patches and noise."""
 
     index: int
     draw: tuple[int, int]
-    count: int
     validation: bool
 
 
 class _Patches(Dataset[Any]):
-    """Noisy patches and their noise, of one photo an item."""
+    """Noisy patches and their noise, of one photo an item.
 
-    def __init__(self, files: Sequence[str], rows: Sequence[Row], config: DenoiserConfig) -> None:
-        self.files, self.rows, self.config = files, rows, config
-        self.pool: Sequence[int] = ()  # that replaces a photo that cannot be read
+    `pool` are the photos for training: those that take the place of one that cannot be read.
+    """
 
-    def __getitem__(self, item: _Item) -> tuple[Any, Any, dict[str, str]]:
-        config, index = self.config, item.index
+    def __init__(
+        self, files: Sequence[str], rows: Sequence[Row], config: DenoiserConfig, pool: Sequence[int]
+    ) -> None:
+        self.files, self.rows, self.config, self.pool = files, rows, config, pool
+
+    def __getitem__(self, item: _Item) -> tuple[Any, dict[str, str]]:
+        config = self.config
         failures: dict[str, str] = {}
-        for attempt in range(_ATTEMPTS):
-            row = self.rows[index]
-            key = row.key
+
+        def make(index: int) -> Any:
+            key = self.rows[index].key
             rng = rng_for(config.seed, "denoiser", key, item.validation, *item.draw)
-            try:
-                pixels = load_image(self.files[index]).pixels
-                if min(pixels.shape[:2]) < config.patch:
-                    raise ImageError("smaller than a patch", code="too_small")
-                noisy, noise = noisy_patches(pixels, item.count, config, rng)
-                return noisy, noise, failures
-            except ImageError as error:
-                failures[row.path] = error.code
-                if item.validation:
-                    break
-                rng = rng_for(config.seed, "denoiser instead", *item.draw, attempt)
-                index = self.pool[int(rng.integers(len(self.pool)))]
-        return None, None, failures
+            pixels = load_image(self.files[index]).pixels
+            if min(pixels.shape[:2]) < config.patch:
+                raise ImageError("smaller than a patch", code="too_small")
+            return noisy_patches(pixels, config.patches, config, rng)
+
+        def another(attempt: int) -> int:
+            rng = rng_for(config.seed, "denoiser instead", *item.draw, attempt)
+            return self.pool[int(rng.integers(len(self.pool)))]
+
+        def failed(index: int, code: str) -> None:
+            failures[self.rows[index].path] = code
+
+        made = runs.usable(item.index, make, None if item.validation else another, failed)
+        return made, failures
 
 
 def noisy_patches(
@@ -218,18 +206,11 @@ def noisy_patches(
     return to_colour(cut, config.colour) + noise, noise
 
 
-def _collate(items: list[tuple[Any, Any, dict[str, str]]]) -> Any:
-    failures: dict[str, str] = {}
-    for _, _, failed in items:
-        failures.update(failed)
-    there = [item for item in items if item[0] is not None]
-    if not there:
-        return None, None, failures
-    return (
-        torch.from_numpy(np.concatenate([item[0] for item in there])),
-        torch.from_numpy(np.concatenate([item[1] for item in there])),
-        failures,
-    )
+def _collate(items: list[Any]) -> Any:
+    """Give (noisy, noise), the places that are filled, and failures."""
+    made, there, failures = runs.sifted(items)
+    parts = zip(*made, strict=True)
+    return tuple(torch.from_numpy(np.concatenate(part)) for part in parts), there, failures
 
 
 class SquaredError(nn.Module):
@@ -241,9 +222,13 @@ class SquaredError(nn.Module):
 
     def forward(self, noisy: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """Mean over (B, 3, N, N), where the network has an output."""
+        found = self.network(noisy).float() * _LEVELS
+        return functional.mse_loss(found, self.inner(noise) * _LEVELS)
+
+    def inner(self, noise: torch.Tensor) -> torch.Tensor:
+        """Cut out where the network has an output."""
         m = self.margin
-        target = noise[..., m : noise.shape[-2] - m, m : noise.shape[-1] - m]
-        return functional.mse_loss(self.network(noisy).float() * _LEVELS, target * _LEVELS)
+        return noise[..., m : noise.shape[-2] - m, m : noise.shape[-1] - m]
 
 
 def psnr(squared_error: float) -> float:
@@ -251,25 +236,81 @@ def psnr(squared_error: float) -> float:
     return 10 * math.log10(_LEVELS**2 / max(squared_error, 1e-12))
 
 
-def _divide(rows: Sequence[Row], config: DenoiserConfig) -> tuple[list[int], list[int]]:
-    """Photos for training and, of other sources, for validation; of one source, by photo."""
-    sizes = Counter(group_of(row) for row in rows)
-    by_source = len(sizes) > 1
-    keys = [group_of(row) if by_source else row.path for row in rows]
-    counts = Counter(keys)
-    order = sorted(
-        counts, key=lambda k: hashlib.sha256(f"{config.seed} validation {k}".encode()).hexdigest()
-    )
-    held: set[str] = set()
-    done = 0
-    for key in order:
-        if len(held) < len(order) - 1 and (
-            not held or done + counts[key] <= config.validation * len(rows)
-        ):
-            held.add(key)
-            done += counts[key]
-    kept = [i for i, key in enumerate(keys) if key in held]
-    return [i for i, key in enumerate(keys) if key not in held], kept
+def _photos(manifest: Manifest, config: DenoiserConfig) -> list[Row]:
+    """Real photos for training that are large enough, as far as is known."""
+    rows = [
+        row
+        for row in sorted(manifest.rows, key=lambda row: row.path)
+        if row.is_real
+        and row.split == "train"
+        and (not (row.width and row.height) or min(row.width, row.height) >= config.patch)
+    ]
+    if len(rows) < 2:
+        raise DataError(
+            f"a residual network needs real photos of at least {config.patch} pixels in split "
+            f"train; there are {len(rows)}",
+            code="manifest_invalid",
+        )
+    return rows
+
+
+def _divide(rows: Sequence[Row], config: DenoiserConfig) -> tuple[list[int], list[int], str]:
+    """Photos for training, photos for validation, and what parts them.
+
+    ``"sources"``: none has photos in both; of a single source ``"photos"``.
+    """
+    groups, what = [group_of(row) for row in rows], "sources"
+    if len(set(groups)) < 2:
+        groups, what = [row.path for row in rows], "photos"
+    held = held_out_groups(groups, config.validation, config.seed)
+    kept = [i for i, group in enumerate(groups) if group in held]
+    return [i for i, group in enumerate(groups) if group not in held], kept, what
+
+
+class _Validation:
+    """The error on photos that are held out, decoded once."""
+
+    def __init__(
+        self, patches: _Patches, held: Sequence[int], error_of: SquaredError, run: runs.Run
+    ) -> None:
+        count = max(1, patches.config.validation_patches // patches.config.patches)
+        measured_on = held[:: max(1, len(held) // count)][:count]
+        self.own = measured_on[run.ranks.rank :: run.ranks.world]
+        self.patches, self.error_of, self.run = patches, error_of, run
+        self.kept: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def _load(self) -> None:
+        source = runs.loader(
+            self.patches, lambda i: [_Item(self.own[i], (0, 0), True)], range(len(self.own)),
+            collate=_collate, workers=0, device=torch.device("cpu"),
+        )  # fmt: skip
+        for parts, there, failed in source:
+            self.run.memory.update(failed)
+            if there:
+                self.kept.append(parts)
+
+    def measure(self) -> dict[str, float]:
+        """Mean squared error, and PSNR before and after."""
+        if not self.kept:
+            self._load()
+        ranks = self.run.ranks
+        before = after = 0.0
+        for noisy, noise in self.kept:
+            inner = self.error_of.inner(noise)
+            before += float((inner.double() * _LEVELS).square().mean())
+            after += float(self.error_of(noisy.to(ranks.device), noise.to(ranks.device)))
+        sums = ranks.gather((before, after, len(self.kept)))
+        total = sum(n for _, _, n in sums)
+        if not total:
+            raise DataError("no photo for validation can be read", code="manifest_invalid")
+        error = sum(b for _, b, _ in sums) / total
+        noisy_psnr = psnr(sum(a for a, _, _ in sums) / total)
+        return {
+            "valid_loss": error,
+            "psnr_noisy": noisy_psnr,
+            "psnr": psnr(error),
+            "psnr_gain": psnr(error) - noisy_psnr,
+        }
 
 
 def train_denoiser(
@@ -278,9 +319,9 @@ def train_denoiser(
     config: DenoiserConfig,
     *,
     run: str | os.PathLike[str] | None = None,
-    options: runs.RunOptions | None = None,
+    options: RunOptions | None = None,
     overwrite: bool = False,
-    progress: runs.Progress | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Train a denoiser on the real photos of the ``train`` split and write it.
 
@@ -300,7 +341,7 @@ def train_denoiser(
     overwrite
         Replace a network that is there.
     progress
-        Called with (stage, steps done, steps in all).
+        See `masksim.config.Progress`.
 
     Returns
     -------
@@ -316,166 +357,75 @@ def train_denoiser(
     UsageError
         A folder that is there or cannot be written.
     """
-    options = options or runs.RunOptions()
+    options = options or RunOptions()
     out = Path(out)
-    if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
-        if not overwrite:
-            raise UsageError(f"{out} is there; --overwrite replaces it")
-        if not (out / RESIDUAL_DESCRIPTION).is_file():
-            raise UsageError(f"{out} is no residual network: it is not overwritten")
-    photos = sorted(
-        (row for row in manifest.rows if row.is_real and row.split == "train"),
-        key=lambda row: row.path,
-    )
-    rows = [
-        r for r in photos if not (r.width and r.height) or min(r.width, r.height) >= config.patch
-    ]
-    if len(rows) < 2:
-        raise DataError(
-            f"a residual network needs real photos of at least {config.patch} pixels in split "
-            f"train; there are {len(rows)}",
-            code="manifest_invalid",
+    check_residual_target(out, overwrite)
+    rows = _photos(manifest, config)
+    used, held, parted_by = _divide(rows, config)
+    patches = _Patches([str(manifest.file(row)) for row in rows], rows, config, used)
+    folder = run_folder(run, out)
+    with processes(options) as ranks:
+        photos = config.batch // config.patches
+        ranks.divided(photos, f"{photos} photos a batch")
+        described = {
+            "config": asdict(config), "manifest": manifest_hash(rows), **ranks.described()
+        }  # fmt: skip
+        text = json.dumps(described, indent=1)
+        runs.claim(folder, text + "\n", ranks)
+        one = runs.Run(
+            folder, runs.fingerprint_of(text), options, ranks, "residual network", progress
         )
-    used, held = _divide(rows, config)
-    patches = _Patches([str(manifest.file(row)) for row in rows], rows, config)
-    patches.pool = used
-    run = Path(run) if run is not None else out.with_name(out.name + ".run")
-    failures: dict[str, str] = {}
-    with runs.processes(options) as ranks:
-        images = config.batch // config.patches
-        if images % ranks.world:
-            raise UsageError(f"{images} photos a batch cannot be divided among {ranks.world}")
-        described = json.dumps(
-            {
-                "config": asdict(config), "manifest": manifest_hash(rows), "world": ranks.world,
-                "bfloat16": ranks.bfloat16, "device": ranks.device.type,
-            },
-            indent=1,
-        )  # fmt: skip
-        runs.claim(run, described + "\n", ranks)
-        torch.manual_seed(int(rng_for(config.seed, "denoiser").integers(2**62)))
-        network = build_residual(config.residual)
-        network.to(ranks.device)
-        error_of = SquaredError(network, config.residual.margin)
-        optimizer = torch.optim.Adam(network.parameters(), lr=config.lr)
-
-        def draw(step: int) -> list[_Item]:
-            rng = rng_for(config.seed, "denoiser batch", step)
-            items = [
-                _Item(used[int(rng.integers(len(used)))], (step, k), config.patches, False)
-                for k in range(images)
-            ]
-            return items[ranks.rank :: ranks.world]
-
-        def batches(steps: range) -> Iterator[Sequence[torch.Tensor]]:
-            source = runs.loader(
-                patches, draw, steps, collate=_collate, workers=options.workers,
-                device=ranks.device,
-            )  # fmt: skip
-            for noisy, noise, failed in source:
-                failures.update(failed)
-                if noisy is None or len(noisy) < config.batch // ranks.world:
-                    raise DataError(
-                        f"{_ATTEMPTS} photos in a row could not be used: "
-                        f"{json.dumps(dict(list(failed.items())[:5]))}",
-                        code="manifest_invalid",
-                    )
-                yield noisy, noise
-
-        count = max(1, config.validation_patches // config.patches)
-        measured_on = held[:: max(1, len(held) // count)][:count]
-        kept: list[tuple[torch.Tensor, torch.Tensor]] = []
-
-        def validate() -> dict[str, float]:
-            own = measured_on[ranks.rank :: ranks.world]
-            if not kept:
-                source = runs.loader(
-                    patches,
-                    lambda i: [_Item(own[i], (0, 0), config.patches, True)],
-                    range(len(own)),
-                    collate=_collate,
-                    workers=0,
-                    device=torch.device("cpu"),
-                )
-                for noisy, noise, failed in source:
-                    failures.update(failed)
-                    if noisy is not None:
-                        kept.append((noisy, noise))
-            before = after = 0.0
-            m = config.residual.margin
-            for noisy, noise in kept:
-                inner = noise[..., m : noise.shape[-2] - m, m : noise.shape[-1] - m]
-                before += float((inner.double() * _LEVELS).square().mean())
-                after += float(error_of(noisy.to(ranks.device), noise.to(ranks.device)))
-            sums = ranks.gather((before, after, len(kept)))
-            total = sum(n for _, _, n in sums)
-            if not total:
-                raise DataError("no photo for validation can be read", code="manifest_invalid")
-            error = sum(b for _, b, _ in sums) / total
-            noisy_psnr = psnr(sum(a for a, _, _ in sums) / total)
-            return {
-                "valid_loss": error,
-                "psnr_noisy": noisy_psnr,
-                "psnr": psnr(error),
-                "psnr_gain": psnr(error) - noisy_psnr,
-            }
-
-        epoch_steps = min(config.epoch_steps, config.steps)
-        outcome = runs.fit(
-            error_of,
-            network,
-            optimizer,
-            torch.optim.lr_scheduler.ExponentialLR(optimizer, config.decay),
-            plan=runs.Plan(math.ceil(config.steps / epoch_steps), epoch_steps, config.steps),
-            batches=batches,
-            validate=validate,
-            folder=run,
-            fingerprint=hashlib.sha256(described.encode()).hexdigest(),
-            options=options,
-            ranks=ranks,
-            memory=failures,
-            stage="residual network",
-            progress=progress,
-        )
-        network.load_state_dict(outcome.weights)
-        arrays = weights_of(config.residual, network)
-        data = bytes(safetensors.numpy.save(arrays))
-        skipped: dict[str, str] = {}
-        for other in ranks.gather(failures):
-            skipped.update(other)
+        network, outcome = _train(patches, held, one)
+        data, digest = packed_weights(weights_of(config.residual, network))
         result = {
-            "sha256": hashlib.sha256(data).hexdigest(),
+            "sha256": digest,
             **{key: outcome.best[key] for key in ("psnr_noisy", "psnr", "psnr_gain")},
-            # Of one source the photos are parted, see `_divide`.
-            "validated_on": "sources" if len({group_of(row) for row in rows}) > 1 else "photos",
-            "step": min(outcome.best["epoch"] * epoch_steps, config.steps),
-            "skipped": dict(Counter(skipped.values())),
+            "validated_on": parted_by,
+            "step": min(
+                outcome.best["epoch"] * min(config.epoch_steps, config.steps), config.steps
+            ),
+            "skipped": dict(Counter(ranks.merged(one.memory).values())),
         }
-        text = json.dumps(
-            {
-                "format": RESIDUAL_FORMAT,
-                "residual": config.residual.to_dict(),
-                "training": asdict(config),
-                **result,
-                "manifest_sha256": manifest_hash(rows),
-                "photos": {"training": len(used), "validation": len(held)},
-                "sources": {
-                    "training": len({group_of(rows[i]) for i in used}),
-                    "validation": len({group_of(rows[i]) for i in held}),
-                },
-                "processes": ranks.world,
-                "device": ranks.device.type,
-                "bfloat16": ranks.bfloat16,
-                "masksim": __version__,
-                "python": platform.python_version(),
-                "torch": torch.__version__,
+        description = {
+            "residual": config.residual.to_dict(),
+            "training": asdict(config),
+            **result,
+            "manifest_sha256": described["manifest"],
+            "photos": {"training": len(used), "validation": len(held)},
+            "sources": {
+                "training": len({group_of(rows[i]) for i in used}),
+                "validation": len({group_of(rows[i]) for i in held}),
             },
-            indent=1,
-        )
+            **ranks.provenance(),
+        }
         if ranks.main:
-            runs.make_folder(out)
-            runs.write_atomically(out / RESIDUAL_WEIGHTS, data)
-            # Last: it holds the hash of the other.
-            runs.write_atomically(out / RESIDUAL_DESCRIPTION, (text + "\n").encode())
+            write_residual(out, data, description)
         ranks.barrier()
     return result
+
+
+def _train(patches: _Patches, held: Sequence[int], run: runs.Run) -> tuple[nn.Module, runs.Outcome]:
+    """Train the network; it is given back with the best weights."""
+    config, used = patches.config, patches.pool
+    torch.manual_seed(int(rng_for(config.seed, "denoiser").integers(2**62)))
+    network = build_residual(config.residual)
+    network.to(run.ranks.device)
+    error_of = SquaredError(network, config.residual.margin)
+    optimizer = torch.optim.Adam(network.parameters(), lr=config.lr)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, config.decay)
+
+    def draw(step: int) -> list[_Item]:
+        rng = rng_for(config.seed, "denoiser batch", step)
+        photos = config.batch // config.patches
+        return [_Item(used[int(rng.integers(len(used)))], (step, k), False) for k in range(photos)]
+
+    epoch_steps = min(config.epoch_steps, config.steps)
+    outcome = runs.fit(
+        runs.Trainee(error_of, network, optimizer, scheduler),
+        run,
+        plan=runs.Plan(math.ceil(config.steps / epoch_steps), epoch_steps, config.steps),
+        batches=run.batches(patches, draw, _collate, "photos"),
+        validate=_Validation(patches, held, error_of, run).measure,
+    )
+    network.load_state_dict(outcome.weights)
+    return network, outcome

@@ -1,7 +1,7 @@
 """Making a detector of the original's checkpoints, which are read and never executed.
 
-A ``.ckpt`` file is a pickle, and a pickle may call anything. Everything that it names is looked at
-before torch, which this alone needs, is let near it.
+A ``.ckpt`` file is a pickle, and a pickle can call any function. So everything that it names is
+checked first; only then is it given to torch, which this module needs for nothing else.
 """
 
 from __future__ import annotations
@@ -197,7 +197,14 @@ def load_tensors(data: bytes, name: str) -> Any:
         raise ModelError(f"{name} is damaged, or is no file of torch: {error}") from error
 
 
-def _arrays(state: Mapping[Any, Any], name: str) -> dict[str, NDArray[np.float32]]:
+def arrays_of(state: Mapping[Any, Any], name: str) -> dict[str, NDArray[np.float32]]:
+    """Turn the tensors of a state dict into arrays; counts of training steps are left out.
+
+    Raises
+    ------
+    ModelError
+        ``model_invalid``, listing what is no tensor of finite floats, or too large.
+    """
     import torch
 
     arrays: dict[str, NDArray[np.float32]] = {}
@@ -308,39 +315,9 @@ def read_original_checkpoint(path: str | os.PathLike[str]) -> OriginalCheckpoint
         found = type(hyper).__name__
         raise ModelError(f"{name}: hyper_parameters must be a mapping, found {found}")
 
-    arrays = _arrays(content["state_dict"], name)
-    weights = {
-        key.removeprefix("preproc."): arrays.pop(key)
-        for key in list(arrays)
-        if key.startswith("preproc.")
-    }
-    preprocess = hyper.get("preprocess")
-    if _FIXED in arrays:
-        if preprocess not in (None, "cross_diff") or arrays[_FIXED].shape != (3, 1, 2, 2):
-            raise ModelError(
-                f"{name}: {_FIXED} of shape {arrays[_FIXED].shape} does not belong to "
-                f"preprocess {preprocess!r}"
-            )
-        if not _is_cross_difference(arrays.pop(_FIXED)):
-            raise ModelError(f"{name}: {_FIXED} is not the cross difference [[1, -1], [-1, 1]]")
-        preprocess = "cross_diff"
-    residual, weights = _residual_of(preprocess, weights, name)
-    check_weights(residual, weights)
-
-    reference = arrays.get("ref_pattern_list.0")
-    window = hyper.get("img_size")
-    if window is None and reference is not None:
-        window = reference.shape[-1] + 2 * residual.margin
-    if type(window) is not int or not 2 * residual.margin < window <= 2**16:
-        raise ModelError(f"{name}: img_size must be a number of pixels, found {window!r}")
-    masks = hyper.get("num_masks")
-    if masks is not None and (type(masks) is not int or not 1 <= masks <= 1000):
-        raise ModelError(f"{name}: num_masks must be a number of masks, found {masks!r}")
-    try:
-        model.check_tensors(arrays, masks=masks, size=window - 2 * residual.margin)
-    except ModelError as error:
-        raise ModelError(f"{name}: {error}") from error
-
+    arrays = arrays_of(content["state_dict"], name)
+    residual, weights = _residual_in(arrays, hyper.get("preprocess"), name)
+    window = _window_of(hyper, arrays, residual, name)
     loss = re.search(r"valid_loss=(\d+(?:\.\d+)?)", name)
     return OriginalCheckpoint(
         generator=_generator_of(path),
@@ -358,6 +335,52 @@ def read_original_checkpoint(path: str | os.PathLike[str]) -> OriginalCheckpoint
             "hyper_parameters": _plain(hyper),
         },
     )
+
+
+def _residual_in(
+    arrays: dict[str, NDArray[np.float32]], preprocess: Any, name: str
+) -> tuple[ResidualConfig, dict[str, NDArray[np.float32]]]:
+    """Take the residual's weights out of the arrays, and find its architecture."""
+    weights = {
+        key.removeprefix("preproc."): arrays.pop(key)
+        for key in list(arrays)
+        if key.startswith("preproc.")
+    }
+    if _FIXED in arrays:
+        if preprocess not in (None, "cross_diff") or arrays[_FIXED].shape != (3, 1, 2, 2):
+            raise ModelError(
+                f"{name}: {_FIXED} of shape {arrays[_FIXED].shape} does not belong to "
+                f"preprocess {preprocess!r}"
+            )
+        if not _is_cross_difference(arrays.pop(_FIXED)):
+            raise ModelError(f"{name}: {_FIXED} is not the cross difference [[1, -1], [-1, 1]]")
+        preprocess = "cross_diff"
+    residual, weights = _residual_of(preprocess, weights, name)
+    check_weights(residual, weights)
+    return residual, weights
+
+
+def _window_of(
+    hyper: Mapping[Any, Any],
+    arrays: Mapping[str, NDArray[np.float32]],
+    residual: ResidualConfig,
+    name: str,
+) -> int:
+    """Tell the side of the window, and check that masks and references are of it."""
+    reference = arrays.get("ref_pattern_list.0")
+    window = hyper.get("img_size")
+    if window is None and reference is not None:
+        window = reference.shape[-1] + 2 * residual.margin
+    if type(window) is not int or not 2 * residual.margin < window <= 2**16:
+        raise ModelError(f"{name}: img_size must be a number of pixels, found {window!r}")
+    masks = hyper.get("num_masks")
+    if masks is not None and (type(masks) is not int or not 1 <= masks <= 1000):
+        raise ModelError(f"{name}: num_masks must be a number of masks, found {masks!r}")
+    try:
+        model.check_tensors(arrays, masks=masks, size=window - 2 * residual.margin)
+    except ModelError as error:
+        raise ModelError(f"{name}: {error}") from error
+    return window
 
 
 def _generator_of(path: Path) -> str:

@@ -1,13 +1,12 @@
 """The recipe ``bands``: images as people meet them, with heads for each band of compression.
 
-What a file shows of its own last compression is known before any head is asked. So each band
-(`masksim.traits.BANDS`) has its own statistics of real photos and its own directions, learned from
-and calibrated on images that look so compressed. The spectrum is whitened first: what real photos
-and generated images alike vary by counts less. On top one number for "some generator" is learned
-from the scores that left-out repositories got.
+A file itself shows how it was last compressed (`masksim.traits.BANDS`). So each band has its own
+statistics of real photos and its own directions, learned from images of that band and calibrated on
+them. The spectrum is whitened first: directions in which photos and generated images vary alike
+count less. Last, one number for "some generator" is learned from the scores of all heads.
 
-Whole repositories are left out wherever something is measured or calibrated, photos and generated
-images alike.
+Wherever something is measured or calibrated, whole repositories are left out, of photos and of
+generated images.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from masksim.checkpoint import DetectorFile, check_target
 from masksim.config import Progress, staged
 from masksim.data.manifest import REAL, Manifest
 from masksim.data.views import ViewConfig, at_most
-from masksim.errors import DataError, UsageError
+from masksim.errors import UsageError
 from masksim.features import FeatureConfig
 from masksim.model import standardise
 from masksim.training.feature_table import FeatureTable, compute_features
@@ -41,7 +40,13 @@ from masksim.training.heads import (
     statistics,
     stored,
 )
-from masksim.training.recipe import Fit, HeadsConfig, detector_file
+from masksim.training.recipe import (
+    Fit,
+    HeadsConfig,
+    classes_of,
+    detector_file,
+    generators_with_heads,
+)
 from masksim.training.weights import repository_folds, view_weights
 from masksim.traits import BANDS, bands_of
 
@@ -60,15 +65,12 @@ _FEWEST_IN_BAND = 5  # views of a class: with fewer a band borrows from all othe
 class BandsConfig(HeadsConfig):
     """A run of this recipe, see also `masksim.training.recipe.HeadsConfig`.
 
+    The images of generators without a head count for the joint number alone.
+
     Attributes
     ----------
     per_source
         At most so many images of a repository, by generator; ``"*"`` for the others.
-    smallest_class, smallest_sources
-        A generator with fewer images, or images of fewer repositories, has no head; its images
-        count for the joint number alone.
-    joint_only
-        Generators that have no head either way.
     components
         Length of the basis of `masksim.model.whiten`.
     borrowed
@@ -91,7 +93,6 @@ class BandsConfig(HeadsConfig):
     features: FeatureConfig = field(default_factory=lambda: FeatureConfig(parts=3, coherence=True))
     per_source: Mapping[str, int] = field(default_factory=lambda: {"*": 30})
     smallest_sources: int = 4
-    joint_only: tuple[str, ...] = ()
     components: int = 64
     borrowed: float = 0.2
     lossless: float = 0.1
@@ -124,55 +125,22 @@ class BandsFit(Fit):
     folds: NDArray[np.int64]
 
 
-def generators_with_heads(table: FeatureTable, config: BandsConfig) -> tuple[str, ...]:
-    """Names of the generators that have enough images of enough repositories.
-
-    Raises
-    ------
-    DataError
-        There is none, or there are no photos of two repositories.
-    """
-    found = []
-    counts = {}
-    for name in np.unique(table.generators).tolist():
-        own = table.generators == name
-        counts[name] = (len(np.unique(table.images[own])), len(np.unique(table.sources[own])))
-        images, sources = counts[name]
-        enough = images >= config.smallest_class and sources >= config.smallest_sources
-        if name != REAL and enough and name not in config.joint_only:
-            found.append(name)
-    if counts.get(REAL, (0, 0))[1] < 2:
-        raise DataError(
-            "training needs real photos of at least two sources: give them in folders of their own",
-            code="manifest_invalid",
-        )
-    if not found:
-        raise DataError(
-            f"no generator has {config.smallest_class} images of {config.smallest_sources} "
-            f"sources; found (images, sources): {counts}",
-            code="manifest_invalid",
-        )
-    return tuple(found)
-
-
 class Space:
-    """Features of all views as the heads compare them, and what leads there.
+    """The views of a run: classes, folds, weights, and features in deviations of photos.
 
     Parameters
     ----------
     table
         The views.
     names
-        Generators that have heads; views of others have no part in it.
+        Generators that have heads; views of others do not count.
     config
         The run.
     """
 
     def __init__(self, table: FeatureTable, names: Sequence[str], config: BandsConfig) -> None:
         self.table, self.config, self.count = table, config, len(names)
-        self.classes = np.full(len(table.generators), -1, dtype=np.int64)
-        for number, name in enumerate((REAL, *names)):
-            self.classes[table.generators == name] = number
+        self.classes = classes_of(table, names)
         self.folds = repository_folds(table.sources, table.generators, config.folds)
         self.band = bands_of(table.traits, len(BANDS))
         channels, rows, columns = (int(n) for n in table.features.shape[1:])
@@ -207,7 +175,7 @@ class Space:
 
 @dataclass(frozen=True, eq=False)
 class Basis:
-    """What views vary by within their class, and by how much that is shrunk.
+    """Directions in which views vary within their class, and by how much each is shrunk.
 
     Attributes
     ----------
@@ -238,7 +206,7 @@ class Basis:
 def find_basis(space: Space, used: NDArray[np.bool_]) -> Basis:
     """Find the basis in some of the views.
 
-    It knows the classes: an image must not take part in the basis that it is scored with.
+    The classes decide it, so an image must have no part in the basis that it is scored with.
     """
     from scipy.linalg import eigh
 
@@ -272,7 +240,7 @@ def find_basis(space: Space, used: NDArray[np.bool_]) -> Basis:
 
 
 def _weights_in(space: Space, band: int) -> NDArray[np.float64]:
-    """Weights of the views in the fit of one band: its own, and what it borrows from others."""
+    """Weights of the views in the fit of one band: its own, and those it borrows of others."""
     own = space.band == band
     weights = np.where(own, space.weights, 0.0)
     for c in range(space.count + 1):
@@ -285,7 +253,7 @@ def _weights_in(space: Space, band: int) -> NDArray[np.float64]:
 
 
 def _rows_of(space: Space, band: int, weights: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Choose the views that one band is fitted to: what it lacks is borrowed whole, else a part."""
+    """Choose the views that a band is fitted to: of a class that it lacks all that others have."""
     own = space.band == band
     rng = np.random.default_rng(space.config.seed)
     others = rng.permutation(np.flatnonzero((weights > 0) & ~own))

@@ -1,14 +1,13 @@
 """Enrolling: one more generator on a finished detector, from a folder of its images, in minutes.
 
-The shared residual, its statistics and all other heads stay as they are, so that the scores of the
-generators that were there before do not change by a bit. What is new is one mask, one reference and
-one column of the calibration. The real photos that it is set against come with the detector as
-features (`masksim.training.stored_features`); more can be given.
+The residual, its statistics and all other heads stay as they are, so that the scores of the other
+generators do not change by a bit. New are one mask, one reference and one column of the calibration
+(`masksim.training.grow`). The real photos that the head is fitted against come with the detector,
+as features (`masksim.training.stored_features`); more can be given.
 
-Where there are heads for each band of compression (`masksim.training.bands`), the features of a
-view are those that its own band's heads compare. A new generator has too few images for a direction
-in each band: it gets one, learned from all of them, which stands in every band. The number for
-"some generator" is learned anew.
+A detector with heads for each band of compression (`masksim.training.bands`) compares a view as its
+band does. But a new generator has too few images for a direction in each band: it gets one, learned
+from all of them, which is the same in every band. The number for "some generator" is learned anew.
 """
 
 from __future__ import annotations
@@ -514,13 +513,11 @@ def _fit(
     elif len(names) > 1:
         left_out = np.concatenate([folds[:n] % len(names), source])
         by_source = cross_validated(left_out, "source left out")
-    tensors = head(np.ones(len(z), bool))
     pair = training.compared(table, synthetic)
     used = pair > 0
-    tensors["a"], tensors["b"] = (
-        np.array([value], np.float32)
-        for value in fit_probability(similarity[used], synthetic[used], pair[used])
-    )
+    a, b = fit_probability(similarity[used], synthetic[used], pair[used])
+    slope, offset = np.array([a], np.float32), np.array([b], np.float32)
+    tensors = {**head(np.ones(len(z), bool)), "a": slope, "b": offset}
     return _Fitted(tensors, similarity, by_source, pair, table)
 
 

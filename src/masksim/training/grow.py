@@ -129,19 +129,7 @@ def with_column(
 ) -> dict[str, NDArray[Any]]:
     """Add a column to the calibration; NaN where an image was not scored by a head.
 
-    Parameters
-    ----------
-    file
-        Without the generator.
-    at
-        Its branch.
-    photos, column
-        See their classes.
-
-    Returns
-    -------
-    dict
-        The arrays of the calibration, the joint number's aside.
+    `at` is the number of the branch. The joint number is not among the arrays.
     """
     before = file.calibration or {}
     # The new head stands behind the others of its branch, before those of later branches.

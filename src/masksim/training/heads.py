@@ -167,22 +167,7 @@ def coefficients_of(
     dimensions: int,
     config: HeadConfig,
 ) -> Matrix:
-    """Fisher directions as sums of rows, of photos with each generator's own histories.
-
-    Parameters
-    ----------
-    gram, classes, weights, dimensions
-        See `fisher_coefficients`.
-    histories
-        (n,), see `masksim.training.weights.matched_real_weights`.
-    config
-        Its `ridge` and `pooled`.
-
-    Returns
-    -------
-    ndarray
-        float32 (n, G).
-    """
+    """Give `fisher_coefficients` against photos with each generator's own histories (n,)."""
     return fisher_coefficients(
         gram, classes, weights, dimensions,
         real_weights=matched_real_weights(classes, weights, histories),
@@ -281,21 +266,9 @@ def stored(tensors: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
 def in_parts(
     function: Callable[[NDArray[Any]], NDArray[Any]], features: NDArray[Any], part: int = 256
 ) -> NDArray[np.float32]:
-    """Apply to some rows at a time: masked features of all heads at once would fill the memory.
+    """Apply a function of `masksim.model.SharedHeads` to (n, C, R, S), some rows at a time.
 
-    Parameters
-    ----------
-    function
-        Of `masksim.model.SharedHeads`: float32 (n, C, R, S) -> (n, ...), each row for itself.
-    features
-        (n, C, R, S).
-    part
-        Rows at a time.
-
-    Returns
-    -------
-    ndarray
-        float32 (n, ...).
+    Masked features of all heads at once would fill the memory.
     """
     return np.concatenate(
         [

@@ -1,8 +1,7 @@
 """What every run of training by gradient needs, whatever is trained.
 
-Devices and processes (`processes`), batches that depend on the step alone (`loader`), and the loop
-itself (`fit`): its state is written whole, and a run that was killed goes on as if nothing had
-happened; on the processor bit by bit so.
+Batches that depend on the step alone (`loader`), and the loop itself (`fit`): its state is written
+whole, and a run that was killed goes on as if nothing had happened; on the processor bit by bit so.
 
 The folder of a run::
 
@@ -14,212 +13,35 @@ The folder of a run::
 
 from __future__ import annotations
 
-import errno
+import hashlib
 import io
 import json
 import math
-import os
-import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, TypeVar
 
 import torch
-from torch import distributed, nn
+from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from masksim.errors import DataError, ModelError, UsageError, extra_missing
+from masksim.config import Progress
+from masksim.errors import DataError, ImageError, ModelError, UsageError, extra_missing
+from masksim.files import cannot_write, make_folder, write_whole
+from masksim.training.processes import Ranks, RunOptions
 
-Device: TypeAlias = Literal["auto", "cpu", "cuda"]
-Precision: TypeAlias = Literal["auto", "float32", "bfloat16"]
-Progress: TypeAlias = Callable[[str, int, int], None]
+T = TypeVar("T")
 
 LAST, BEST, LOG = "last.pt", "best.pt", "log.jsonl"
 _FORMAT = 1
-_PATIENCE = timedelta(hours=2)  # of one process for another: validation may decode many images
+
+ATTEMPTS = 20
+"""At an image that can be read, for one place in a batch."""
 
 
-@dataclass(frozen=True)
-class RunOptions:
-    """Where and how a run is computed; nothing of what it computes.
-
-    Attributes
-    ----------
-    device : {"auto", "cpu", "cuda"}
-        ``auto``: the accelerator where there is one.
-    precision : {"auto", "float32", "bfloat16"}
-        Of the residual network. ``auto``: float32. bfloat16 is faster on an accelerator, but its
-        rounding of the pixels (up to half a level of 255) is not small against their noise.
-    workers : int
-        Processes that decode images, for each process that trains; 0: it decodes itself.
-    save_every : int
-        Steps between two writings of ``last.pt``; it is written after each epoch anyway.
-    tensorboard : bool
-        Write curves for TensorBoard.
-    """
-
-    device: Device = "auto"
-    precision: Precision = "auto"
-    workers: int = 0
-    save_every: int = 500
-    tensorboard: bool = False
-
-    def __post_init__(self) -> None:
-        if self.device not in get_args(Device):
-            raise UsageError(
-                f"device must be one of {', '.join(get_args(Device))}, got {self.device!r}"
-            )
-        if self.precision not in get_args(Precision):
-            raise UsageError(
-                f"precision must be one of {', '.join(get_args(Precision))}, got {self.precision!r}"
-            )
-        if self.workers < 0 or self.save_every < 1:
-            raise UsageError("workers must be at least 0 and save_every at least 1")
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """Place of this process among those that train together.
-
-    Attributes
-    ----------
-    rank : int
-        0 writes.
-    world : int
-    device : torch.device
-    bfloat16 : bool
-        Whether the residual network runs in bfloat16.
-    """
-
-    rank: int
-    world: int
-    device: torch.device
-    bfloat16: bool
-
-    @property
-    def main(self) -> bool:
-        """Whether this process writes."""
-        return self.rank == 0
-
-    def mean(self, value: float) -> float:
-        """Mean over the processes, the same in all."""
-        if self.world == 1:
-            return value
-        total = torch.tensor(value, dtype=torch.float64, device=self.device)
-        distributed.all_reduce(total)
-        return float(total) / self.world
-
-    def gather(self, value: Any) -> list[Any]:
-        """Collect plain values of all processes, by rank, in all of them."""
-        if self.world == 1:
-            return [value]
-        out: list[Any] = [None] * self.world
-        distributed.all_gather_object(out, value)
-        return out
-
-    def barrier(self) -> None:
-        """Wait for all processes."""
-        if self.world > 1:
-            distributed.barrier()
-
-    def share_buffers(self, module: nn.Module) -> None:
-        """Give all processes the running statistics of process 0, which are those it writes."""
-        if self.world > 1:
-            for values in module.buffers():
-                distributed.broadcast(values, 0)
-
-    @contextmanager
-    def autocast(self) -> Iterator[None]:
-        """Compute convolutions in bfloat16 where the run does so."""
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bfloat16):
-            yield
-
-
-@contextmanager
-def processes(options: RunOptions) -> Iterator[Ranks]:
-    """Find this process's place and device; join the others where ``torchrun`` started several.
-
-    Raises
-    ------
-    UsageError
-        No accelerator where one is asked for, or bfloat16 on one that lacks it.
-    """
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    rank = int(os.environ.get("RANK", "0"))
-    there = torch.cuda.is_available()
-    if options.device == "cuda" and not there:
-        raise UsageError("--device cuda: torch finds no CUDA device; --device cpu needs none")
-    if options.device == "cpu" or not there:
-        device = torch.device("cpu")
-    else:
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        torch.cuda.set_device(device)
-    able = device.type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)
-    if options.precision == "bfloat16" and not able:
-        raise UsageError("--precision bfloat16: the device has no bfloat16")
-    bfloat16 = options.precision == "bfloat16"
-    own = world > 1 and not distributed.is_initialized()
-    if own:
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        distributed.init_process_group(backend, timeout=_PATIENCE)
-    try:
-        yield Ranks(rank, world, device, bfloat16)
-    finally:
-        if own:
-            distributed.destroy_process_group()
-
-
-# --- files -------------------------------------------------------------------------------------
-
-
-def cannot_write(path: Path, error: OSError) -> UsageError:
-    """Say that a file cannot be written, and what is lost: nothing."""
-    hint = ""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        hint = "; what was written before is whole: free some space and run the same command again"
-    return UsageError(f"cannot write {path}: {error.strerror or error}{hint}")
-
-
-def make_folder(path: Path) -> None:
-    """Make a folder, with its parents.
-
-    Raises
-    ------
-    UsageError
-        It cannot be made, or not be written into.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise cannot_write(path, error) from error
-    if not os.access(path, os.W_OK):
-        raise UsageError(f"cannot write into {path}: permission denied")
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all: what was there stays until all of the new is on disk.
-
-    Raises
-    ------
-    UsageError
-        It cannot be written: no permission, no space.
-    """
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        with open(part, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError as error:
-        raise cannot_write(path, error) from error
-    finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
+# --- files ---------------------------------------------------------------------------------------
 
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
@@ -228,11 +50,11 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
     Raises
     ------
     UsageError
-        See `write_atomically`.
+        See `masksim.files.write_whole`.
     """
     buffer = io.BytesIO()  # torch's own writing to a full disk raises what says nothing
     torch.save(dict(state), buffer)
-    write_atomically(path, buffer.getvalue())
+    write_whole(path, buffer.getvalue())
 
 
 def load_state(path: Path) -> dict[str, Any]:
@@ -281,7 +103,7 @@ def claim(folder: Path, description: str, ranks: Ranks) -> None:
         )
     ranks.barrier()  # nobody writes before all have read
     if ranks.main:
-        write_atomically(path, description.encode())
+        write_whole(path, description.encode())
 
 
 # --- batches -----------------------------------------------------------------------------------
@@ -340,6 +162,48 @@ def loader(
     )
 
 
+def usable(
+    index: int,
+    make: Callable[[int], T],
+    instead: Callable[[int], int] | None,
+    failed: Callable[[int, str], None],
+) -> T | None:
+    """Make something of an image, or of others in its place while it cannot be used.
+
+    Parameters
+    ----------
+    index, make
+        Of the image; called with an index, raises `ImageError` if the image cannot be used.
+    instead
+        Called with the number of the attempt; gives the next index. None: there is no other.
+    failed
+        Called with the index and the error's code.
+
+    Returns
+    -------
+    object or None
+        None after `ATTEMPTS`.
+    """
+    for attempt in range(ATTEMPTS):
+        try:
+            return make(index)
+        except ImageError as error:
+            failed(index, error.code)
+        if instead is None:
+            break
+        index = instead(attempt)
+    return None
+
+
+def sifted(items: Sequence[tuple[T | None, dict[str, str]]]) -> tuple[list[T], list[int], Any]:
+    """Give what `usable` made, its places among the items, and all error codes by path."""
+    failures: dict[str, str] = {}
+    for _, failed in items:
+        failures.update(failed)
+    there = [i for i, (made, _) in enumerate(items) if made is not None]
+    return [made for made, _ in items if made is not None], there, failures
+
+
 # --- the loop ----------------------------------------------------------------------------------
 
 
@@ -388,33 +252,114 @@ class Outcome:
     losses: Sequence[float] = field(default_factory=tuple)
 
 
+@dataclass(frozen=True, eq=False)
+class Trainee:
+    """What is trained.
+
+    Attributes
+    ----------
+    loss
+        Called with the parts of a batch; returns the loss, a scalar. Holds `module`.
+    module
+        What is stored.
+    optimizer, scheduler
+        Of its parameters; the scheduler takes a step an epoch.
+    """
+
+    loss: nn.Module
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LRScheduler
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """Where a run is kept, and how it is computed.
+
+    Attributes
+    ----------
+    folder
+        Made.
+    fingerprint
+        Of all that the result depends on. A state of another run is not gone on with.
+    options, ranks
+        See their classes.
+    stage
+        Name of the run for `progress`.
+    progress
+        Called with (stage, steps done, steps in all).
+    memory
+        Plain values to be kept with the state; filled from it when a run goes on.
+    """
+
+    folder: Path
+    fingerprint: str
+    options: RunOptions
+    ranks: Ranks
+    stage: str = "training"
+    progress: Progress | None = None
+    memory: dict[str, Any] = field(default_factory=dict)
+
+    def batches(
+        self,
+        dataset: Dataset[Any],
+        draw: Callable[[int], Sequence[Any]],
+        collate: Callable[[list[Any]], Any],
+        what: str,
+    ) -> Callable[[range], Iterator[Sequence[torch.Tensor]]]:
+        """Load this process's part of each batch, for `fit`; failures go into the memory.
+
+        Parameters
+        ----------
+        dataset, draw
+            See `loader`; the draw is of all processes together.
+        collate
+            Gives tensors, the places that could be filled, and failures, see `sifted`.
+        what
+            The items are, for the message: ``"images"``.
+        """
+        ranks = self.ranks
+
+        def own(step: int) -> Sequence[Any]:
+            return draw(step)[ranks.rank :: ranks.world]
+
+        def batches(steps: range) -> Iterator[Sequence[torch.Tensor]]:
+            source = loader(
+                dataset, own, steps, collate=collate, workers=self.options.workers,
+                device=ranks.device,
+            )  # fmt: skip
+            for step, (tensors, there, failed) in zip(steps, source, strict=True):
+                self.memory.update(failed)
+                if len(there) < len(own(step)):
+                    raise DataError(
+                        f"{ATTEMPTS} {what} in a row could not be used: "
+                        f"{json.dumps(dict(list(failed.items())[:5]))}",
+                        code="manifest_invalid",
+                    )
+                yield tensors
+
+        return batches
+
+
+def fingerprint_of(text: str) -> str:
+    """SHA-256 of what describes a run."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def fit(
-    step_module: nn.Module,
-    module: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scheduler: torch.optim.lr_scheduler.LRScheduler,
+    trainee: Trainee,
+    run: Run,
     *,
     plan: Plan,
     batches: Callable[[range], Iterator[Sequence[Any]]],
     validate: Callable[[], Mapping[str, float]],
-    folder: Path,
-    fingerprint: str,
-    options: RunOptions,
-    ranks: Ranks,
-    memory: dict[str, Any] | None = None,
-    stage: str = "training",
-    progress: Progress | None = None,
 ) -> Outcome:
     """Train, or go on training, until the plan is done.
 
     Parameters
     ----------
-    step_module
-        Called with the parts of a batch; returns the loss, a scalar. Holds `module`.
-    module
-        What is trained and stored.
-    optimizer, scheduler
-        Of its parameters; the scheduler takes a step an epoch.
+    trainee, run
+        See their classes.
     plan
         How long.
     batches
@@ -422,18 +367,6 @@ def fit(
     validate
         Called after each epoch, with the module in evaluation mode and without gradients; gives
         at least ``valid_loss``, the same in all processes.
-    folder
-        Of the run, made.
-    fingerprint
-        Of all that the result depends on. A state of another run is not gone on with.
-    options, ranks
-        See their classes.
-    memory
-        Plain values to be kept with the state; filled from it when a run goes on.
-    stage
-        Name of the run for `progress`.
-    progress
-        Called with (stage, steps done, steps in all).
 
     Returns
     -------
@@ -448,116 +381,160 @@ def fit(
     ModelError
         The state in the folder is damaged.
     """
-    make_folder(folder)
-    memory = {} if memory is None else memory
-    curves = _curves(folder) if options.tensorboard and ranks.main else None
-    wrapped = step_module
-    module.train()
-    if ranks.world > 1:
-        wrapped = nn.parallel.DistributedDataParallel(step_module)
-    step, spent, history, best = 0, 0.0, [], None  # type: ignore[var-annotated]
-    sums = [0.0, 0]
-    if (folder / LAST).exists():
-        state = load_state(folder / LAST)
-        if state.get("format") != _FORMAT or state.get("fingerprint") != fingerprint:
+    loop = _Loop(trainee, run, plan)
+    try:
+        loop.go(batches, validate)
+    finally:
+        if loop.curves is not None:
+            loop.curves.close()
+    run.ranks.barrier()  # the best is on disk for all
+    if loop.best is None:
+        raise UsageError("a run needs at least one step")
+    stored = load_state(run.folder / BEST)
+    return Outcome(stored["module"], loop.best, loop.history, loop.losses)
+
+
+class _Loop:
+    """A run under way: where it is, and how it is saved."""
+
+    def __init__(self, trainee: Trainee, run: Run, plan: Plan) -> None:
+        make_folder(run.folder)
+        self.trainee, self.run, self.plan = trainee, run, plan
+        writes_curves = run.options.tensorboard and run.ranks.main
+        self.curves = _curves(run.folder) if writes_curves else None
+        self.wrapped = trainee.loss
+        trainee.module.train()
+        if run.ranks.world > 1:
+            self.wrapped = nn.parallel.DistributedDataParallel(trainee.loss)
+        self.step, self.spent = 0, 0.0
+        self.sums = [0.0, 0]  # of the epoch's losses, and how many there are
+        self.history: list[dict[str, Any]] = []
+        self.best: dict[str, Any] | None = None
+        self.losses: list[float] = []
+        if (run.folder / LAST).exists():
+            self._restore()
+        run.ranks.barrier()  # nobody writes before all have read
+        if run.ranks.main:
+            _cut_log(run.folder / LOG, self.step)
+        self.start = time.perf_counter() - self.spent
+
+    def _restore(self) -> None:
+        path, trainee = self.run.folder / LAST, self.trainee
+        state = load_state(path)
+        if state.get("format") != _FORMAT or state.get("fingerprint") != self.run.fingerprint:
             raise UsageError(
-                f"{folder} holds another run (another configuration, manifest or number of "
-                "processes): delete it, or give another folder"
+                f"{self.run.folder} holds another run (another configuration, manifest or number "
+                "of processes): delete it, or give another folder"
             )
         try:
-            module.load_state_dict(state["module"])
-            optimizer.load_state_dict(state["optimizer"])
-            scheduler.load_state_dict(state["scheduler"])
-            step, spent = int(state["step"]), float(state["seconds"])
-            history, best, sums = list(state["history"]), state["best"], list(state["sums"])
-            memory.update(state["memory"])
+            trainee.module.load_state_dict(state["module"])
+            trainee.optimizer.load_state_dict(state["optimizer"])
+            trainee.scheduler.load_state_dict(state["scheduler"])
+            self.step, self.spent = int(state["step"]), float(state["seconds"])
+            self.history, self.best = list(state["history"]), state["best"]
+            self.sums = list(state["sums"])
+            self.run.memory.update(state["memory"])
             _set_random(state["random"])
         except (KeyError, ValueError, TypeError, RuntimeError) as error:
-            raise ModelError(f"{folder / LAST} is damaged: {error}") from error
-    ranks.barrier()  # nobody writes before all have read
-    if ranks.main:
-        _cut_log(folder / LOG, step)
+            raise ModelError(f"{path} is damaged: {error}") from error
 
-    def save(name: str, content: Mapping[str, Any]) -> None:
-        _check_finite(module)
-        if ranks.main:
-            save_state(folder / name, content)
-
-    def log(line: Mapping[str, Any]) -> None:
-        if ranks.main:
-            try:
-                with open(folder / LOG, "a", encoding="utf-8") as file:
-                    file.write(json.dumps(line) + "\n")
-            except OSError as error:
-                raise cannot_write(folder / LOG, error) from error
-
-    losses: list[float] = []
-    total = plan.steps
-    start = time.perf_counter() - spent
-    if progress:
-        progress(stage, step, total)
-    source = iter(batches(range(step, total))) if step < total else iter(())
-    try:
+    def go(
+        self,
+        batches: Callable[[range], Iterator[Sequence[Any]]],
+        validate: Callable[[], Mapping[str, float]],
+    ) -> None:
+        """Do all steps that are left."""
+        total = self.plan.steps
+        self._tell(total)
+        source = iter(batches(range(self.step, total))) if self.step < total else iter(())
         for batch in source:
-            parts = [part.to(ranks.device, non_blocking=True) for part in batch]
-            optimizer.zero_grad(set_to_none=True)
-            with ranks.autocast():
-                loss = wrapped(*parts)
-            value = ranks.mean(float(loss.detach()))
-            if not math.isfinite(value):
-                raise _diverged(f"the loss of step {step + 1} is {value}")
-            loss.backward()
-            optimizer.step()
-            step += 1
-            losses.append(value)
-            sums = [sums[0] + value, sums[1] + 1]
-            epoch = (step - 1) // plan.epoch_steps + 1
-            rates = [group["lr"] for group in optimizer.param_groups]
-            seconds = round(time.perf_counter() - start, 3)
-            log({"step": step, "epoch": epoch, "loss": value, "lr": rates, "seconds": seconds})
-            if curves is not None:
-                curves.add_scalar("loss/step", value, step)
-            ends = step % plan.epoch_steps == 0 or step == total
+            self._learn(batch)
+            ends = self.step % self.plan.epoch_steps == 0 or self.step == total
             if ends:
-                scheduler.step()
-                ranks.share_buffers(module)
-                module.eval()
-                with torch.no_grad():
-                    measured = dict(validate())
-                module.train()
-                if not math.isfinite(measured["valid_loss"]):
-                    raise _diverged(f"the validation loss of epoch {epoch} is not finite")
-                line = {"epoch": epoch, "train_loss": sums[0] / sums[1], **measured}
-                history.append(line)
-                sums = [0.0, 0]
-                if best is None or line["valid_loss"] < best["valid_loss"]:
-                    best = line
-                    save(BEST, {"format": _FORMAT, "best": best, "module": module.state_dict()})
-                log({"step": step, **line, "seconds": round(time.perf_counter() - start, 3)})
-                if curves is not None:
-                    for name, number in line.items():
-                        curves.add_scalar(f"epoch/{name}", number, epoch)
-            if ends or step % options.save_every == 0:
-                save(
-                    LAST,
-                    {
-                        "format": _FORMAT, "fingerprint": fingerprint, "step": step,
-                        "module": module.state_dict(), "optimizer": optimizer.state_dict(),
-                        "scheduler": scheduler.state_dict(), "random": _random(),
-                        "history": history, "best": best, "sums": sums, "memory": memory,
-                        "seconds": time.perf_counter() - start,
-                    },
-                )  # fmt: skip
-            if progress:
-                progress(stage, step, total)
-    finally:
-        if curves is not None:
-            curves.close()
-    ranks.barrier()  # the best is on disk for all
-    if best is None:
-        raise UsageError("a run needs at least one step")
-    stored = load_state(folder / BEST)
-    return Outcome(stored["module"], best, history, losses)
+                self._end_epoch(validate)
+            if ends or self.step % self.run.options.save_every == 0:
+                self._save_last()
+            self._tell(total)
+
+    def _tell(self, total: int) -> None:
+        if self.run.progress:
+            self.run.progress(self.run.stage, self.step, total)
+
+    @property
+    def epoch(self) -> int:
+        """Of the last step, from 1."""
+        return (self.step - 1) // self.plan.epoch_steps + 1
+
+    def _learn(self, batch: Sequence[Any]) -> None:
+        ranks, optimizer = self.run.ranks, self.trainee.optimizer
+        parts = [part.to(ranks.device, non_blocking=True) for part in batch]
+        optimizer.zero_grad(set_to_none=True)
+        with ranks.autocast():
+            loss = self.wrapped(*parts)
+        value = ranks.mean(float(loss.detach()))
+        if not math.isfinite(value):
+            raise _diverged(f"the loss of step {self.step + 1} is {value}")
+        loss.backward()
+        optimizer.step()
+        self.step += 1
+        self.losses.append(value)
+        self.sums = [self.sums[0] + value, self.sums[1] + 1]
+        rates = [group["lr"] for group in optimizer.param_groups]
+        self._log({"step": self.step, "epoch": self.epoch, "loss": value, "lr": rates})
+        if self.curves is not None:
+            self.curves.add_scalar("loss/step", value, self.step)
+
+    def _end_epoch(self, validate: Callable[[], Mapping[str, float]]) -> None:
+        module = self.trainee.module
+        self.trainee.scheduler.step()
+        self.run.ranks.share_buffers(module)
+        module.eval()
+        with torch.no_grad():
+            measured = dict(validate())
+        module.train()
+        if not math.isfinite(measured["valid_loss"]):
+            raise _diverged(f"the validation loss of epoch {self.epoch} is not finite")
+        line = {"epoch": self.epoch, "train_loss": self.sums[0] / self.sums[1], **measured}
+        self.history.append(line)
+        self.sums = [0.0, 0]
+        if self.best is None or line["valid_loss"] < self.best["valid_loss"]:
+            self.best = line
+            best = {"format": _FORMAT, "best": line, "module": module.state_dict()}
+            self._save(BEST, best)
+        self._log({"step": self.step, **line})
+        if self.curves is not None:
+            for name, number in line.items():
+                self.curves.add_scalar(f"epoch/{name}", number, self.epoch)
+
+    def _save_last(self) -> None:
+        trainee = self.trainee
+        self._save(
+            LAST,
+            {
+                "format": _FORMAT, "fingerprint": self.run.fingerprint, "step": self.step,
+                "module": trainee.module.state_dict(), "random": _random(),
+                "optimizer": trainee.optimizer.state_dict(),
+                "scheduler": trainee.scheduler.state_dict(),
+                "history": self.history, "best": self.best, "sums": self.sums,
+                "memory": self.run.memory, "seconds": time.perf_counter() - self.start,
+            },
+        )  # fmt: skip
+
+    def _save(self, name: str, content: Mapping[str, Any]) -> None:
+        _check_finite(self.trainee.module)
+        if self.run.ranks.main:
+            save_state(self.run.folder / name, content)
+
+    def _log(self, line: Mapping[str, Any]) -> None:
+        if not self.run.ranks.main:
+            return
+        timed = {**line, "seconds": round(time.perf_counter() - self.start, 3)}
+        path = self.run.folder / LOG
+        try:
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(timed) + "\n")
+        except OSError as error:
+            raise cannot_write(path, error) from error
 
 
 def _diverged(what: str) -> DataError:
@@ -598,7 +575,7 @@ def _cut_log(path: Path, step: int) -> None:
                 kept.append(line)
         except (ValueError, KeyError, TypeError):  # cut off by a kill
             continue
-    write_atomically(path, "".join(line + "\n" for line in kept).encode())
+    write_whole(path, "".join(line + "\n" for line in kept).encode())
 
 
 def _curves(folder: Path) -> Any:

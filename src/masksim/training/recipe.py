@@ -1,4 +1,4 @@
-"""What the recipes of heads on the residual bank have in common: configuration, and the file made.
+"""What both recipes on the residual bank share: configuration, who gets a head, the file made.
 
 `masksim.training.shared` has one set of heads, `masksim.training.bands` one for each band of
 compression.
@@ -19,7 +19,7 @@ from masksim.checkpoint import Branch, DetectorFile, HeadKind
 from masksim.config import from_plain
 from masksim.data.manifest import REAL, manifest_hash
 from masksim.data.views import ViewConfig
-from masksim.errors import ModelError, UsageError
+from masksim.errors import DataError, ModelError, UsageError, counted
 from masksim.features import FeatureConfig
 from masksim.residual import ResidualConfig, residual_onnx
 from masksim.strata import Strata
@@ -43,8 +43,10 @@ class HeadsConfig:
         Of the detector.
     seed
         Of all draws.
-    smallest_class
-        Generators with fewer training images get no head.
+    smallest_class, smallest_sources
+        Generators with fewer images, or images of fewer sources, get no head.
+    joint_only
+        Generators that get no head either way.
     folds
         Of the cross-validation that gives the calibration scores.
     photos, images, photo_step
@@ -63,6 +65,8 @@ class HeadsConfig:
     name: str = "detector"
     seed: int = 0
     smallest_class: int = 30
+    smallest_sources: int = 1
+    joint_only: tuple[str, ...] = ()
     folds: int = 5
     photos: int = 1000
     images: int = 50
@@ -129,6 +133,49 @@ class Fit:
     auroc: Mapping[str, float]
 
 
+def generators_with_heads(table: FeatureTable, config: HeadsConfig) -> tuple[str, ...]:
+    """Names of the generators that have enough images of enough sources.
+
+    Raises
+    ------
+    DataError
+        There is none, or there are no photos of two sources.
+    """
+    images, sources = {}, {}
+    for name in np.unique(table.generators).tolist():
+        own = table.generators == name
+        images[name] = len(np.unique(table.images[own]))
+        sources[name] = len(np.unique(table.sources[own]))
+    if sources.get(REAL, 0) < 2:
+        raise DataError(
+            "training needs real photos of at least two sources, which cross-validation parts: "
+            "give them in folders of their own",
+            code="manifest_invalid",
+        )
+    found = tuple(
+        name
+        for name, count in images.items()
+        if count >= config.smallest_class and sources[name] >= config.smallest_sources
+        if name != REAL and name not in config.joint_only
+    )
+    if not found:
+        raise DataError(
+            f"no generator has {config.smallest_class} images of at least "
+            f"{config.smallest_sources} sources; found images: {counted(images)}; sources: "
+            f"{counted(sources)}",
+            code="manifest_invalid",
+        )
+    return found
+
+
+def classes_of(table: FeatureTable, names: Sequence[str]) -> NDArray[np.int64]:
+    """Give each view a number: 0 for photos, from 1 on for the generators named, -1 for others."""
+    classes = np.full(len(table.generators), -1, dtype=np.int64)
+    for number, name in enumerate((REAL, *names)):
+        classes[table.generators == name] = number
+    return classes
+
+
 def bank_branch(
     head: HeadKind,
     generators: tuple[str, ...],
@@ -174,15 +221,6 @@ def kept_for_enrolling(
     table: FeatureTable, fit: Fit, heads: FittedHeads, config: HeadsConfig
 ) -> tuple[ReferencePhotos, ReferencePhotos | None] | None:
     """Choose calibration views, evenly over the sources, whose features are kept for enrolling.
-
-    Parameters
-    ----------
-    table
-        The calibration views.
-    fit, heads
-        Scores of the table, and the heads that are stored.
-    config
-        `HeadsConfig.photos`, `HeadsConfig.images` and `HeadsConfig.photo_step`.
 
     Returns
     -------
@@ -230,24 +268,13 @@ def detector_file(
 
     Parameters
     ----------
-    kind
-        Of the heads, and of the recipe.
-    config
-        The run.
-    fit
-        Its scores are of `calibrated`.
-    table, calibrated
-        Views that the heads were fitted to, and those of the calibration.
-    names
-        Classes that had a part in it.
-    how
-        The calibration came about, in words.
-    arrays
-        Further ones of the calibration.
-
-    Returns
-    -------
-    DetectorFile
+    kind, config
+        Of the heads, which is the recipe's name; the run.
+    fit, table, calibrated
+        The heads, the views that they were fitted to, and those that `fit` has scores of.
+    names, how, arrays
+        Classes that had a part in it; how the calibration came about, in words; further arrays of
+        the calibration.
     """
     real = calibrated.generators == REAL
     own = np.isin(calibrated.generators, fit.generators)

@@ -19,7 +19,7 @@ from masksim.checkpoint import DetectorFile, check_target
 from masksim.config import Progress, read_toml, staged
 from masksim.data.manifest import REAL, Manifest
 from masksim.data.views import Purpose, ViewConfig, measure_first_qualities
-from masksim.errors import DataError, UsageError, counted
+from masksim.errors import UsageError
 from masksim.model import SharedHeads
 from masksim.training.feature_table import FeatureTable, compute_features
 from masksim.training.heads import (
@@ -32,7 +32,13 @@ from masksim.training.heads import (
     statistics,
     stored,
 )
-from masksim.training.recipe import Fit, HeadsConfig, detector_file
+from masksim.training.recipe import (
+    Fit,
+    HeadsConfig,
+    classes_of,
+    detector_file,
+    generators_with_heads,
+)
 from masksim.training.weights import history_weights, source_folds, training_weights
 
 if TYPE_CHECKING:
@@ -72,34 +78,6 @@ def read_config(path: str | os.PathLike[str]) -> SharedConfig:
     if recipe != "shared":
         raise UsageError(f"{path} is of the recipe {recipe!r}, not of 'shared'")
     return SharedConfig.from_dict(values)
-
-
-def _numbered(
-    table: FeatureTable, config: SharedConfig
-) -> tuple[tuple[str, ...], NDArray[np.int64]]:
-    """Names of the generators that get a head, and of each view 0 for photos, theirs from 1, -1."""
-    counts = {
-        name: len(np.unique(table.images[table.generators == name]))
-        for name in np.unique(table.generators).tolist()
-    }
-    if REAL not in counts:
-        raise DataError("training needs real photos", code="manifest_invalid")
-    names = tuple(n for n in sorted(counts) if n != REAL and counts[n] >= config.smallest_class)
-    if not names:
-        raise DataError(
-            f"no generator has {config.smallest_class} training images; found {counted(counts)}",
-            code="manifest_invalid",
-        )
-    classes = np.full(len(table.generators), -1, dtype=np.int64)
-    for number, name in enumerate((REAL, *names)):
-        classes[table.generators == name] = number
-    if len(np.unique(table.sources[classes == 0])) < 2:
-        raise DataError(
-            "all real photos come from one source; cross-validation parts sources, so that at "
-            "least two are needed: give them in folders of their own",
-            code="manifest_invalid",
-        )
-    return names, classes
 
 
 def _fitter(
@@ -169,9 +147,10 @@ def fit_heads(
     Raises
     ------
     DataError
-        There are no photos of two sources, or no generator has enough images.
+        See `masksim.training.recipe.generators_with_heads`.
     """
-    names, classes = _numbered(table, config)
+    names = generators_with_heads(table, config)
+    classes = classes_of(table, names)
     shares, limit = config.views.shares, config.heads.limit
     weights = training_weights(table, shares)
     folds = source_folds(table, config.folds)

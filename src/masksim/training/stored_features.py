@@ -1,11 +1,11 @@
 """Features of images that travel with a detector, so that generators can be enrolled offline.
 
-A new generator's mask and reference need real photos to be set against, its rates need real photos
-to rank among, and to tell it from the others their images must be scored for it, too. The images
-themselves cannot be shipped; their standardised features can.
-They are rounded to whole steps of one deviation and deflated, to about a quarter of a byte a
-feature. Rounding adds noise of variance step² / 12 to each feature: it widens the distribution of
-scores by a few per cent, which errs on the safe side, and `similarities` takes it out of the norm.
+To enroll a generator one needs real photos, to fit its head against and to measure its rates, and
+images of the other generators, which the new head must score, too. The images themselves cannot be
+shipped; their standardised features can. They are rounded to whole steps of one deviation and
+deflated, to about a quarter of a byte a feature. Rounding adds noise of variance step² / 12 to each
+feature: it widens the distribution of scores by a few per cent, which errs on the safe side, and
+`masksim.training.heads.cosines` takes it out of the norm.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Weights and folds: how views count in a fit, and which are left out together."""
+"""How much each view counts in a fit, and which views are left out together."""
 
 from __future__ import annotations
 

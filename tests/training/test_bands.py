@@ -26,12 +26,12 @@ from masksim.training.bands import (
     find_basis,
     fit_bands,
     fit_joint,
-    generators_with_heads,
     train_bands,
     views_of,
 )
 from masksim.training.feature_table import FeatureTable
 from masksim.training.heads import HeadConfig, cosines
+from masksim.training.recipe import generators_with_heads
 from masksim.training.stored_features import unpack
 from masksim.training.weights import repository_folds, view_weights
 from masksim.traits import BANDS, TRAITS, bands_of

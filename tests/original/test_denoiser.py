@@ -24,14 +24,16 @@ from masksim.augment import rng_for  # noqa: E402
 from masksim.cli.main import app  # noqa: E402
 from masksim.data.manifest import REAL, Manifest, Row, write_manifest  # noqa: E402
 from masksim.errors import DataError, ModelError, UsageError  # noqa: E402
+from masksim.original.config import OriginalConfig  # noqa: E402
 from masksim.original.denoiser import DenoiserConfig, noisy_patches, psnr, train_denoiser  # noqa: E402
-from masksim.original.network import read_residual  # noqa: E402
-from masksim.original.train import OriginalConfig, train_original  # noqa: E402
+from masksim.original.residual_file import read_residual  # noqa: E402
+from masksim.original.train import train_original  # noqa: E402
 from masksim.preprocess import to_colour  # noqa: E402
 from masksim.residual import OnnxResidual, ResidualConfig, residual_onnx  # noqa: E402
 from masksim.training import loop as runs  # noqa: E402
+from masksim.training.processes import RunOptions  # noqa: E402
 
-CPU = runs.RunOptions(device="cpu", save_every=7)
+CPU = RunOptions(device="cpu", save_every=7)
 SMALL = DenoiserConfig(
     sigma=25.0, kind="light", depth=3, features=8, padding=1, batch_norm=False, patch=24,
     batch=16, patches=4, steps=200, epoch_steps=50, lr=0.003, decay=0.5, validation=0.25,

@@ -187,7 +187,7 @@ def test_a_manifest_without_photos_or_with_few_images_is_refused(
         with pytest.raises(DataError):
             train_shared(chosen, tmp_path / "d", trained.config, cache=tmp_path / "c")
     demanding = replace(trained.config, smallest_class=33)
-    with pytest.raises(DataError, match="no generator has 33 training images") as caught:
+    with pytest.raises(DataError, match="no generator has 33 images") as caught:
         train_shared(manifest, tmp_path / "d", demanding, cache=trained.cache)
     assert caught.value.code == "manifest_invalid"
     assert not (tmp_path / "d").exists()
@@ -559,7 +559,7 @@ def test_more_folds_than_sources_of_photos() -> None:
     photos = table({(REAL, "a"): 10, (REAL, "b"): 10}, seed=1, views=1)
     fit = fit_heads(table(counts), photos, SharedConfig(folds=5))
     assert np.abs(fit.similarities).min(axis=1).all()  # every photo has been scored
-    with pytest.raises(DataError, match="one source"):
+    with pytest.raises(DataError, match="at least two sources"):
         fit_heads(
             table({(REAL, "a"): 30, ("x", "p"): 40}),
             table({(REAL, "a"): 10}, views=1),
@@ -577,5 +577,5 @@ def test_a_table_without_photos_or_generators_is_refused() -> None:
     photos = table({(REAL, "a"): 5}, views=1)
     with pytest.raises(DataError, match="needs real photos"):
         fit_heads(table({("x", "p"): 40}), photos, SharedConfig())
-    with pytest.raises(DataError, match="no generator has 30 training images"):
-        fit_heads(table({(REAL, "a"): 40, ("x", "p"): 29}), photos, SharedConfig())
+    with pytest.raises(DataError, match="no generator has 30 images"):
+        fit_heads(table({(REAL, "a"): 20, (REAL, "b"): 20, ("x", "p"): 29}), photos, SharedConfig())

@@ -26,17 +26,15 @@ from masksim.errors import DataError, MasksimError, ModelError, UsageError  # no
 from masksim.training.loop import (  # noqa: E402
     Outcome,
     Plan,
-    Ranks,
-    RunOptions,
+    Run,
+    Trainee,
     claim,
     fit,
     load_state,
     loader,
-    make_folder,
-    processes,
     save_state,
-    write_atomically,
 )
+from masksim.training.processes import Ranks, RunOptions, processes  # noqa: E402
 
 CPU = Ranks(0, 1, torch.device("cpu"), False)
 PLAN = Plan(epochs=3, epoch_steps=5)
@@ -98,11 +96,14 @@ class Setup:
                 return {"valid_loss": losses[self.validated - 1]}
             return {"valid_loss": float(module(*points(1000)))}
 
+        scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
         return fit(
-            module, module, optimizer, torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5),
-            plan=plan, batches=batches, validate=validate, folder=self.folder,
-            fingerprint=fingerprint, options=options or RunOptions(save_every=2), ranks=CPU,
-            memory=memory,
+            Trainee(module, module, optimizer, scheduler),
+            Run(
+                self.folder, fingerprint, options or RunOptions(save_every=2), CPU,
+                memory={} if memory is None else memory,
+            ),
+            plan=plan, batches=batches, validate=validate,
         )  # fmt: skip
 
 
@@ -205,12 +206,14 @@ def test_what_is_not_finite_stops_and_spoils_nothing(tmp_path: Path) -> None:
 def _spoiled_weights(folder: Path) -> None:
     module = Line()
     optimizer = torch.optim.SGD(module.parameters(), lr=math.inf)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 1.0)
     fit(
-        module, module, optimizer, torch.optim.lr_scheduler.ExponentialLR(optimizer, 1.0),
-        plan=Plan(1, 1), batches=lambda steps: iter([points(0)]),
-        validate=lambda: {"valid_loss": 1.0}, folder=folder, fingerprint="x",
-        options=RunOptions(), ranks=CPU,
-    )  # fmt: skip
+        Trainee(module, module, optimizer, scheduler),
+        Run(folder, "x", RunOptions(), CPU),
+        plan=Plan(1, 1),
+        batches=lambda steps: iter([points(0)]),
+        validate=lambda: {"valid_loss": 1.0},
+    )
 
 
 def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
@@ -261,11 +264,8 @@ def test_a_folder_belongs_to_one_run(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="another run"):
         claim(tmp_path / "run", '{"seed": 1}\n', CPU)
     (tmp_path / "file").write_text("")
-    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(UsageError, match="cannot write"):
-            make_folder(folder)
     with pytest.raises(UsageError, match="cannot write"):
-        write_atomically(tmp_path / "missing" / "file", b"")
+        claim(tmp_path / "file" / "below", "{}\n", CPU)
 
 
 # --- batches -----------------------------------------------------------------------------------
@@ -306,6 +306,7 @@ def test_devices() -> None:
         assert not ranks.bfloat16
         assert ranks.mean(2.5) == 2.5
         assert ranks.gather("x") == ["x"]
+        assert ranks.merged({"a": 1}) == {"a": 1}
     with processes(RunOptions(device="cpu", precision="bfloat16")) as ranks, ranks.autocast():
         assert nn.Linear(2, 2)(torch.zeros(1, 2)).dtype == torch.bfloat16
     if not torch.cuda.is_available():
@@ -318,8 +319,10 @@ def test_devices() -> None:
 
 WORKER = """
 import json, sys
+from pathlib import Path
 import torch
-from masksim.training.loop import Plan, RunOptions, fit, processes
+from masksim.training.loop import Plan, Run, Trainee, fit
+from masksim.training.processes import RunOptions, processes
 from torch import nn
 torch.manual_seed(0)
 module = nn.Linear(2, 1)
@@ -336,11 +339,11 @@ with processes(RunOptions(device="cpu")) as ranks:
             x = torch.randn((8, 2), generator=torch.Generator().manual_seed(step))
             y = 3 * x[:, 0]
             yield x[ranks.rank :: ranks.world], y[ranks.rank :: ranks.world]
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
     out = fit(
-        Loss(), module, optimizer, torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9),
+        Trainee(Loss(), module, optimizer, scheduler),
+        Run(Path(sys.argv[1]) / "run", "x", RunOptions(), ranks),
         plan=Plan(2, 5), batches=batches, validate=lambda: {"valid_loss": float(module.bias ** 2)},
-        folder=__import__("pathlib").Path(sys.argv[1]) / "run", fingerprint="x",
-        options=RunOptions(), ranks=ranks,
     )
     both = ranks.gather(ranks.rank)
     with open(f"{sys.argv[1]}/{ranks.rank}of{ranks.world}.json", "w") as file:
