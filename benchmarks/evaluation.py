@@ -18,9 +18,11 @@ from model_card import ROOT
 
 from masksim.data.manifest import read_manifest
 from masksim.detector import bundled_path, load_detector
-from masksim.evaluation import scoring as evaluate
+from masksim.evaluation import scoring
+from masksim.evaluation.breakdowns import BREAKDOWNS
 from masksim.evaluation.degrade import select
-from masksim.evaluation.protocols import plain
+from masksim.evaluation.protocols import Scale
+from masksim.evaluation.results import measure_degradations, measure_table, plain
 from masksim.show.tables import Table
 
 HEAD = """\
@@ -45,7 +47,7 @@ bootstrap intervals. All numbers in full precision are in
 PARTS = (
     ("Protocols", ("specific", "unseen", "generic", "leave-one-out")),
     ("Which generator", ("confusion",)),
-    ("Parts of the images", ("by-source", "by-format", "by-history", "by-last-step")),
+    ("Parts of the images", tuple(f"by-{by.replace(' ', '-')}" for by in BREAKDOWNS)),
     ("Histories", ("history-pairs", "real-histories")),
     ("Degradations", ("degradations",)),
 )
@@ -75,32 +77,27 @@ def main() -> None:
     manifest = read_manifest(args.manifest)
     images = manifest.select(args.split)
     detector = load_detector()
-    scale = evaluate.scale_of(detector)
-    table = evaluate.score_manifest(
-        bundled_path(), images, cache=args.cache, workers=args.workers,
-        progress=lambda done, count: progress("scores", done, count),
+    scale = Scale.of_detector(detector)
+    table = scoring.score_manifest(
+        bundled_path(), images, cache=args.cache, workers=args.workers, progress=progress
+    )
+    results = measure_table(
+        table, scale, shares=scoring.views_of(detector).shares,
+        seen=scoring.seen_in_training(manifest), samples=args.samples, progress=progress,
     )  # fmt: skip
-    results = evaluate.measure_table(
-        table, scale, shares=evaluate.views_of(detector).shares,
-        seen=evaluate.seen_in_training(manifest), samples=args.samples, progress=progress,
-    )  # fmt: skip
-    degraded = evaluate.score_degraded(
-        bundled_path(), evaluate.bounded(images, args.per_class, reals=args.reals),
+    degraded = scoring.score_degraded(
+        bundled_path(), scoring.bounded(images, args.per_class, reals=args.reals),
         select(args.degrade.split(",")), cache=args.cache, workers=args.workers,
         progress=progress,
     )  # fmt: skip
-    results += evaluate.measure_degradations(
-        degraded, scale, samples=args.samples,
-        progress=lambda done, count: progress("degradations", done, count),
-    )  # fmt: skip
+    results += measure_degradations(degraded, scale, samples=args.samples, progress=progress)
     print(file=sys.stderr)
 
-    pairs = set(zip(table.typ.tolist(), table.filenames.tolist(), strict=True))
-    counts = {t: sum(typ == t for typ, _ in pairs) for t in sorted({typ for typ, _ in pairs})}
+    counts = table.images()
     document = {
         "detector": {"name": detector.name, "sha256": detector.sha256},
         "split": args.split,
-        "images": counts,
+        "images": dict(counts),
         "failures": dict(table.failures),
         "samples": args.samples,
         **plain(results.data),

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from enum import Enum
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,17 +28,17 @@ from masksim.cli.console import (
     to_json,
     write,
 )
+from masksim.config import Progress
 from masksim.errors import UsageError
 
 if TYPE_CHECKING:
     from masksim.data.manifest import Manifest
     from masksim.detector import Detector
     from masksim.evaluation.degrade import Degradation
-    from masksim.evaluation.protocols import Protocol, Scale, ScoreTable
-    from masksim.evaluation.scoring import Results
+    from masksim.evaluation.protocols import Protocol, Scale
+    from masksim.evaluation.results import Results
+    from masksim.evaluation.score_table import ScoreTable
     from masksim.show.tables import Table
-
-    Stage = Callable[[str, int, int], None]
 
 
 class ProtocolName(str, Enum):
@@ -112,15 +111,16 @@ def evaluate(
         need_for_files(manifest)
         if pictures:
             need("plot", "--pictures", "matplotlib")
-        from masksim.evaluation import protocols
-        from masksim.evaluation import scoring as rooms
+        from masksim.evaluation.protocols import PROTOCOLS
+        from masksim.evaluation.results import Results, measure_table
+        from masksim.evaluation.scoring import seen_in_training, views_of
 
         peers = list(peer or ())
         _check_options(
             manifest, scores, original_scores, model, degrade, per_class, peers, out, pictures
         )
         chosen: Sequence[Protocol] = (
-            protocols.PROTOCOLS if protocol is ProtocolName.all
+            PROTOCOLS if protocol is ProtocolName.all
             else () if protocol is ProtocolName.none
             else (protocol.value,)
         )  # fmt: skip
@@ -132,7 +132,7 @@ def evaluate(
         images = _images(manifest, None if saved else split)
         # Only images have pieces.
         place = Path() if manifest is None else cache_folder(cache, manifest)
-        results: Results = rooms.Results({}, ())
+        results = Results({}, ())
         table: ScoreTable | None = None
         scale: Scale | None = None
         with stages() as progress:
@@ -141,10 +141,10 @@ def evaluate(
                     images, split, scores, original_scores, detector, _path(model), peers,
                     calibration, place, workers, progress,
                 )  # fmt: skip
-                results += rooms.measure_table(
+                results += measure_table(
                     table, scale, chosen=chosen, peers=asked,
-                    shares=None if detector is None else rooms.views_of(detector).shares,
-                    seen=frozenset() if images is None else rooms.seen_in_training(images),
+                    shares=None if detector is None else views_of(detector).shares,
+                    seen=frozenset() if images is None else seen_in_training(images),
                     name="masksim" if detector is None else detector.name,
                     samples=samples, progress=progress,
                 )  # fmt: skip
@@ -235,23 +235,23 @@ def _scores(
     calibration: Path | None,
     cache: Path,
     workers: int,
-    progress: Stage,
+    progress: Progress,
 ) -> tuple[ScoreTable, Scale, list[str]]:
     """Score images or read scores; say what they mean, and which columns are other detectors'."""
-    from masksim.evaluation import scoring as rooms
     from masksim.evaluation.protocols import Scale
+    from masksim.evaluation.score_table import read_original_scores, read_scores
+    from masksim.evaluation.scoring import score_manifest, score_peer, views_of
     from masksim.training.dataset import ViewConfig
 
     if original_scores is not None:
-        table = rooms.read_original_scores(original_scores)
+        table = read_original_scores(original_scores)
     elif scores is not None:
-        table = rooms.read_scores(scores)
+        table = read_scores(scores)
     else:
         assert images is not None
-        table = rooms.score_manifest(
-            model, images.select(split), cache=cache, workers=workers,
-            progress=lambda done, count: progress("scores", done, count),
-        )  # fmt: skip
+        table = score_manifest(
+            model, images.select(split), cache=cache, workers=workers, progress=progress
+        )
     asked = [one for one in peers if "=" not in one]
     heads = [name for name in table.generators if name not in asked]
     table.only(asked)  # a column that is not there is an error
@@ -262,30 +262,32 @@ def _scores(
         raise UsageError("every column of the scores is a peer: no detector is left to measure")
     for one in peers:
         if "=" in one and images is not None:
-            config = ViewConfig() if detector is None else rooms.views_of(detector)
-            stage = partial(progress, f"peer {one.partition('=')[0]}")
-            other = rooms.score_peer(
-                one, images.select(split), cache=cache, config=config, progress=stage
+            config = ViewConfig() if detector is None else views_of(detector)
+            other = score_peer(
+                one, images.select(split), cache=cache, config=config, progress=progress
             )
             table = table.joined(other)
             asked += other.generators
             if other.failures:
                 say(f"note: {other.generators[0]} refused {len(other.failures)} images")
     own = table.only(heads)
-    if detector is None:
-        scale = Scale.of_table(own)
-        if not scale.probabilities:
-            say("note: some scores are outside [0, 1], so there are no probabilities to measure")
-    else:
-        scale = rooms.scale_of(detector)
-    return table, _calibrated(scale, calibration), asked
+    scale = Scale.of_table(own) if detector is None else Scale.of_detector(detector)
+    if detector is None and not scale.probabilities:
+        say("note: some scores are outside [0, 1], so there are no probabilities to measure")
+    scale = _calibrated(scale, calibration)
+    if table.traits is None and scale.needs_traits():
+        say(
+            "note: these scores do not tell what the images show: rates are those among all "
+            "photos, where verdicts take photos of the same kind"
+        )
+    return table, scale, asked
 
 
 def _calibrated(scale: Scale, calibration: Path | None) -> Scale:
     from dataclasses import replace
 
     from masksim.calibration import Calibration
-    from masksim.evaluation.scoring import read_real_scores
+    from masksim.evaluation.score_table import read_real_scores
 
     if calibration is None:
         return scale
@@ -311,26 +313,24 @@ def _degraded(
     cache: Path,
     workers: int,
     samples: int,
-    progress: Stage,
+    progress: Progress,
 ) -> Results:
-    from masksim.evaluation import scoring as rooms
+    from masksim.evaluation.protocols import Scale
+    from masksim.evaluation.results import measure_degradations
+    from masksim.evaluation.scoring import bounded, score_degraded
 
     if per_class is not None:
-        images = rooms.bounded(images, per_class)
-    tables = rooms.score_degraded(
-        model, images, wanted, cache=cache, workers=workers, progress=progress
-    )
-    return rooms.measure_degradations(
-        tables, _calibrated(rooms.scale_of(detector), calibration), samples=samples,
-        progress=lambda done, count: progress("degradations", done, count),
-    )  # fmt: skip
+        images = bounded(images, per_class)
+    tables = score_degraded(model, images, wanted, cache=cache, workers=workers, progress=progress)
+    scale = _calibrated(Scale.of_detector(detector), calibration)
+    return measure_degradations(tables, scale, samples=samples, progress=progress)
 
 
 def _document(
     detector: Detector | None, split: str | None, table: ScoreTable | None, results: Results
 ) -> dict[str, Any]:
     """Put everything together for JSON."""
-    from masksim.evaluation.protocols import plain
+    from masksim.evaluation.results import plain
 
     document: dict[str, Any] = {}
     if detector is not None:
@@ -338,11 +338,7 @@ def _document(
     if split is not None:
         document["split"] = split
     if table is not None:
-        pairs = set(zip(table.typ.tolist(), table.filenames.tolist(), strict=True))
-        counts: dict[str, int] = {}
-        for typ, _ in sorted(pairs):
-            counts[typ] = counts.get(typ, 0) + 1
-        document |= {"images": counts, "failures": dict(table.failures)}
+        document |= {"images": table.images(), "failures": dict(table.failures)}
     found: Mapping[str, Any] = plain(results.data)
     return document | dict(found)
 
@@ -380,17 +376,18 @@ def _draw(
     detector: Detector | None,
     results: Results,
 ) -> None:
-    from masksim.evaluation import curves as plots
-    from masksim.evaluation import scoring as rooms
+    from masksim.evaluation.curves import draw_all
+    from masksim.evaluation.protocols import weighing
+    from masksim.evaluation.scoring import views_of
     from masksim.training.dataset import ViewConfig
 
-    shares = (ViewConfig() if detector is None else rooms.views_of(detector)).shares
-    plots.draw_all(
+    shares = (ViewConfig() if detector is None else views_of(detector)).shares
+    draw_all(
         folder,
         None if table is None or scale is None else table.only(scale.generators),
         scale,
         chosen=chosen,
-        weigh=None if table is None else rooms.weighing(table, shares),
+        weigh=None if table is None else weighing(table, shares),
         degradations=results.data.get("degradations"),
         patterns=None if detector is None else detector.patterns(),
     )

@@ -16,13 +16,15 @@ import numpy as np
 from masksim import metrics
 from masksim.data.manifest import REAL
 from masksim.errors import DataError, UsageError, extra_missing
-from masksim.evaluation import protocols
+from masksim.evaluation.protocols import PROTOCOLS, equal_views, evidence
 from masksim.show.text import PatternLike, patterns_png
+from masksim.verdict import EVIDENCE
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from masksim.evaluation.protocols import Evidence, Protocol, Scale, ScoreTable, Weigh
+    from masksim.evaluation.protocols import Evidence, Protocol, Scale, Weigh
+    from masksim.evaluation.score_table import ScoreTable
 
 _DPI = 120
 _REAL_COLOUR = "0.55"
@@ -42,7 +44,7 @@ def draw_all(
     table: ScoreTable | None = None,
     scale: Scale | None = None,
     *,
-    chosen: Sequence[Protocol] = protocols.PROTOCOLS,
+    chosen: Sequence[Protocol] = PROTOCOLS,
     weigh: Weigh | None = None,
     degradations: Mapping[str, Mapping[str, Any]] | None = None,
     patterns: Mapping[str, Sequence[PatternLike]] | None = None,
@@ -58,7 +60,7 @@ def draw_all(
     chosen
         A picture of ROC curves, one of scores and one of calibration for each of these protocols.
     degradations
-        By name, from `masksim.evaluation.scoring.measure_degradations`.
+        By name, from `masksim.evaluation.results.measure_degradations`.
     patterns
         By generator, from `masksim.detector.Detector.patterns`.
 
@@ -86,11 +88,15 @@ def draw_all(
     for protocol in chosen:
         if table is None or scale is None:
             break
-        found = _curves(table, scale, protocol, weigh or protocols.equal_views)
+        found = _curves(table, scale, protocol, weigh or equal_views)
         if not found:
             continue
         save(_roc(found, protocol), f"roc-{protocol}")
-        single = "probability" if scale.probabilities else "score, of masksim's heads a similarity"
+        single = "score, of masksim's heads a similarity"
+        if scale.probabilities:
+            single = "probability"
+        elif scale.banded:  # see `evidence`
+            single = "log-odds" if scale.calibration is None else "−ln of the head's own rate"
         save(_scores(found, protocol, single), f"scores-{protocol}")
         if all(one.log_odds is not None for _, one, _, _ in found):
             save(_reliability(found, protocol), f"reliability-{protocol}")
@@ -120,9 +126,9 @@ _Curve = tuple[str, "Evidence", "NDArray[np.bool_]", "NDArray[np.float64]"]
 def _curves(table: ScoreTable, scale: Scale, protocol: Protocol, weigh: Weigh) -> list[_Curve]:
     """Evidence, labels and weights of each generator that the protocol has an answer for."""
     out: list[_Curve] = []
-    for generator in protocols.tested(table):
+    for generator in table.tested:
         part = table.select((table.typ == generator) | (table.typ == REAL))
-        found = protocols.evidence(part, scale, protocol, generator)
+        found = evidence(part, scale, protocol, generator)
         if found is None:
             continue
         y = part.typ == generator
@@ -255,8 +261,8 @@ def _degradations(results: Mapping[str, Mapping[str, Any]]) -> Any:
         ((("specific_auroc", "own heads, mean"), ("generic_auroc", "all heads")), "AUROC", 0.5),
         (
             (("evidence", "synthetic images"), ("flagged", "real images")),
-            "share with a joint rate of at most 5 %",
-            protocols.EVIDENCE,
+            "share whose joint rate is called evidence",
+            EVIDENCE,
         ),
     ]
     # Without a calibration there are no rates to show.
@@ -311,8 +317,8 @@ def _degradations(results: Mapping[str, Mapping[str, Any]]) -> Any:
 _SERIES = (
     ("specific_auroc", "AUROC, own heads, mean"),
     ("generic_auroc", "AUROC, all heads"),
-    ("evidence", "synthetic, joint rate ≤ 5 %"),
-    ("flagged", "real, joint rate ≤ 5 %"),
+    ("evidence", "synthetic, evidence"),
+    ("flagged", "real, evidence"),
 )
 
 

@@ -1,0 +1,196 @@
+"""Everything that is measured of a table of scores, as numbers and as tables to be read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, is_dataclass
+from typing import Any
+
+import numpy as np
+
+from masksim.config import Progress
+from masksim.evaluation.breakdowns import (
+    BREAKDOWNS,
+    break_down,
+    confusion,
+    degradation,
+    history_pairs,
+    real_histories,
+    second_opinions,
+)
+from masksim.evaluation.degrade import GRID
+from masksim.evaluation.protocol_tables import (
+    breakdown_table,
+    confusion_table,
+    degradations_table,
+    history_tables,
+    protocol_table,
+    second_opinions_table,
+)
+from masksim.evaluation.protocols import (
+    PROTOCOLS,
+    Protocol,
+    Scale,
+    joint_evidence,
+    run_protocol,
+    unseen,
+    weighing,
+)
+from masksim.evaluation.score_table import ScoreTable
+from masksim.show.tables import Table
+from masksim.training.dataset import ViewConfig
+
+
+@dataclass(frozen=True, eq=False)
+class Results:
+    """What was measured.
+
+    Attributes
+    ----------
+    data
+        By name of the table; numbers as `masksim.metrics.Estimate`. `plain` makes JSON of it.
+    tables
+        The same to be read.
+    """
+
+    data: Mapping[str, Any]
+    tables: tuple[Table, ...]
+
+    def __add__(self, other: Results) -> Results:
+        """Put the results of both together."""
+        return Results({**self.data, **other.data}, self.tables + other.tables)
+
+
+def measure_table(
+    table: ScoreTable,
+    scale: Scale,
+    *,
+    chosen: Sequence[Protocol] = PROTOCOLS,
+    shares: Mapping[str, float] | None = None,
+    seen: frozenset[tuple[str, str]] = frozenset(),
+    peers: Sequence[str] = (),
+    name: str = "masksim",
+    samples: int = 500,
+    progress: Progress | None = None,
+) -> Results:
+    """Measure a table of scores: protocols, confusion, break-downs, second opinions.
+
+    Parameters
+    ----------
+    table
+        Columns of the scale's generators, and of the peers.
+    scale
+        From `Scale.of_detector`, or `Scale.of_table` where the detector is not at hand.
+    chosen
+        Protocols.
+    shares
+        Of histories, by default those of `ViewConfig`; no matter for tables without histories.
+    seen
+        (generator, source) pairs that training had: a table of its own leaves their images out.
+    peers
+        Columns that are other detectors' scores.
+    name
+        Of the detector, beside the peers.
+    samples
+        Bootstrap samples.
+    progress
+        Called with (part, done, all).
+
+    Returns
+    -------
+    Results
+
+    Raises
+    ------
+    DataError
+        The table cannot be measured, see `ScoreTable.check`.
+    """
+    tell: Progress = progress or (lambda stage, done, count: None)
+    weigh = weighing(table, ViewConfig().shares if shares is None else shares)
+    own = table.only(scale.generators)
+    own.check()
+    data: dict[str, Any] = {}
+    tables: list[Table] = []
+
+    def run(key: str, protocol: Protocol, part: ScoreTable) -> None:
+        data[key] = run_protocol(
+            part, scale, protocol, weigh=weigh, samples=samples,
+            progress=lambda _, done, count: tell(key, done, count),
+        )  # fmt: skip
+        if data[key]["rows"]:
+            tables.append(protocol_table(key, data[key]))
+
+    for protocol in chosen:
+        run(protocol, protocol, own)
+        if protocol == "specific" and seen and (rest := unseen(own, seen)).tested:
+            run("unseen", protocol, rest)
+    tell("break-downs", 0, 1)
+    data["confusion"] = confusion(own, scale, weigh=weigh)
+    tables.append(confusion_table(data["confusion"]))
+    for by in BREAKDOWNS:
+        rows = break_down(own, scale, by, weigh=weigh, samples=samples)
+        if len(rows) > 1:
+            data[f"by {by}"] = rows
+            tables.append(breakdown_table(by, rows))
+    if len(set(own.histories.tolist())) > 1 and scale.calibration is not None:
+        found = joint_evidence(own, scale)
+        pairs, reals = history_pairs(own, found), real_histories(own, found, samples)
+        data["histories"] = {"pairs": pairs, "reals": reals}
+        tables += history_tables(pairs, reals)
+    if peers:
+        data["second opinions"] = second_opinions(
+            table, scale, peers, name=name, weigh=weigh, samples=samples
+        )
+        tables.append(second_opinions_table(data["second opinions"]))
+    tell("break-downs", 1, 1)
+    return Results(data, tuple(tables))
+
+
+def measure_degradations(
+    tables: Mapping[str, ScoreTable],
+    scale: Scale,
+    *,
+    samples: int = 500,
+    progress: Progress | None = None,
+) -> Results:
+    """Measure the scores of `masksim.evaluation.scoring.score_degraded`.
+
+    Parameters
+    ----------
+    tables
+        By name of the degradation.
+    scale, samples
+        As in `measure_table`.
+    progress
+        Called with (``"degradations"``, done, all).
+
+    Returns
+    -------
+    Results
+        ``degradations``: by name, see `masksim.evaluation.breakdowns.degradation`, with the images
+        that could not be scored.
+    """
+    rows: dict[str, Any] = {}
+    for k, (name, table) in enumerate(tables.items(), 1):
+        rows[name] = {
+            **degradation(table, scale, samples=samples),
+            "failures": dict(table.failures),
+            "family": GRID[name].family,
+            "does": GRID[name].does,
+        }
+        if progress:
+            progress("degradations", k, len(tables))
+    return Results({"degradations": rows}, (degradations_table(rows),))
+
+
+def plain(value: Any) -> Any:
+    """Turn results into plain values for JSON: estimates into objects, NaN into null."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return plain(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    if isinstance(value, (float, np.floating)):
+        return None if np.isnan(value) else float(value)
+    return value
