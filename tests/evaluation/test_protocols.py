@@ -13,7 +13,7 @@ from masksim import calibration
 from masksim.data.manifest import REAL
 from masksim.errors import DataError, UsageError
 from masksim.evaluation import breakdowns, protocol_tables, protocols
-from masksim.evaluation.protocols import Scale
+from masksim.evaluation.protocols import Evaluation, Scale, run_protocol
 from masksim.evaluation.results import plain
 from masksim.evaluation.score_table import ScoreTable
 from masksim.metrics import Estimate
@@ -52,7 +52,7 @@ def test_probabilities_give_the_originals_figures(
 ) -> None:
     scale = Scale.of_table(table)
     assert scale.probabilities
-    found = protocols.run_protocol(table, scale, protocol, samples=10)
+    found = run_protocol(Evaluation(table, scale, samples=10), protocol)
     known = [*HEADS, "z"] if protocol == "generic" else list(HEADS)
     assert list(found["rows"]) == known
     assert list(found["left_out"]) == ([] if protocol == "generic" else ["z"])
@@ -86,7 +86,7 @@ def test_rates_of_a_calibrated_detector(table: ScoreTable) -> None:
         calibration=calibration.Calibration(real),
     )
     found: dict[str, Any] = {
-        p: protocols.run_protocol(raw, scale, p, samples=20)["rows"] for p in protocols.PROTOCOLS
+        p: run_protocol(Evaluation(raw, scale, samples=20), p)["rows"] for p in protocols.PROTOCOLS
     }
     is_a, is_real = raw.typ == "a", raw.typ == REAL
     s = raw.similarities
@@ -119,7 +119,7 @@ def test_scores_of_unknown_scale_have_no_probabilities() -> None:
     raw = make({REAL: 30, "a": 20}, probabilities=False)
     scale = Scale.of_table(raw)
     assert not scale.probabilities
-    row = protocols.run_protocol(raw, scale, "generic", samples=10)["rows"]["a"]
+    row = run_protocol(Evaluation(raw, scale, samples=10), "generic")["rows"]["a"]
     assert not {"mcc", "ece", "cllr", "tpr_5"} & set(row)
     best = raw.similarities.max(axis=1)
     expected = sklearn_metrics.roc_auc_score(raw.typ == "a", best)
@@ -149,9 +149,9 @@ def test_weights_match_the_classes() -> None:
             w[chosen] = 1 / chosen.sum()
         return w
 
-    alone = protocols.run_protocol(base, Scale.of_table(base), "specific", samples=10)
-    both = protocols.run_protocol(
-        double, Scale.of_table(double), "specific", weigh=only_jpeg, samples=10
+    alone = run_protocol(Evaluation(base, Scale.of_table(base), samples=10), "specific")
+    both = run_protocol(
+        Evaluation(double, Scale.of_table(double), only_jpeg, samples=10), "specific"
     )
     for key, value in alone["rows"]["a"].items():
         if isinstance(value, Estimate):
@@ -163,26 +163,28 @@ def test_intervals_draw_sources_where_there_are_enough() -> None:
     few = make({REAL: 30, "a": 20}, sources=2)
     many = make({REAL: 30, "a": 20}, sources=5)
     for one, kind in ((few, "over images"), (many, "over sources")):
-        row = protocols.run_protocol(one, Scale.of_table(one), "specific", samples=10)["rows"]["a"]
+        row = run_protocol(Evaluation(one, Scale.of_table(one), samples=10), "specific")["rows"][
+            "a"
+        ]
         assert row["interval"] == row["interval_of_reals"] == kind
     assert (
         "not sources: a"
         in protocol_tables.protocol_table(
-            "specific", protocols.run_protocol(few, Scale.of_table(few), "specific", samples=10)
+            "specific", run_protocol(Evaluation(few, Scale.of_table(few), samples=10), "specific")
         ).note
     )
 
 
 def test_one_head_alone_leaves_none_out() -> None:
     one = make({REAL: 30, "a": 20}).only(["a"])
-    found = protocols.run_protocol(one, Scale.of_table(one), "leave-one-out", samples=10)
+    found = run_protocol(Evaluation(one, Scale.of_table(one), samples=10), "leave-one-out")
     assert found["rows"] == {}
     assert found["left_out"] == {"a": "no other head"}
     assert "mean" not in found
 
 
 def test_confusion_counts_the_silent(table: ScoreTable) -> None:
-    found = breakdowns.confusion(table, Scale.of_table(table))
+    found = breakdowns.confusion(Evaluation(table, Scale.of_table(table)))
     assert list(found) == [REAL, "a", "b", "c", "z"]
     for name, row in found.items():
         own = table.similarities[table.typ == name]
@@ -199,7 +201,9 @@ def test_confusion_counts_the_silent(table: ScoreTable) -> None:
 def test_confusion_names_as_a_verdict_does() -> None:
     raw = make({REAL: 60, "a": 25, "b": 20}, probabilities=False, seed=8)
     real = np.random.default_rng(9).normal(-1.0, [1.0, 2.0, 0.5], (149, 3))
-    found = breakdowns.confusion(raw, Scale(HEADS, calibration=calibration.Calibration(real)))
+    found = breakdowns.confusion(
+        Evaluation(raw, Scale(HEADS, calibration=calibration.Calibration(real)))
+    )
     own = raw.similarities[raw.typ == "b"]
     joint = calibration.joint_false_positive_rate(own, real)
     rates = calibration.false_positive_rate(own, real)
@@ -215,7 +219,7 @@ def test_confusion_names_as_a_verdict_does() -> None:
 
 def test_break_downs(table: ScoreTable) -> None:
     scale = Scale.of_table(table)
-    by_format = breakdowns.break_down(table, scale, "format", samples=10)
+    by_format = breakdowns.break_down(Evaluation(table, scale, samples=10), "format")
     assert [row["group"] for row in by_format] == ["JPEG", "PNG"]
     merged = table.similarities.max(axis=1)
     for row in by_format:
@@ -223,7 +227,7 @@ def test_break_downs(table: ScoreTable) -> None:
         expected = sklearn_metrics.roc_auc_score(table.typ[rows] != REAL, merged[rows])
         assert row["generic_auroc"].value == pytest.approx(expected)
         assert row["tpr_5"] is None
-    by_source = breakdowns.break_down(table, scale, "source", samples=10)
+    by_source = breakdowns.break_down(Evaluation(table, scale, samples=10), "source")
     first = next(row for row in by_source if row["typ"] == "b")
     # Five images a source: too few for rows of their own.
     assert first["group"] == "4 sources of fewer than 10 images"
@@ -255,7 +259,7 @@ def test_steps_are_sorted_by_their_numbers() -> None:
     steps = np.array(["jpeg 100 4:2:0", "jpeg 61 4:2:0", "jpeg 75 4:2:0"] * 4)
     one = ScoreTable(one.filenames, one.typ, one.sources, one.histories, one.formats, steps,
                      HEADS, one.similarities)  # fmt: skip
-    rows = breakdowns.break_down(one, Scale.of_table(one), "last step", samples=10)
+    rows = breakdowns.break_down(Evaluation(one, Scale.of_table(one), samples=10), "last step")
     assert [row["group"] for row in rows] == ["jpeg 60 to 69", "jpeg 70 to 79", "jpeg 100"]
 
 
@@ -269,23 +273,24 @@ def test_histories_are_set_against_each_other() -> None:
         np.repeat(["jpeg", "lossless"], n), np.tile(base.formats, 2), np.tile(base.processing, 2),
         HEADS, rng.normal(np.repeat([0.0, 1.0], n)[:, None], 1.0, (2 * n, 3)),
     )  # fmt: skip
-    found = protocols.joint_evidence(twice, Scale.of_table(twice))
-    pairs = breakdowns.history_pairs(twice, found)
+    given = Evaluation(twice, Scale.of_table(twice), samples=10)
+    score = given.joint.score
+    pairs = breakdowns.history_pairs(given)
     assert len(pairs) == 4
     for pair in pairs:
         ours = (twice.typ == "a") & (twice.histories == pair.synthetic_history)
         theirs = (twice.typ == REAL) & (twice.histories == pair.real_history)
         assert (pair.synthetic, pair.real) == (ours.sum(), theirs.sum()) == (20, 40)
-        scores = np.concatenate([found.score[ours], found.score[theirs]])
+        scores = np.concatenate([score[ours], score[theirs]])
         expected = sklearn_metrics.roc_auc_score(np.repeat([True, False], [20, 40]), scores)
         assert pair.auroc == pytest.approx(expected)
-    reals = breakdowns.real_histories(twice, found, samples=10)
+    reals = breakdowns.real_histories(given)
     assert [one.histories for one in reals] == [
         "lossless against jpeg reals",
         "lossless against a first JPEG, the same photos",
     ]
     real = twice.typ == REAL
-    expected = sklearn_metrics.roc_auc_score(twice.histories[real] == "lossless", found.score[real])
+    expected = sklearn_metrics.roc_auc_score(twice.histories[real] == "lossless", score[real])
     for one in reals:
         assert (one.images, one.sources) == (40, 4)
         assert one.auroc.value == pytest.approx(expected)
@@ -296,7 +301,7 @@ def test_histories_are_set_against_each_other() -> None:
     assert len(list(protocol_tables.history_tables(pairs, []))) == 1
     # Of files as found there is one view each: nothing to tell apart.
     once = twice.select(twice.histories == "jpeg")
-    assert breakdowns.real_histories(once, found.select(twice.histories == "jpeg")) == []
+    assert breakdowns.real_histories(Evaluation(once, Scale.of_table(once))) == []
 
 
 def test_second_opinions_stand_on_the_same_reals(table: ScoreTable) -> None:
@@ -308,7 +313,9 @@ def test_second_opinions_stand_on_the_same_reals(table: ScoreTable) -> None:
         table.processing, ("peer",), scores[:, None],
     )  # fmt: skip
     found = breakdowns.second_opinions(
-        table.joined(peer), Scale.of_table(table), ["peer"], name="ours", samples=10
+        Evaluation(table, Scale.of_table(table), samples=10),
+        table.joined(peer).only(["peer"]),
+        name="ours",
     )
     assert list(found) == ["ours", "peer"]
     assert found["peer"]["images"] == found["ours"]["images"] - 1
@@ -336,7 +343,7 @@ def test_degradation_rows() -> None:
     raw = make({REAL: 40, "a": 20, "z": 10}, probabilities=False, seed=2)
     real = np.random.default_rng(3).normal(-1, 1, (99, 3))
     scale = Scale(HEADS, calibration=calibration.Calibration(real))
-    found = breakdowns.degradation(raw, scale, samples=10)
+    found = breakdowns.degradation(Evaluation(raw, scale, samples=10))
     joint = calibration.joint_false_positive_rate(raw.similarities, real)
     assert found["evidence"].value == pytest.approx((joint[raw.typ != REAL] <= 0.05).mean())
     assert found["flagged"].value == pytest.approx((joint[raw.typ == REAL] <= 0.05).mean())
@@ -346,10 +353,11 @@ def test_degradation_rows() -> None:
     expected = sklearn_metrics.roc_auc_score(raw.typ != REAL, -joint)
     assert found["generic_auroc"].value == pytest.approx(expected)
     # What is left where all images became too small, or all reals did.
-    none = breakdowns.degradation(raw.select(np.zeros(len(raw.typ), bool)), scale, samples=10)
+    nothing = raw.select(np.zeros(len(raw.typ), bool))
+    none = breakdowns.degradation(Evaluation(nothing, scale, samples=10))
     assert none["real_images"] == 0
     assert none["generic_auroc"] is None
-    synthetic = breakdowns.degradation(raw.select(raw.typ != REAL), scale, samples=10)
+    synthetic = breakdowns.degradation(Evaluation(raw.select(raw.typ != REAL), scale, samples=10))
     assert synthetic["specific_auroc"] is synthetic["flagged"] is None
     assert synthetic["evidence"] is not None
     shown = protocol_tables.degradations_table({"x": found, "y": none})
@@ -360,10 +368,10 @@ def test_tables_that_cannot_be_measured() -> None:
     one = make({REAL: 5, "a": 5})
     for part in (one.select(one.typ == REAL), one.select(one.typ == "a")):
         with pytest.raises(DataError, match="needed are 'real'"):
-            protocols.run_protocol(part, Scale.of_table(one), "generic")
+            run_protocol(Evaluation(part, Scale.of_table(one), samples=10), "generic")
     hole = ScoreTable.from_csv("filename,typ,x\na,real,\nb,y,0.5\n")
     with pytest.raises(DataError, match="lack a score"):
-        protocols.run_protocol(hole, Scale.of_table(hole), "generic")
+        run_protocol(Evaluation(hole, Scale.of_table(hole), samples=10), "generic")
     with pytest.raises(UsageError, match="unknown protocol"):
         protocols.evidence(one, Scale.of_table(one), "other")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="scale of"):
@@ -371,7 +379,7 @@ def test_tables_that_cannot_be_measured() -> None:
 
 
 def test_results_are_plain_values(table: ScoreTable) -> None:
-    found = protocols.run_protocol(table, Scale.of_table(table), "specific", samples=10)
+    found = run_protocol(Evaluation(table, Scale.of_table(table), samples=10), "specific")
     found["hole"] = [Estimate(1.0, float("nan"), float("nan")), np.float64(2), None]
     text = json.dumps(plain(found), allow_nan=False)
     back = json.loads(text)

@@ -15,7 +15,7 @@ import pytest
 from masksim.data.manifest import REAL
 from masksim.errors import DataError
 from masksim.evaluation import score_table
-from masksim.evaluation.protocols import Scale, run_protocol
+from masksim.evaluation.protocols import Evaluation, Scale, run_protocol
 from masksim.evaluation.score_table import ScoreTable
 from masksim.traits import TRAITS
 from planted_scores import HEADS, make, write_original
@@ -100,9 +100,8 @@ def test_score_folders_of_the_original(tmp_path: Path, text_only: bool) -> None:
     assert len(set(table.filenames.tolist())) == 90
     if not text_only:
         assert set(table.sources[table.typ == REAL].tolist()) == {"raise"}
-    found = run_protocol(
-        table, Scale.of_table(table), "specific", samples=10
-    )["rows"]["sd1"]  # fmt: skip
+    given = Evaluation(table, Scale.of_table(table), samples=10)
+    found = run_protocol(given, "specific")["rows"]["sd1"]
     real, fake = np.array(scores[REAL, "sd1"]), np.array(scores["sd1", "sd1"])
     right = (fake > 0.5).sum() + (real <= 0.5).sum()
     assert found["accuracy"].value == pytest.approx(right / 50)

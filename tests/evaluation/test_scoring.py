@@ -22,7 +22,7 @@ from masksim.detector import load_detector
 from masksim.errors import DataError, UsageError
 from masksim.evaluation import degrade, protocols, scoring
 from masksim.evaluation.breakdowns import break_down
-from masksim.evaluation.protocols import Scale
+from masksim.evaluation.protocols import Evaluation, Scale
 from masksim.evaluation.results import Results, measure_degradations, measure_table, plain
 from masksim.evaluation.score_table import ScoreTable
 from masksim.image import load_image
@@ -407,7 +407,8 @@ def test_scores_are_those_of_each_files_band(banded: Any, tmp_path: Path) -> Non
     # Parts are those that verdicts rank among.
     bands = [BANDS[band] for band in band_column(table)]
     for by, labels in (("band", bands), ("stratum", strata)):
-        rows = {row["group"]: row for row in break_down(table, scale, by, samples=10)}  # type: ignore[arg-type]
+        given = Evaluation(table, scale, samples=10)
+        rows = {row["group"]: row for row in break_down(given, by)}  # type: ignore[arg-type]
         assert set(rows) == set(labels)
         for group, row in rows.items():
             of_group = np.array(labels) == group

@@ -7,8 +7,7 @@ what compression alone explains; other detectors on the same views; images after
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
@@ -19,19 +18,13 @@ from masksim.data.manifest import REAL
 from masksim.errors import DataError
 from masksim.evaluation.protocols import (
     CLAIMED,
+    Evaluation,
     Evidence,
     Scale,
-    auroc,
-    called_evidence,
-    claims,
-    equal_views,
     estimates,
     evidence,
-    joint_evidence,
     mean,
-    measured,
     percent,
-    share,
 )
 from masksim.evaluation.score_table import ScoreTable
 from masksim.metrics import Estimate
@@ -40,7 +33,7 @@ from masksim.traits import BANDS, TRAITS, bands_of
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from masksim.evaluation.protocols import Bools, Floats, Weigh
+    from masksim.evaluation.protocols import Bools, Floats
 
 Breakdown: TypeAlias = Literal["source", "format", "history", "last step", "band", "stratum"]
 BREAKDOWNS: tuple[Breakdown, ...] = get_args(Breakdown)
@@ -52,19 +45,13 @@ SMALLEST = 10  # images of a source with a row of its own
 # --- which generator -----------------------------------------------------------------------------
 
 
-def confusion(
-    table: ScoreTable, scale: Scale, *, weigh: Weigh = equal_views
-) -> dict[str, dict[str, Any]]:
+def confusion(given: Evaluation) -> dict[str, dict[str, Any]]:
     """Which generator is named for whose images.
 
-    Parameters
-    ----------
-    table, scale, weigh
-        As in `masksim.evaluation.protocols.run_protocol`. Calibrated: where a verdict would call
-        the rate evidence a generator is named, the one of the lowest rate, or "unknown" where it is
-        not clear; where the scale has no attribution, always that head. Without a calibration: the
-        most probable head, if its probability is above one half; without probabilities: always the
-        head of the highest score.
+    Calibrated: where a verdict would call the rate evidence, the generator of the lowest rate, or
+    "unknown" where it is not clear; where the scale has no attribution, always that head. Without a
+    calibration: the most probable head, if its probability is above one half; without
+    probabilities: always the head of the highest score.
 
     Returns
     -------
@@ -72,9 +59,10 @@ def confusion(
         By class, ``"real"`` first: ``images``, and ``named``: shares by head and for
         ``"unknown"`` (where there is an attribution) and ``"no evidence"``, 1 in sum.
     """
+    table, scale = given.table, given.scale
     scores = table.similarities
     odds = scale.log_odds(scores, table.traits)
-    found = called_evidence(table, scale)
+    found = given.called_evidence
     if scale.calibration is not None and found is not None:
         rates, _ = scale.calibration.all_rates(scores, table.traits)
         # The lowest rate, of equals the highest similarity.
@@ -90,7 +78,7 @@ def confusion(
         own = table.typ == name
         if not own.any():
             continue
-        weights = weigh(table.histories, [own])
+        weights = given.weigh(table.histories, [own])
         named = {
             head: float(weights[own & found & (best == g)].sum())
             for g, head in enumerate(scale.generators)
@@ -144,20 +132,13 @@ def _strata(table: ScoreTable, scale: Scale) -> NDArray[np.str_]:
     return named[joint.argmax(axis=0), np.arange(len(table.typ))]
 
 
-def break_down(
-    table: ScoreTable,
-    scale: Scale,
-    by: Breakdown,
-    *,
-    weigh: Weigh = equal_views,
-    samples: int = 500,
-) -> list[dict[str, Any]]:
+def break_down(given: Evaluation, by: Breakdown) -> list[dict[str, Any]]:
     """Measure parts of the images by a fact.
 
     Parameters
     ----------
-    table, scale, weigh, samples
-        As in `masksim.evaluation.protocols.run_protocol`.
+    given
+        The scores, and what they mean.
     by
         ``"source"``: each source of a class, against all reals. ``"format"`` of the file as found,
         ``"history"``, ``"last step"`` of the processing, ``"band"`` of compression, ``"stratum"``
@@ -171,59 +152,52 @@ def break_down(
         ``flagged_5``. Otherwise ``group``, ``synthetic_images``, ``real_images``,
         ``generic_auroc``, ``tpr_5``, ``fpr_1``, ``fpr_5``. A value that cannot be had is None.
     """
-    table.check()
-    found = joint_evidence(table, scale)
+    given.table.check()
     if by == "source":
-        return _by_source(table, scale, found, weigh, samples)
+        return _by_source(given)
+    table, found = given.table, given.joint
     if by == "last step":
         keys = np.array([last_step(p) for p in table.processing])
     elif by == "stratum":
-        keys = _strata(table, scale)
+        keys = _strata(table, given.scale)
     else:
         keys = {"format": table.formats, "history": table.histories, "band": _bands(table)}[by]
     names = sorted(np.unique(keys).tolist(), key=_natural)
     if by == "band":
         names.sort(key=(*BANDS, "").index)
-    real = table.typ == REAL
     rows = []
     for key in names:
-        synthetic, reals = (keys == key) & ~real, (keys == key) & real
-
-        def claimed(limit: float, mask: Bools) -> Estimate | None:
-            return share(table, claims(found, limit), mask, weigh, samples)
-
+        synthetic, real = (keys == key) & ~given.real, (keys == key) & given.real
         rows.append(
             {
                 "group": key or "not known",
                 "synthetic_images": table.count(synthetic),
-                "real_images": table.count(reals),
-                "generic_auroc": auroc(table, found, synthetic, reals, weigh, samples),
-                "tpr_5": claimed(CLAIMED[-1], synthetic),
-                "fpr_1": claimed(CLAIMED[0], reals),
-                "fpr_5": claimed(CLAIMED[-1], reals),
+                "real_images": table.count(real),
+                "generic_auroc": given.auroc(found, synthetic, real),
+                "tpr_5": given.share(found.claims(CLAIMED[-1]), synthetic),
+                "fpr_1": given.share(found.claims(CLAIMED[0]), real),
+                "fpr_5": given.share(found.claims(CLAIMED[-1]), real),
             }
         )
     return rows
 
 
-def _by_source(
-    table: ScoreTable, scale: Scale, found: Evidence, weigh: Weigh, samples: int
-) -> list[dict[str, Any]]:
-    real = table.typ == REAL
+def _by_source(given: Evaluation) -> list[dict[str, Any]]:
+    table = given.table
     rows = []
     for typ in (*table.tested, REAL):
         of_typ = table.typ == typ
-        own = evidence(table, scale, "specific", typ)
+        own = evidence(table, given.scale, "specific", typ)
         for name, sources in _groups_of_sources(table, of_typ):
             mask = of_typ & np.isin(table.sources, sources)
             row: dict[str, Any] = {"group": name, "typ": typ, "images": table.count(mask)}
-            for key, asked in (("own_auroc", own), ("generic_auroc", found)):
+            for key, asked in (("own_auroc", own), ("generic_auroc", given.joint)):
                 row[key] = None
                 if typ != REAL and asked is not None:
-                    row[key] = auroc(table, asked, mask, real, weigh, samples)
+                    row[key] = given.auroc(asked, mask, given.real)
             for limit in CLAIMED:
-                flagged = share(table, claims(found, limit), mask, weigh, samples)
-                row[f"flagged_{percent(limit)}"] = flagged
+                flags = given.joint.claims(limit)
+                row[f"flagged_{percent(limit)}"] = given.share(flags, mask)
             rows.append(row)
     return rows
 
@@ -268,26 +242,23 @@ class RealHistories:
     auroc: Estimate
 
 
-def history_pairs(table: ScoreTable, found: Evidence) -> list[HistoryPair]:
-    """Measure every history of the detector's generators against every one of the real views.
-
-    `found` is from `masksim.evaluation.protocols.joint_evidence`.
-    """
-    real = table.typ == REAL
+def history_pairs(given: Evaluation) -> list[HistoryPair]:
+    """Measure every history of the detector's generators against every one of the real views."""
+    table, real = given.table, given.real
     known = np.isin(table.typ, table.generators)
     pairs = []
     for ours in np.unique(table.histories[known]).tolist():
         for theirs in np.unique(table.histories[real]).tolist():
             rows = (known & (table.histories == ours)) | (real & (table.histories == theirs))
-            area = metrics.auroc(found.score[rows], known[rows])
+            area = metrics.auroc(given.joint.score[rows], known[rows])
             counts = int((rows & known).sum()), int((rows & real).sum())
             pairs.append(HistoryPair(ours, theirs, *counts, area))
     return pairs
 
 
-def real_histories(table: ScoreTable, found: Evidence, samples: int = 500) -> list[RealHistories]:
+def real_histories(given: Evaluation) -> list[RealHistories]:
     """Measure whether real views of different histories are told apart."""
-    real = table.typ == REAL
+    table, real, score = given.table, given.real, given.joint.score
 
     def against(history: str, rows: Bools, name: str, counted: Bools) -> list[RealHistories]:
         y = table.histories[rows] == history
@@ -295,7 +266,7 @@ def real_histories(table: ScoreTable, found: Evidence, samples: int = 500) -> li
             return []
         # Lossless files come from few sources, so that whole sources are drawn.
         area = metrics.bootstrap(
-            metrics.auroc, found.score[rows], y, groups=table.sources[rows], samples=samples
+            metrics.auroc, score[rows], y, groups=table.sources[rows], samples=given.samples
         )
         sources = len(np.unique(table.sources[counted]))
         return [RealHistories(name, table.count(counted), sources, area)]
@@ -315,24 +286,16 @@ def real_histories(table: ScoreTable, found: Evidence, samples: int = 500) -> li
 
 
 def second_opinions(
-    table: ScoreTable,
-    scale: Scale,
-    peers: Sequence[str],
-    *,
-    name: str = "masksim",
-    weigh: Weigh = equal_views,
-    samples: int = 500,
+    given: Evaluation, columns: ScoreTable, *, name: str = "masksim"
 ) -> dict[str, dict[str, Any]]:
     """Measure other detectors on the same views as ours.
 
     Parameters
     ----------
-    table
-        Columns of the scale's generators, and of the peers.
-    scale, weigh, samples
-        As in `masksim.evaluation.protocols.run_protocol`.
-    peers
-        Columns; larger is more synthetic.
+    given
+        Our scores.
+    columns
+        The same views, a column a peer; larger is more synthetic, NaN where it has no score.
     name
         Of our own row: the generic protocol.
 
@@ -343,34 +306,30 @@ def second_opinions(
         ``by_generator``: AUROC. TPR is at the threshold that 5 % of these very reals reach, for
         all detectors alike: a peer has no calibration of its own.
     """
-    own = table.only(scale.generators)
-    own.check()
-    columns = {name: joint_evidence(own, scale).score}
-    columns |= {p: table.only([p]).similarities[:, 0] for p in peers}
+    given.table.check()
+    peers = zip(columns.generators, columns.similarities.T, strict=True)
     out: dict[str, dict[str, Any]] = {}
-    for column, scores in columns.items():
+    for column, scores in ((name, given.joint.score), *peers):
         has = ~np.isnan(scores)
-        part = table.select(has)
-        if REAL not in part.typ or not part.tested:
+        asked = replace(given, table=given.table.select(has))
+        part, s, y = asked.table, scores[has], ~asked.real
+        if y.all() or not y.any():
             raise DataError(f"{column} has scored no real image, or no other")
-        found = Evidence(scores[has], None, None)
-        real = part.typ == REAL
-        groups, _ = metrics.draw_together(~real, part.filenames, part.sources)
 
-        def both(w: Floats, s: Floats = found.score, y: Bools = ~real) -> dict[str, float]:
+        def both(w: Floats, s: Floats = s, y: Bools = y) -> dict[str, float]:
             keep = w > 0
             return {
                 "auroc": metrics.ranking(s[keep], y[keep], w[keep])["auroc"],
                 "tpr_5": metrics.tpr_at_fpr(s[keep], y[keep], w[keep], fpr=CLAIMED[-1]),
             }
 
-        weights = weigh(part.histories, [~real, real])
+        groups, _ = metrics.draw_together(y, part.filenames, part.sources)
+        weights = given.weigh(part.histories, [y, ~y])
+        found = Evidence(s, None, None)
         out[column] = {
             "images": len(np.unique(part.filenames)),
-            **estimates(both, ~real, weights, groups, samples)[0],
-            "by_generator": {
-                g: auroc(part, found, part.typ == g, real, weigh, samples) for g in part.tested
-            },
+            **estimates(both, y, weights, groups, given.samples)[0],
+            "by_generator": {g: asked.auroc(found, part.typ == g, ~y) for g in part.tested},
         }
     return out
 
@@ -378,13 +337,8 @@ def second_opinions(
 # --- degradations --------------------------------------------------------------------------------
 
 
-def degradation(table: ScoreTable, scale: Scale, *, samples: int = 500) -> dict[str, Any]:
+def degradation(given: Evaluation) -> dict[str, Any]:
     """Measure the scores of images after one degradation.
-
-    Parameters
-    ----------
-    table, scale, samples
-        As in `masksim.evaluation.protocols.run_protocol`.
 
     Returns
     -------
@@ -394,28 +348,19 @@ def degradation(table: ScoreTable, scale: Scale, *, samples: int = 500) -> dict[
         ``flagged``: share of synthetic and of real images whose rate a verdict calls evidence. None
         where it cannot be had: none of a class could be scored, no calibration.
     """
-    real = table.typ == REAL
-    out: dict[str, Any] = {
-        "synthetic_images": table.count(~real),
-        "real_images": table.count(real),
-        "specific_auroc": None,
-        "generic_auroc": None,
-        "evidence": None,
-        "flagged": None,
-    }
-    if not len(real):
-        return out
-    found, flags = joint_evidence(table, scale), called_evidence(table, scale)
-    out["evidence"] = share(table, flags, ~real, equal_views, samples)
-    out["flagged"] = share(table, flags, real, equal_views, samples)
-    out["generic_auroc"] = auroc(table, found, ~real, real, equal_views, samples)
+    table, real = given.table, given.real
+    some = len(real) > 0
     parts = []
     for generator in table.tested if real.any() else ():
-        part = table.select(real | (table.typ == generator))
-        own = evidence(part, scale, "specific", generator)
+        chosen = real | (table.typ == generator)
+        own = evidence(table.select(chosen), given.scale, "specific", generator)
         if own is not None:
-            y = part.typ == generator
-            parts.append(measured(part, own, y, equal_views, samples, ranks_only=True))
-    if parts:
-        out["specific_auroc"] = mean(parts)["auroc"]
-    return out
+            parts.append(given.measured(own, chosen, ranks_only=True))
+    return {
+        "synthetic_images": table.count(~real),
+        "real_images": table.count(real),
+        "specific_auroc": mean(parts)["auroc"] if parts else None,
+        "generic_auroc": given.auroc(given.joint, ~real, real) if some else None,
+        "evidence": given.share(given.called_evidence, ~real) if some else None,
+        "flagged": given.share(given.called_evidence, real) if some else None,
+    }

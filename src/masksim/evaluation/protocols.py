@@ -16,6 +16,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
@@ -164,6 +165,10 @@ class Evidence:
     rate: Floats | None
     log_odds: Floats | None
 
+    def claims(self, limit: float) -> Bools | None:
+        """Tell which rows claim at most this rate; None without rates."""
+        return None if self.rate is None else self.rate <= limit
+
     def select(self, mask: Bools) -> Evidence:
         """Return the rows where `mask` (n,) is true."""
         return Evidence(
@@ -230,16 +235,6 @@ def _ask(table: ScoreTable, scale: Scale, asked: Bools) -> Evidence:
     if scale.banded:  # of equal rates the higher score
         score = 1e-6 * score / (1 + np.abs(score)) - np.log(rate)
     return Evidence(score, rate, highest)
-
-
-def called_evidence(table: ScoreTable, scale: Scale) -> Bools | None:
-    """Tell which views (n,) a verdict would call evidence or stronger, by their rate alone.
-
-    None without a calibration. What makes a verdict inconclusive, and whether evidence survives
-    small re-encodings, is for `masksim.evaluation.audit` to measure, which has the images.
-    """
-    rate = joint_evidence(table, scale).rate if scale.calibration is not None else None
-    return None if rate is None else rate <= EVIDENCE
 
 
 # --- how views are weighed -----------------------------------------------------------------------
@@ -316,52 +311,6 @@ def _estimate(value: float, draws: Floats, units: int | None = None) -> Estimate
     return found
 
 
-def auroc(
-    table: ScoreTable, found: Evidence, synthetic: Bools, real: Bools, weigh: Weigh, samples: int
-) -> Estimate | None:
-    """AUROC of some images against some reals; None if they cannot be compared."""
-    chosen = synthetic | real
-    if not synthetic.any() or not real.any():
-        return None
-    part, y, score = table.select(chosen), synthetic[chosen], found.score[chosen]
-    try:
-        weights = weigh(part.histories, [y, ~y])
-    except DataError:
-        return None
-
-    def measure(w: Floats) -> dict[str, float]:
-        keep = w > 0
-        return {"auroc": metrics.ranking(score[keep], y[keep], w[keep])["auroc"]}
-
-    groups, _ = metrics.draw_together(y, part.filenames, part.sources)
-    return estimates(measure, y, weights, groups, samples)[0]["auroc"]
-
-
-def share(
-    table: ScoreTable, flags: Bools | None, mask: Bools, weigh: Weigh, samples: int
-) -> Estimate | None:
-    """Share of some images with a flag; None without flags or images."""
-    if flags is None or not mask.any():
-        return None
-    part, flagged = table.select(mask), flags[mask]
-    every = np.ones(len(flagged), bool)
-    try:
-        weights = weigh(part.histories, [every])
-    except DataError:  # no view has a history that counts
-        return None
-    groups, _ = metrics.draw_together(every, part.filenames, part.sources)
-    found, _ = estimates(
-        lambda w: {"share": float(w[flagged].sum() / w.sum())}, every, weights, groups, samples,
-        units={"share": len(np.unique(groups[weights > 0]))},
-    )  # fmt: skip
-    return found["share"]
-
-
-def claims(found: Evidence, limit: float) -> Bools | None:
-    """Tell which rows claim at most this rate; None without rates."""
-    return None if found.rate is None else found.rate <= limit
-
-
 def _statistics(
     found: Evidence, synthetic: Bools, weights: Floats, *, ranks_only: bool
 ) -> dict[str, float]:
@@ -370,7 +319,7 @@ def _statistics(
     y, w, s = synthetic[keep], weights[keep], found.score[keep]
     out = metrics.ranking(s, y, w)
     for limit in CLAIMED if found.rate is not None else ():
-        flagged = claims(found, limit)[keep]  # type: ignore[index]
+        flagged = found.claims(limit)[keep]  # type: ignore[index]
         out[f"tpr_{percent(limit)}"] = float(w[y & flagged].sum() / w[y].sum())
         out[f"fpr_{percent(limit)}"] = float(w[~y & flagged].sum() / w[~y].sum())
     if ranks_only:
@@ -403,44 +352,117 @@ class Measured:
     draws: dict[str, Floats]
 
 
-def measured(
-    table: ScoreTable,
-    found: Evidence,
-    synthetic: Bools,
-    weigh: Weigh,
-    samples: int,
-    *,
-    ranks_only: bool = False,
-) -> Measured:
-    """Measure all rows of a table."""
-    weights = weigh(table.histories, [synthetic, ~synthetic])
-    used = weights > 0
-    sizes = [table.count(used & mask) for mask in (synthetic, ~synthetic)]
-    # The classes count as the images they have: accuracy and MCC depend on how many there are.
-    weights = weights * np.where(synthetic, *sizes)
-    groups, kinds = metrics.draw_together(synthetic, table.filenames, table.sources)
-    # Draws of the reals are the same for all generators, those of the generators' images are not.
-    name_of = zlib.crc32("".join(np.unique(table.typ[synthetic])).encode())
-    units = [len(np.unique(groups[used & mask])) for mask in (synthetic, ~synthetic)]
-    found_values, draws = estimates(
-        lambda w: _statistics(found, synthetic, w, ranks_only=ranks_only),
-        synthetic, weights, groups, samples,
-        streams=(np.random.default_rng([0, 0, name_of]), np.random.default_rng([0, 1])),
-        units={
-            f"{kind}_{percent(limit)}": n
-            for kind, n in zip(("tpr", "fpr"), units, strict=True)
-            for limit in CLAIMED
-        },
-    )  # fmt: skip
-    row: dict[str, Any] = {
-        "synthetic_images": sizes[0],
-        "synthetic_sources": len(np.unique(table.sources[used & synthetic])),
-        "real_images": sizes[1],
-        "interval": kinds[0],
-        "interval_of_reals": kinds[1],
-        **found_values,
-    }
-    return Measured(row, draws)
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """Scores that are measured, what they mean, and how their views are weighed.
+
+    Attributes
+    ----------
+    table
+        Its columns are the scale's generators.
+    scale
+        What the scores mean.
+    weigh
+        Weights of views by their histories, see `weighing`.
+    samples
+        Bootstrap samples.
+    """
+
+    table: ScoreTable
+    scale: Scale
+    weigh: Weigh = equal_views
+    samples: int = 500
+
+    @cached_property
+    def real(self) -> Bools:
+        """Which views (n,) are of real photos."""
+        return self.table.typ == REAL
+
+    @cached_property
+    def joint(self) -> Evidence:
+        """What all heads together make of the views."""
+        return joint_evidence(self.table, self.scale)
+
+    @cached_property
+    def called_evidence(self) -> Bools | None:
+        """Which views (n,) a verdict would call evidence or stronger, by their rate alone.
+
+        None without a calibration. What makes a verdict inconclusive, and whether evidence survives
+        small re-encodings, is for `masksim.evaluation.audit` to count, which has the images.
+        """
+        return self.joint.claims(EVIDENCE)
+
+    def auroc(self, found: Evidence, synthetic: Bools, real: Bools) -> Estimate | None:
+        """AUROC of some views (n,) against some real ones; None if they cannot be compared."""
+        chosen = synthetic | real
+        if not synthetic.any() or not real.any():
+            return None
+        part, y, score = self.table.select(chosen), synthetic[chosen], found.score[chosen]
+        try:
+            weights = self.weigh(part.histories, [y, ~y])
+        except DataError:  # no history in common
+            return None
+
+        def measure(w: Floats) -> dict[str, float]:
+            keep = w > 0
+            return {"auroc": metrics.ranking(score[keep], y[keep], w[keep])["auroc"]}
+
+        groups, _ = metrics.draw_together(y, part.filenames, part.sources)
+        return estimates(measure, y, weights, groups, self.samples)[0]["auroc"]
+
+    def share(self, flags: Bools | None, mask: Bools) -> Estimate | None:
+        """Share of some views (n,) that have a flag; None without flags or views."""
+        if flags is None or not mask.any():
+            return None
+        part, flagged = self.table.select(mask), flags[mask]
+        every = np.ones(len(flagged), bool)
+        try:
+            weights = self.weigh(part.histories, [every])
+        except DataError:  # no view has a history that counts
+            return None
+        groups, _ = metrics.draw_together(every, part.filenames, part.sources)
+        found, _ = estimates(
+            lambda w: {"share": float(w[flagged].sum() / w.sum())},
+            every, weights, groups, self.samples,
+            units={"share": len(np.unique(groups[weights > 0]))},
+        )  # fmt: skip
+        return found["share"]
+
+    def measured(self, found: Evidence, chosen: Bools, *, ranks_only: bool = False) -> Measured:
+        """Measure the chosen views (n,), real and synthetic ones.
+
+        `found` is what heads make of them, (m,); `ranks_only` leaves out what needs probabilities.
+        """
+        part = self.table.select(chosen)
+        y = part.typ != REAL
+        weights = self.weigh(part.histories, [y, ~y])
+        used = weights > 0
+        sizes = [part.count(used & mask) for mask in (y, ~y)]
+        # The classes count as the images they have: accuracy and MCC depend on how many there are.
+        weights = weights * np.where(y, *sizes)
+        groups, kinds = metrics.draw_together(y, part.filenames, part.sources)
+        units = [len(np.unique(groups[used & mask])) for mask in (y, ~y)]
+        # Draws of the reals are the same for all generators, those of the generators' are not.
+        name_of = zlib.crc32("".join(np.unique(part.typ[y])).encode())
+        values, draws = estimates(
+            lambda w: _statistics(found, y, w, ranks_only=ranks_only),
+            y, weights, groups, self.samples,
+            streams=(np.random.default_rng([0, 0, name_of]), np.random.default_rng([0, 1])),
+            units={
+                f"{kind}_{percent(limit)}": n
+                for kind, n in zip(("tpr", "fpr"), units, strict=True)
+                for limit in CLAIMED
+            },
+        )  # fmt: skip
+        row: dict[str, Any] = {
+            "synthetic_images": sizes[0],
+            "synthetic_sources": len(np.unique(part.sources[used & y])),
+            "real_images": sizes[1],
+            "interval": kinds[0],
+            "interval_of_reals": kinds[1],
+            **values,
+        }
+        return Measured(row, draws)
 
 
 def mean(parts: Sequence[Measured]) -> dict[str, Estimate]:
@@ -468,26 +490,16 @@ def unseen(table: ScoreTable, seen: frozenset[tuple[str, str]]) -> ScoreTable:
 
 
 def run_protocol(
-    table: ScoreTable,
-    scale: Scale,
-    protocol: Protocol,
-    *,
-    weigh: Weigh = equal_views,
-    samples: int = 500,
-    progress: Progress | None = None,
+    given: Evaluation, protocol: Protocol, *, progress: Progress | None = None
 ) -> dict[str, Any]:
     """Measure every generator's images against the real ones by one protocol.
 
     Parameters
     ----------
-    table, scale
+    given
         The scores, and what they mean.
     protocol
         See `evidence`.
-    weigh
-        Weights of views by their histories.
-    samples
-        Bootstrap samples.
     progress
         Called with (protocol, generators done, all).
 
@@ -504,25 +516,25 @@ def run_protocol(
     DataError
         See `ScoreTable.check`.
     """
-    table.check()
+    given.table.check()
     out: dict[str, Any] = {"rows": {}, "left_out": {}}
     parts = []
-    shared = joint_evidence(table, scale) if protocol == "generic" else None
-    names = table.tested
+    names = given.table.tested
     for k, generator in enumerate(names):
         if progress:
             progress(protocol, k, len(names))
-        chosen = (table.typ == generator) | (table.typ == REAL)
-        part = table.select(chosen)
-        found = (
-            evidence(part, scale, protocol, generator) if shared is None else shared.select(chosen)
-        )
+        chosen = (given.table.typ == generator) | given.real
+        found: Evidence | None = None
+        if protocol == "generic":
+            found = given.joint.select(chosen)
+        else:
+            found = evidence(given.table.select(chosen), given.scale, protocol, generator)
         if found is None:
-            known = generator in scale.generators
+            known = generator in given.scale.generators
             out["left_out"][generator] = "no other head" if known else "no head of its own"
             continue
         try:
-            parts.append(measured(part, found, part.typ == generator, weigh, samples))
+            parts.append(given.measured(found, chosen))
         except DataError as error:  # no history in common with the reals
             out["left_out"][generator] = error.message
             continue

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,9 +29,9 @@ from masksim.evaluation.protocol_tables import (
 )
 from masksim.evaluation.protocols import (
     PROTOCOLS,
+    Evaluation,
     Protocol,
     Scale,
-    joint_evidence,
     run_protocol,
     unseen,
     weighing,
@@ -107,40 +107,36 @@ def measure_table(
     """
     tell: Progress = progress or (lambda stage, done, count: None)
     weigh = weighing(table, ViewConfig().shares if shares is None else shares)
-    own = table.only(scale.generators)
-    own.check()
+    given = Evaluation(table.only(scale.generators), scale, weigh, samples)
+    given.table.check()
     data: dict[str, Any] = {}
     tables: list[Table] = []
 
-    def run(key: str, protocol: Protocol, part: ScoreTable) -> None:
+    def run(key: str, protocol: Protocol, given: Evaluation) -> None:
         data[key] = run_protocol(
-            part, scale, protocol, weigh=weigh, samples=samples,
-            progress=lambda _, done, count: tell(key, done, count),
-        )  # fmt: skip
+            given, protocol, progress=lambda _, done, count: tell(key, done, count)
+        )
         if data[key]["rows"]:
             tables.append(protocol_table(key, data[key]))
 
     for protocol in chosen:
-        run(protocol, protocol, own)
-        if protocol == "specific" and seen and (rest := unseen(own, seen)).tested:
-            run("unseen", protocol, rest)
+        run(protocol, protocol, given)
+        if protocol == "specific" and seen and (rest := unseen(given.table, seen)).tested:
+            run("unseen", protocol, replace(given, table=rest))
     tell("break-downs", 0, 1)
-    data["confusion"] = confusion(own, scale, weigh=weigh)
+    data["confusion"] = confusion(given)
     tables.append(confusion_table(data["confusion"]))
     for by in BREAKDOWNS:
-        rows = break_down(own, scale, by, weigh=weigh, samples=samples)
+        rows = break_down(given, by)
         if len(rows) > 1:
             data[f"by {by}"] = rows
             tables.append(breakdown_table(by, rows))
-    if len(set(own.histories.tolist())) > 1 and scale.calibration is not None:
-        found = joint_evidence(own, scale)
-        pairs, reals = history_pairs(own, found), real_histories(own, found, samples)
+    if len(set(table.histories.tolist())) > 1 and scale.calibration is not None:
+        pairs, reals = history_pairs(given), real_histories(given)
         data["histories"] = {"pairs": pairs, "reals": reals}
         tables += history_tables(pairs, reals)
     if peers:
-        data["second opinions"] = second_opinions(
-            table, scale, peers, name=name, weigh=weigh, samples=samples
-        )
+        data["second opinions"] = second_opinions(given, table.only(peers), name=name)
         tables.append(second_opinions_table(data["second opinions"]))
     tell("break-downs", 1, 1)
     return Results(data, tuple(tables))
@@ -173,7 +169,7 @@ def measure_degradations(
     rows: dict[str, Any] = {}
     for k, (name, table) in enumerate(tables.items(), 1):
         rows[name] = {
-            **degradation(table, scale, samples=samples),
+            **degradation(Evaluation(table, scale, samples=samples)),
             "failures": dict(table.failures),
             "family": GRID[name].family,
             "does": GRID[name].does,
