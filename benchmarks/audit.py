@@ -19,10 +19,13 @@ import numpy as np
 from model_card import ROOT, fill
 from numpy.typing import NDArray
 
-from masksim.calibration import Calibration, Strata, clopper_pearson
+from masksim.calibration import Calibration
 from masksim.data.manifest import manifest_hash, read_manifest
-from masksim.detector import BUILT_IN, Detector, load_detector
+from masksim.detector import Detector, load_detector
 from masksim.evaluation import audit
+from masksim.intervals import clopper_pearson
+from masksim.populations import BUILT_IN
+from masksim.strata import Strata
 from masksim.traits import TRAITS
 
 PLANS: dict[str, tuple[str, ...]] = {

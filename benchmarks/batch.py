@@ -37,7 +37,8 @@ from PIL import Image
 
 import masksim
 from masksim.batch.run import cores, run_batch
-from masksim.detector import Detection, Detector, load_detector
+from masksim.detector import Detector, load_detector
+from masksim.results import Detection
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

@@ -26,15 +26,12 @@ from model_card import fill
 
 from masksim import metrics
 from masksim.augment import rng_for
-from masksim.calibration import (
-    Attribution,
-    false_positive_rate,
-    joint_false_positive_rate,
-)
+from masksim.calibration import false_positive_rate, joint_false_positive_rate
 from masksim.checkpoint import DetectorFile
 from masksim.data.manifest import REAL, Manifest, read_manifest
 from masksim.detector import bundled_path
 from masksim.evaluation.scoring import seen_in_training
+from masksim.evidence import Attribution
 from masksim.features import FeatureConfig
 from masksim.model import SharedHeads
 from masksim.training.dataset import FeatureTable, ViewConfig, compute_features, history_weights

@@ -28,13 +28,14 @@ from typing import Any
 from model_card import ROOT, fill
 
 from masksim.augment import rng_for
-from masksim.calibration import clopper_pearson
 from masksim.data.manifest import REAL, Manifest, manifest_hash, read_manifest
-from masksim.detector import PROBES, Detector, load_detector
+from masksim.detector import Detector, load_detector
 from masksim.errors import MasksimError
 from masksim.evaluation.degrade import MILD
 from masksim.evaluation.scoring import bounded
 from masksim.image import load_image
+from masksim.intervals import clopper_pearson
+from masksim.stability import REENCODINGS
 from masksim.verdict import BETWEEN, EVIDENCE, NONE
 
 TRIED = ("jpeg-75", "webp-80", "resize-0.98", "resize-1.02")  # by the detector itself
@@ -170,7 +171,14 @@ def main() -> None:
     reals = bounded(images.select(generator=REAL), args.reals).rows
     chosen = Manifest((*(row for row in images.rows if not row.is_real), *reals), images.root)
     detector = load_detector(threads=1)
-    key = json.dumps([detector.sha256, BETWEEN, list(PROBES), [one.does for one in MILD]])
+    key = json.dumps(
+        [
+            detector.sha256,
+            BETWEEN,
+            [small.name for small in REENCODINGS],
+            [one.does for one in MILD],
+        ]
+    )
     folder = args.cache / ("stability-" + hashlib.sha256(key.encode()).hexdigest()[:16])
     folder.mkdir(parents=True, exist_ok=True)
     jobs = [

@@ -22,8 +22,9 @@ from model_card import fill
 from numpy.typing import NDArray
 
 from masksim import metrics
-from masksim.calibration import Calibration, grouped_interval
+from masksim.calibration import Calibration
 from masksim.data.manifest import REAL, read_manifest
+from masksim.intervals import grouped_interval
 from masksim.training.bands import (
     BandsConfig,
     BandsFit,

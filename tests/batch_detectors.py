@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import fake_detector
-from masksim.detector import Detection
 from masksim.errors import ModelError
+from masksim.results import Detection
 
 
 class Trapped(fake_detector.Detector):

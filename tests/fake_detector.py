@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 import masksim.detector
 from masksim.calibration import Calibration
-from masksim.detector import Detection, GeneratorScore, PlaneMap, SimilarityMap
 from masksim.errors import ImageError, ModelError
 from masksim.image import ImageFacts, LoadedImage, load_image
 from masksim.provenance.origin import read_origin
+from masksim.results import Detection, GeneratorScore, PlaneMap, SimilarityMap
 from masksim.verdict import decide
 
 GENERATORS = ("dalle3", "gpt-image", "sd1")

@@ -8,16 +8,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from masksim.calibration import (
-    UNCLEAR,
-    Attribution,
-    Calibration,
-    Joint,
-    Strata,
-    false_positive_rate,
-    joint_false_positive_rate,
-)
+from masksim.calibration import Calibration, Joint, false_positive_rate, joint_false_positive_rate
 from masksim.errors import ModelError
+from masksim.evidence import UNCLEAR, Attribution
+from masksim.strata import Strata
 from masksim.traits import TRAITS
 
 Scores = NDArray[np.float64]

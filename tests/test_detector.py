@@ -18,15 +18,18 @@ import make_original_fixture as fixture  # type: ignore[import-not-found]
 import masksim
 from conftest import make_natural, plant  # type: ignore[import-not-found]
 from masksim.augment import encode
-from masksim.calibration import Interval, Rates
+from masksim.calibration import Rates
 from masksim.checkpoint import Branch, DetectorFile, import_original
-from masksim.detector import PROBES, Detection, Detector, load_detector
+from masksim.detector import Detector, load_detector
 from masksim.errors import ImageError, ModelError, UsageError
 from masksim.features import shared_features
 from masksim.image import load_image
+from masksim.intervals import Interval
 from masksim.model import SharedHeads, heads_by_band
 from masksim.residual import BANK, OnnxResidual, ResidualConfig, residual_onnx
+from masksim.results import Detection
 from masksim.spectrum import frequencies
+from masksim.stability import REENCODINGS
 from masksim.traits import TRAITS
 
 Natural = Callable[..., NDArray[np.uint8]]
@@ -425,7 +428,7 @@ def test_a_verdict_is_checked_by_small_reencodings(
     detector = Detector(replace(file, calibration=arrays))
     found = detector.detect(own).verdict
     assert found.stability is not None
-    assert list(found.stability) == list(PROBES)
+    assert list(found.stability) == [small.name for small in REENCODINGS]
     assert set(found.stability.values()) == {found.false_positive_rate}
     quick = Detector(replace(file, calibration=arrays), stability=False)
     assert quick.detect(own).verdict.stability is None
@@ -437,7 +440,9 @@ def test_a_verdict_is_checked_by_small_reencodings(
     monkeypatch.setattr(detector, "rates", lambda *args: next(answers))
     turned = detector.detect(own).verdict
     assert (turned.level, turned.false_positive_rate, turned.as_found) == ("fragile", 0.5, 0.02)
-    assert turned.stability == dict(zip(PROBES, (0.02, 0.5, 0.03, 0.02), strict=True))
+    assert turned.stability == dict(
+        zip((small.name for small in REENCODINGS), (0.02, 0.5, 0.03, 0.02), strict=True)
+    )
     assert "does not survive WebP of quality 80" in turned.text
 
 
@@ -454,7 +459,7 @@ def test_a_large_file_is_checked_as_its_array_is(trained: Any, tmp_path: Path) -
     path.write_bytes(png(pixels))
     held = load_image(path, part=detector.part)
     assert held.pixels.shape[:2] == (1536, 1536)
-    mine, whole = detector._probe(held.pixels), detector._probe(pixels)
+    mine, whole = detector._after_reencoding(held.pixels), detector._after_reencoding(pixels)
     assert {k: r.joint for k, r in mine.items()} == {k: r.joint for k, r in whole.items()} != {}
 
 
@@ -465,7 +470,7 @@ def test_far_from_evidence_nothing_is_tried(
     arrays = dict(file.calibration or {})
     arrays["real_similarities"] = np.full_like(arrays["real_similarities"], 1.0)
     detector = Detector(replace(file, calibration=arrays))
-    monkeypatch.setattr(detector, "_probe", lambda pixels: pytest.fail("was tried"))
+    monkeypatch.setattr(detector, "_after_reencoding", lambda pixels: pytest.fail("was tried"))
     assert detector.detect(photo).verdict.stability is None
 
 

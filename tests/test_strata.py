@@ -15,19 +15,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
 
-from masksim import calibration
-from masksim.calibration import (
-    Calibration,
-    LikelihoodRatios,
-    Populations,
-    Strata,
-    clopper_pearson,
-    design_effect,
-    grouped_interval,
-    joint_false_positive_rate,
-    number_of_false_alarms,
-)
+from masksim.calibration import Calibration, joint_false_positive_rate, number_of_false_alarms
 from masksim.errors import ModelError, UsageError
+from masksim.evidence import LikelihoodRatios
+from masksim.intervals import _t_quantile, clopper_pearson, design_effect, grouped_interval
+from masksim.populations import Populations
+from masksim.strata import Strata
 from masksim.traits import TRAITS
 
 ENERGY, SIDE = TRAITS.index("energy"), TRAITS.index("side")
@@ -301,7 +294,7 @@ def test_no_share() -> None:
 
 @pytest.mark.parametrize(("share", "freedom"), [(0.975, 1), (0.975, 37), (0.95, 5), (0.975, 900)])
 def test_students_t_is_scipys(share: float, freedom: float) -> None:
-    found = calibration._t_quantile(share, freedom)
+    found = _t_quantile(share, freedom)
     assert found == pytest.approx(stats.t.ppf(share, freedom), rel=1e-6)
 
 

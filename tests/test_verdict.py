@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from masksim.calibration import Interval
 from masksim.errors import UsageError
+from masksim.intervals import Interval
 from masksim.verdict import LEVELS, Reason, Verdict, decide, format_rate, lost_after
 
 NAMES = ("alpha", "beta", "gamma")

@@ -14,9 +14,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from masksim.detector import Detection, Detector, load_detector
+    from masksim.detector import Detector, load_detector
     from masksim.errors import DataError, ImageError, MasksimError, ModelError, UsageError
     from masksim.image import ImageFacts, Limits, LoadedImage, load_image, to_display
+    from masksim.results import Detection
 
 __version__ = "0.1.0"
 

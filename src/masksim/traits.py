@@ -1,7 +1,7 @@
 """What an image itself shows that bears on its false-positive rate: size, noise, sharpness, ...
 
 Textured, noisy and small photos resemble generators more often than smooth, large ones. So rates
-are measured among photos of the same kind (`masksim.calibration.Strata`), and an image unlike all
+are measured among photos of the same kind (`masksim.strata.Strata`), and an image unlike all
 photos that the rates were measured on is told by the same numbers.
 """
 

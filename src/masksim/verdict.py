@@ -10,9 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-# Not for type checkers alone: tables of results ask `Verdict` for the types of its fields.
-from masksim.calibration import UNCLEAR, Interval, LikelihoodRatio, number_of_false_alarms
+from masksim.calibration import number_of_false_alarms
 from masksim.errors import UsageError
+
+# Not for type checkers alone: tables of results ask `Verdict` for the types of its fields.
+from masksim.evidence import UNCLEAR, LikelihoodRatio
+from masksim.intervals import Interval
 
 Level: TypeAlias = Literal[
     "inconclusive",
@@ -193,7 +196,7 @@ def decide(
     reasons
         What makes evidence inconclusive, and where they hide a pattern its absence, too.
     clarity
-        See `masksim.calibration.Attribution`; None where the detector has no scores of the
+        See `masksim.evidence.Attribution`; None where the detector has no scores of the
         generators' own images.
     interval, stratum, sources, population, as_found
         See `Verdict`; where there is an `as_found`, the others are those after the re-encoding,

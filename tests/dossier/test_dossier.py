@@ -28,7 +28,7 @@ import masksim
 from conftest import encode, make_natural, make_png
 from masksim.cli import main as cli
 from masksim.cli import report as cli_report
-from masksim.detector import Detector, PlaneMap, load_detector
+from masksim.detector import Detector, load_detector
 from masksim.dossier import build as dossier
 from masksim.dossier import page as dossier_html
 from masksim.dossier.build import Report, make_report, turn_window, verify_report
@@ -36,6 +36,7 @@ from masksim.errors import ImageError, UsageError
 from masksim.image import ImageFacts, LoadedImage, load_image, to_display
 from masksim.provenance import origin
 from masksim.provenance.metadata import C2pa, statements_of
+from masksim.results import PlaneMap
 from masksim.verdict import format_rate
 
 WHEN = datetime(2024, 5, 6, 7, 8, 9, tzinfo=timezone.utc)

@@ -19,10 +19,11 @@ from conftest import make_natural, make_repositories
 from masksim.checkpoint import DetectorFile, population_arrays
 from masksim.cli.main import app
 from masksim.data.manifest import REAL, Manifest
-from masksim.detector import BUILT_IN, Detector, load_detector
+from masksim.detector import Detector, load_detector
 from masksim.errors import DataError, ModelError, UsageError
 from masksim.evaluation import audit, population
 from masksim.evaluation.protocols import Scale
+from masksim.populations import BUILT_IN
 from masksim.traits import TRAITS
 
 runner = CliRunner()
@@ -279,7 +280,7 @@ def test_photos_of_one_source_do_not_widen_what_is_usual(
     monkeypatch.setattr(population, "FEWEST", 2)
     folder = next(path for path in sorted(photos.iterdir()) if path.is_dir())
     made, _ = population.calibrate(trained.folder, [folder], cache=tmp_path)
-    assert Detector(made)._limits == load_detector(trained.folder)._limits
+    assert Detector(made)._seen.photos == load_detector(trained.folder)._seen.photos
     small = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
     reasons = Detector(made).detect(small).verdict.reasons
     assert "too_small" in [reason.code for reason in reasons]

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from conftest import make_natural
-from masksim.detector import Detection, load_detector
+from masksim.detector import load_detector
 from masksim.errors import UsageError
 from masksim.image import load_image, top_rows
 from masksim.provenance.watermark import CHANCE, MARKS, Mark, decode_bits, find_watermarks
+from masksim.results import Detection
 from masksim.show.text import to_html, to_text
 
 BY_NAME = {mark.name: mark for mark in MARKS}

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import fake_detector as fake  # type: ignore[import-not-found]
-from masksim.detector import PatternPlane
 from masksim.errors import UsageError
+from masksim.results import PatternPlane
 from masksim.show import text as report
 from masksim.show.text import diverging_colours, maps_png, patterns_png, printable, to_json, to_text
 

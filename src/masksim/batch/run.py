@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from masksim import __version__
 from masksim.data.inputs import LONGEST, Inputs, is_url, open_remote, path_key, same_file
-from masksim.detector import Detection, GeneratorScore, load_detector
+from masksim.detector import load_detector
 from masksim.errors import (
     DataError,
     ImageError,
@@ -40,6 +40,7 @@ from masksim.errors import (
     extra_missing,
 )
 from masksim.provenance.origin import COLUMNS
+from masksim.results import Detection, GeneratorScore
 
 if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess

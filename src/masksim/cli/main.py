@@ -50,9 +50,10 @@ from masksim.cli.console import (
 from masksim.errors import ImageError, UsageError
 
 if TYPE_CHECKING:
-    from masksim.detector import Detection, Detector, SimilarityMap
+    from masksim.detector import Detector
     from masksim.image import LoadedImage
     from masksim.preprocess import ColourSpace
+    from masksim.results import Detection, SimilarityMap
 
 app = typer.Typer(
     name="masksim",

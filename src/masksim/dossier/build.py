@@ -24,10 +24,10 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from masksim import __version__
-from masksim.calibration import Interval
 from masksim.dossier import page as dossier_html
 from masksim.errors import ImageError, UsageError
 from masksim.image import Limits, LoadedImage, load_image, to_display
+from masksim.intervals import Interval
 from masksim.provenance import origin as origins
 from masksim.provenance.metadata import read_metadata, statements_of
 from masksim.show.text import colour_limit, colour_scale, diverging_colours, printable, to_json
@@ -36,7 +36,8 @@ from masksim.verdict import format_interval, format_rate
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from masksim.detector import Detection, Detector, PlaneMap, SimilarityMap
+    from masksim.detector import Detector
+    from masksim.results import Detection, PlaneMap, SimilarityMap
 
 __all__ = ["Check", "Report", "Verification", "make_report", "verify_report"]
 

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 import numpy as np
 
 from masksim import metrics
-from masksim.calibration import Populations
 from masksim.data.manifest import REAL
 from masksim.errors import DataError
 from masksim.evaluation.protocols import (
@@ -28,6 +27,7 @@ from masksim.evaluation.protocols import (
 )
 from masksim.evaluation.score_table import ScoreTable
 from masksim.metrics import Estimate
+from masksim.populations import Populations
 from masksim.traits import BANDS, TRAITS, bands_of
 
 if TYPE_CHECKING:

@@ -20,11 +20,12 @@ from masksim import __version__
 from masksim.checkpoint import DetectorFile, population_arrays
 from masksim.config import Progress
 from masksim.data.manifest import Manifest, Row, manifest_hash, scan_folders
-from masksim.detector import BUILT_IN, JOINT_ARRAYS, bundled_path
+from masksim.detector import bundled_path
 from masksim.errors import DataError, UsageError, counted
 from masksim.evaluation.score_table import ScoreTable
 from masksim.evaluation.scoring import score_manifest
 from masksim.files import file_digest
+from masksim.populations import BUILT_IN, JOINT_ARRAYS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

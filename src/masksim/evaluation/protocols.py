@@ -22,12 +22,14 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 
 from masksim import metrics
-from masksim.calibration import Attribution, Calibration, Populations
+from masksim.calibration import Calibration
 from masksim.config import Progress
 from masksim.data.manifest import REAL
 from masksim.errors import DataError, UsageError
 from masksim.evaluation.score_table import ScoreTable
+from masksim.evidence import Attribution
 from masksim.metrics import Estimate
+from masksim.populations import Populations
 from masksim.training.dataset import HISTORIES, history_weights
 from masksim.traits import TRAITS, bands_of
 from masksim.verdict import EVIDENCE, LEVELS

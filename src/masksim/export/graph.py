@@ -30,9 +30,10 @@ from masksim.spectrum import COHERENCE_FLOOR, hann_window
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from masksim.calibration import Calibration, Joint, Node
+    from masksim.calibration import Calibration, Joint
     from masksim.checkpoint import Branch
     from masksim.detector import Detector
+    from masksim.strata import Node
 
 OPSET, IR_VERSION = 15, 8
 PREFIX = "masksim."

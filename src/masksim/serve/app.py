@@ -47,6 +47,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
 from masksim import __version__
+from masksim.config import cores
 from masksim.errors import ImageError, MasksimError, UsageError
 from masksim.image import Limits, load_image
 from masksim.serve import schemas as answers
@@ -56,7 +57,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from starlette.types import Message, Receive, Scope, Send
 
-    from masksim.detector import Detector, SimilarityMap
+    from masksim.detector import Detector
+    from masksim.results import SimilarityMap
 
 
 __all__ = [
@@ -348,7 +350,7 @@ class Service:
     ) -> None:
         self.detector = detector
         self.config = config or ServeConfig()
-        self.workers = self.config.workers or _cores()
+        self.workers = self.config.workers or cores()
         self.limits = Limits(self.config.max_bytes, self.config.max_pixels)
         self.admission = Admission(self.workers, self.config.queue, self.config.max_held_bytes)
         self.meters = _Meters(self.admission, detector)
@@ -1053,12 +1055,6 @@ async def _collect(chunks: AsyncIterator[bytes]) -> bytes:
 async def _disconnected(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-def _cores() -> int:
-    from masksim.detector import _cores as cores
-
-    return cores()
 
 
 def _describe(detector: Detector, config: ServeConfig) -> bytes:

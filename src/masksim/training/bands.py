@@ -22,12 +22,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from masksim import metrics
-from masksim.calibration import Joint, Strata
+from masksim.calibration import Joint
 from masksim.checkpoint import DetectorFile
 from masksim.data.manifest import REAL, Manifest, manifest_hash
 from masksim.errors import DataError, ModelError, UsageError
 from masksim.features import FeatureConfig
 from masksim.model import heads_by_band, standardise
+from masksim.strata import Strata
 from masksim.training.dataset import FeatureTable, ViewConfig, at_most, compute_features
 from masksim.training.shared import (
     HeadConfig,
@@ -85,7 +86,7 @@ class BandsConfig:
     photos, images, photo_step
         What is kept for enrolling, see `masksim.training.stored_features`.
     strata, stratum_photos, stratum_sources
-        How calibration photos are parted, see `masksim.calibration.Strata`.
+        How calibration photos are parted, see `masksim.strata.Strata`.
     views, features, heads
         See their classes.
     """

@@ -29,12 +29,12 @@ from masksim.calibration import false_positive_rate
 from masksim.checkpoint import Branch, DetectorFile, check_generator_name, population_arrays
 from masksim.data.manifest import REAL, Manifest, Row, manifest_hash, scan_folders
 from masksim.data.sources import file_digest
-from masksim.detector import JOINT_ARRAYS
 from masksim.errors import DataError, UsageError
 from masksim.errors import counted as in_words
 from masksim.features import FeatureConfig
 from masksim.metrics import Estimate
 from masksim.model import SharedHeads, heads_by_band
+from masksim.populations import JOINT_ARRAYS
 from masksim.training.bands import fit_joint, view_weights
 from masksim.training.dataset import (
     FeatureTable,

@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from masksim import __version__, metrics
-from masksim.calibration import Strata
 from masksim.checkpoint import Branch, DetectorFile, HeadKind
 from masksim.data.manifest import REAL, Manifest, manifest_hash
 from masksim.errors import DataError, ModelError, UsageError, counted
 from masksim.features import FeatureConfig
 from masksim.model import SharedHeads
 from masksim.residual import ResidualConfig, residual_onnx
+from masksim.strata import Strata
 from masksim.training.dataset import (
     FeatureTable,
     ViewConfig,
@@ -101,7 +101,7 @@ class TrainConfig:
         see `masksim.training.stored_features`.
     strata
         How the calibration photos are parted, from the coarsest to the finest: (trait, number of
-        bands of as many photos each, or the cuts themselves), see `masksim.calibration.Strata`.
+        bands of as many photos each, or the cuts themselves), see `masksim.strata.Strata`.
     stratum_photos, stratum_sources
         Fewest photos, and sources of them, of a stratum.
     views, features, heads

@@ -1,0 +1,55 @@
+"""Small re-encodings that a verdict should survive."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from masksim import augment
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Pixels = NDArray[np.uint8]
+
+TRIED_UP_TO = 0.25
+"""Verdicts are checked by small re-encodings up to this joint rate."""
+
+_SIDE = 1600  # pixels, a multiple of 16: what lies outside is not analysed
+
+
+@dataclass(frozen=True)
+class Reencoding:
+    """A small change that any image may meet on its way.
+
+    Attributes
+    ----------
+    name
+        In words, as in ``"after a reduction by 2 %"``.
+    change
+        uint8 (H, W, 3) -> uint8 (H', W', 3).
+    format, quality
+        Of the file that the result would be: Pillow's name of the format, and the JPEG quality.
+    """
+
+    name: str
+    change: Callable[[Pixels], Pixels]
+    format: str = "PNG"
+    quality: int | None = None
+
+
+REENCODINGS: tuple[Reencoding, ...] = (
+    Reencoding("JPEG of quality 75", lambda p: augment.reencode(p, "JPEG", 75), "JPEG", 75),
+    Reencoding("WebP of quality 80", lambda p: augment.reencode(p, "WEBP", 80), "WEBP"),
+    Reencoding("a reduction by 2 %", lambda p: augment.resize(p, 0.98, "bicubic")),
+    Reencoding("an enlargement by 2 %", lambda p: augment.resize(p, 1.02, "bicubic")),
+)
+
+
+def middle(pixels: Pixels) -> Pixels:
+    """Cut out the middle that is re-encoded, keeping the grid of JPEG's blocks and of chroma."""
+    top, left = ((n - min(n, _SIDE)) // 2 // 16 * 16 for n in pixels.shape[:2])
+    return np.ascontiguousarray(pixels[top : top + _SIDE, left : left + _SIDE])
