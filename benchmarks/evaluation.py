@@ -21,7 +21,7 @@ from masksim.detector import bundled_path, load_detector
 from masksim.evaluation import scoring
 from masksim.evaluation.breakdowns import BREAKDOWNS
 from masksim.evaluation.degrade import select
-from masksim.evaluation.protocols import Scale
+from masksim.evaluation.protocols import Evaluation, Scale
 from masksim.evaluation.results import measure_degradations, measure_table, plain
 from masksim.show.tables import Table
 
@@ -81,10 +81,8 @@ def main() -> None:
     table = scoring.score_manifest(
         bundled_path(), images, cache=args.cache, workers=args.workers, progress=progress
     )
-    results = measure_table(
-        table, scale, shares=scoring.views_of(detector).shares,
-        seen=scoring.seen_in_training(manifest), samples=args.samples, progress=progress,
-    )  # fmt: skip
+    given = Evaluation.of(table, scale, scoring.views_of(detector).shares, args.samples)
+    results = measure_table(given, seen=scoring.seen_in_training(manifest), progress=progress)
     degraded = scoring.score_degraded(
         bundled_path(), scoring.bounded(images, args.per_class, reals=args.reals),
         select(args.degrade.split(",")), cache=args.cache, workers=args.workers,

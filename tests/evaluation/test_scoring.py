@@ -42,13 +42,9 @@ def table(trained: Any, cache: Path) -> ScoreTable:
 
 @pytest.fixture(scope="module")
 def measured(trained: Any, table: ScoreTable) -> Results:
-    return measure_table(
-        table,
-        Scale.of_detector(load_detector(trained.folder)),
-        shares=trained.config.views.shares,
-        seen=scoring.seen_in_training(trained.manifest),
-        samples=30,
-    )
+    scale = Scale.of_detector(load_detector(trained.folder))
+    given = Evaluation.of(table, scale, trained.config.views.shares, samples=30)
+    return measure_table(given, seen=scoring.seen_in_training(trained.manifest))
 
 
 def test_scores_are_the_detectors(trained: Any, table: ScoreTable) -> None:
@@ -123,14 +119,10 @@ def test_figures_from_the_saved_scores(table: ScoreTable, measured: Results) -> 
 
 def test_seen_sources_are_left_out_of_the_unseen_figures(table: ScoreTable, trained: Any) -> None:
     source = str(table.sources[table.typ == "grid"][0])
-    part = measure_table(
-        table,
-        Scale.of_detector(load_detector(trained.folder)),
-        chosen=("specific",),
-        shares=trained.config.views.shares,
-        seen=frozenset({("grid", source), *(("ring", s) for s in set(table.sources.tolist()))}),
-        samples=10,
-    ).data
+    scale = Scale.of_detector(load_detector(trained.folder))
+    seen = frozenset({("grid", source), *(("ring", s) for s in set(table.sources.tolist()))})
+    given = Evaluation.of(table, scale, samples=10)
+    part = measure_table(given, chosen=("specific",), seen=seen).data
     everything = part["specific"]["rows"]["grid"]["synthetic_images"]
     own = table.count((table.typ == "grid") & (table.sources == source))
     assert 0 < own < everything
@@ -142,11 +134,11 @@ def test_a_split_without_the_detectors_generators(table: ScoreTable, trained: An
     """Other generators have no head: only all heads together can be asked about them."""
     other = replace(table, typ=np.where(table.typ == REAL, REAL, "mygen"))
     scale = Scale.of_detector(load_detector(trained.folder))
-    found = measure_table(other, scale, samples=10).data
+    found = measure_table(Evaluation.of(other, scale, samples=10)).data
     assert set(found["generic"]["rows"]) == {"mygen"}
     assert found["specific"]["left_out"] == {"mygen": "no head of its own"}
     with pytest.raises(DataError, match="needed are 'real'"):
-        measure_table(table.select(table.typ == REAL), scale, samples=10)
+        measure_table(Evaluation.of(table.select(table.typ == REAL), scale))
 
 
 def test_train_and_evaluate_on_the_command_line(trained: Any, tmp_path: Path) -> None:
@@ -284,10 +276,9 @@ def test_a_peer_scores_the_same_views(trained: Any, table: ScoreTable, tmp_path:
     assert both.generators == (*table.generators, "mean")
     assert not np.isnan(both.similarities).any()
     assert found.processing.tolist() == table.processing.tolist()
-    results = measure_table(
-        both, Scale.of_detector(load_detector(trained.folder)), chosen=(), peers=["mean"],
-        samples=10,
-    )  # fmt: skip
+    scale = Scale.of_detector(load_detector(trained.folder))
+    given = Evaluation.of(both, scale, samples=10)
+    results = measure_table(given, chosen=(), peers=both.only(["mean"]))
     opinions = results.data["second opinions"]
     assert opinions["masksim"]["auroc"].value > opinions["mean"]["auroc"].value
     program.write_text("LEAST = 999\n" + PEER, encoding="utf-8")
@@ -413,7 +404,7 @@ def test_scores_are_those_of_each_files_band(banded: Any, tmp_path: Path) -> Non
         for group, row in rows.items():
             of_group = np.array(labels) == group
             assert row["real_images"] == table.count(of_group & (table.typ == REAL))
-    assert measure_table(table, scale, samples=10).tables
+    assert measure_table(Evaluation.of(table, scale, samples=10)).tables
 
 
 def test_heads_of_two_bands_are_compared_by_their_rates(banded: Any, tmp_path: Path) -> None:

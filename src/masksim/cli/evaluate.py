@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -28,14 +29,14 @@ from masksim.cli.console import (
     to_json,
     write,
 )
-from masksim.config import Progress
 from masksim.errors import UsageError
+from masksim.files import make_folder, write_whole
 
 if TYPE_CHECKING:
+    from masksim.config import Progress
     from masksim.data.manifest import Manifest
     from masksim.detector import Detector
-    from masksim.evaluation.degrade import Degradation
-    from masksim.evaluation.protocols import Protocol, Scale
+    from masksim.evaluation.protocols import Evaluation, Protocol, Scale
     from masksim.evaluation.results import Results
     from masksim.evaluation.score_table import ScoreTable
     from masksim.show.tables import Table
@@ -111,130 +112,193 @@ def evaluate(
         need_for_files(manifest)
         if pictures:
             need("plot", "--pictures", "matplotlib")
-        from masksim.evaluation.protocols import PROTOCOLS
-        from masksim.evaluation.results import Results, measure_table
-        from masksim.evaluation.scoring import seen_in_training, views_of
-
-        peers = list(peer or ())
-        _check_options(
-            manifest, scores, original_scores, model, degrade, per_class, peers, out, pictures
-        )
-        chosen: Sequence[Protocol] = (
-            PROTOCOLS if protocol is ProtocolName.all
-            else () if protocol is ProtocolName.none
-            else (protocol.value,)
+        asked = _Asked(
+            manifest, split, scores, original_scores, model, calibration, protocol,
+            _listed(degrade), per_class, tuple(peer or ()), out, pictures, workers, samples, cache,
         )  # fmt: skip
+        asked.check()
         if out is not None:
             check_free(*(out / name for name in _RESULTS), overwrite=overwrite)
-        wanted = _degradations(degrade)  # a name that is wrong is told before hours of scoring
-        saved = scores is not None or original_scores is not None
-        detector = _detector(manifest, scores, original_scores, model)
-        images = _images(manifest, None if saved else split)
-        # Only images have pieces.
-        place = Path() if manifest is None else cache_folder(cache, manifest)
-        results = Results({}, ())
-        table: ScoreTable | None = None
-        scale: Scale | None = None
         with stages() as progress:
-            if chosen or peers or scores or original_scores:
-                table, scale, asked = _scores(
-                    images, split, scores, original_scores, detector, _path(model), peers,
-                    calibration, place, workers, progress,
-                )  # fmt: skip
-                results += measure_table(
-                    table, scale, chosen=chosen, peers=asked,
-                    shares=None if detector is None else views_of(detector).shares,
-                    seen=frozenset() if images is None else seen_in_training(images),
-                    name="masksim" if detector is None else detector.name,
-                    samples=samples, progress=progress,
-                )  # fmt: skip
-            if wanted and images is not None:
-                if detector is None:
-                    raise UsageError("--degrade scores images: with --scores, name the --model")
-                results += _degraded(
-                    images.select(split), wanted, per_class, detector, _path(model), calibration,
-                    place, workers, samples, progress,
-                )  # fmt: skip
-        document = _document(detector, split if manifest else None, table, results)
+            found = _measured(asked, progress)
+        document = found.document()
         if out is not None:
-            _save(out, table, document, results.tables)
+            _save(out, found.table, document, found.results.tables)
             if pictures:
-                _draw(out / "pictures", table, scale, chosen, detector, results)
+                _draw(out / "pictures", asked.protocols(), found)
         if as_json:
             write(to_json(document))
         else:
-            write(_printed(results.tables, format))
-        if table is not None and table.failures:
-            say(f"note: {len(table.failures)} images could not be scored")
+            write(_printed(found.results.tables, format))
+        if found.table is not None and found.table.failures:
+            say(f"note: {len(found.table.failures)} images could not be scored")
 
 
-def _check_options(
-    manifest: Path | None,
-    scores: Path | None,
-    original_scores: Path | None,
-    model: Path | None,
-    degrade: str | None,
-    per_class: int | None,
-    peers: Sequence[str],
-    out: Path | None,
-    pictures: bool,
-) -> None:
-    """Refuse options that do not go together."""
-    if manifest is None and scores is None and original_scores is None:
-        raise UsageError("what is to be measured? Give --manifest, --scores or --original-scores")
-    if original_scores is not None and (scores or manifest or model):
-        raise UsageError(
-            "--original-scores holds probabilities of other detectors: it goes with no --manifest, "
-            "--scores or --model"
-        )
-    if degrade is not None and manifest is None:
-        raise UsageError("--degrade needs images: give --manifest")
-    if per_class is not None and degrade is None:
-        raise UsageError("--per-class is the number of images for --degrade")
-    if manifest is None and any("=" in one for one in peers):
-        raise UsageError("a peer scores images: give --manifest, or the name of a column alone")
-    if scores is None and any("=" not in one for one in peers):
-        raise UsageError("a peer is NAME=SPEC; NAME alone is a column of --scores")
-    if pictures and out is None:
-        raise UsageError("--pictures are written to a folder: give --out")
+def _listed(names: str | None) -> tuple[str, ...]:
+    return tuple(name.strip() for name in (names or "").split(",") if name.strip())
 
 
-def _path(model: Path | None) -> Path:
-    from masksim.detector import bundled_path
+@dataclass(frozen=True)
+class _Asked:
+    """What is to be measured, as the options say it."""
 
-    return bundled_path() if model is None else model
+    manifest: Path | None
+    split: str
+    scores: Path | None
+    original_scores: Path | None
+    model: Path | None
+    calibration: Path | None
+    protocol: ProtocolName
+    degrade: tuple[str, ...]
+    per_class: int | None
+    peers: tuple[str, ...]
+    out: Path | None
+    pictures: bool
+    workers: int
+    samples: int
+    cache: Path | None
+
+    def check(self) -> None:
+        """Refuse options that do not go together.
+
+        Raises
+        ------
+        UsageError
+        """
+        saved = self.scores or self.original_scores
+        if self.manifest is None and not saved:
+            raise UsageError(
+                "what is to be measured? Give --manifest, --scores or --original-scores"
+            )
+        if self.original_scores is not None and (self.scores or self.manifest or self.model):
+            raise UsageError(
+                "--original-scores holds probabilities of other detectors: it goes with no "
+                "--manifest, --scores or --model"
+            )
+        if self.degrade and self.manifest is None:
+            raise UsageError("--degrade needs images: give --manifest")
+        if self.degrade and saved and self.model is None:
+            raise UsageError("--degrade scores images: with --scores, name the --model")
+        if self.per_class is not None and not self.degrade:
+            raise UsageError("--per-class is the number of images for --degrade")
+        if self.manifest is None and any("=" in one for one in self.peers):
+            raise UsageError("a peer scores images: give --manifest, or the name of a column alone")
+        if self.scores is None and any("=" not in one for one in self.peers):
+            raise UsageError("a peer is NAME=SPEC; NAME alone is a column of --scores")
+        if self.pictures and self.out is None:
+            raise UsageError("--pictures are written to a folder: give --out")
+
+    def protocols(self) -> Sequence[Protocol]:
+        """Name the protocols to run."""
+        from masksim.evaluation.protocols import PROTOCOLS
+
+        if self.protocol is ProtocolName.all:
+            return PROTOCOLS
+        return () if self.protocol is ProtocolName.none else (self.protocol.value,)
+
+    def detector_path(self) -> Path:
+        """Name the folder of the detector."""
+        from masksim.detector import bundled_path
+
+        return bundled_path() if self.model is None else self.model
+
+    def detector(self) -> Detector | None:
+        """Load the detector; with saved scores there is one only if it is named."""
+        from masksim.detector import load_detector
+
+        saved = self.scores is not None or self.original_scores is not None
+        return None if saved and self.model is None else load_detector(self.detector_path())
+
+    def images(self) -> Manifest | None:
+        """Read all images; where some of a split are to be scored there must be some."""
+        from masksim.data.manifest import read_manifest
+
+        if self.manifest is None:
+            return None
+        if self.scores is None:
+            images_of(self.manifest, self.split)
+        return read_manifest(self.manifest)
+
+    def calibrated(self, scale: Scale) -> Scale:
+        """Put scores of real photos in, if there are any."""
+        from masksim.calibration import Calibration
+        from masksim.evaluation.score_table import read_real_scores
+
+        if self.calibration is None:
+            return scale
+        # Scores alone: what the photos show is not known, so that there are no strata.
+        real = read_real_scores(self.calibration, scale.generators)
+        return replace(scale, calibration=Calibration(real))
 
 
-def _detector(
-    manifest: Path | None, scores: Path | None, original_scores: Path | None, model: Path | None
-) -> Detector | None:
-    """Load the detector; with saved scores there is one only if it is named."""
-    from masksim.detector import load_detector
+@dataclass(frozen=True)
+class _Found:
+    """What was measured, and on what."""
 
-    saved = scores is not None or original_scores is not None
-    return None if saved and model is None else load_detector(_path(model))
+    detector: Detector | None
+    split: str | None
+    table: ScoreTable | None  # with the columns of other detectors
+    given: Evaluation | None
+    results: Results
+
+    def document(self) -> dict[str, Any]:
+        """Put everything together for JSON."""
+        from masksim.evaluation.results import plain
+
+        document: dict[str, Any] = {}
+        if self.detector is not None:
+            document["detector"] = {"name": self.detector.name, "sha256": self.detector.sha256}
+        if self.split is not None:
+            document["split"] = self.split
+        if self.table is not None:
+            document |= {"images": self.table.images(), "failures": dict(self.table.failures)}
+        found: Mapping[str, Any] = plain(self.results.data)
+        return document | dict(found)
 
 
-def _images(manifest: Path | None, split: str | None) -> Manifest | None:
-    """Read all images; where some of a split are to be scored there must be some."""
-    from masksim.data.manifest import read_manifest
+def _measured(asked: _Asked, progress: Progress) -> _Found:
+    """Score what is to be scored, and measure it."""
+    from masksim.evaluation import degrade, scoring
+    from masksim.evaluation.protocols import Evaluation, Scale
+    from masksim.evaluation.results import Results, measure_degradations, measure_table
 
-    if manifest is not None and split is not None:
-        images_of(manifest, split)
-    return None if manifest is None else read_manifest(manifest)
+    # A name that is wrong is told before hours of scoring; none is what others are compared with.
+    wanted = degrade.select(["none", *asked.degrade]) if asked.degrade else []
+    chosen = asked.protocols()
+    detector, images = asked.detector(), asked.images()
+    # Only images have pieces.
+    place = Path() if asked.manifest is None else cache_folder(asked.cache, asked.manifest)
+    results = Results({}, ())
+    table: ScoreTable | None = None
+    given: Evaluation | None = None
+    if chosen or asked.peers or asked.scores or asked.original_scores:
+        table, scale, peers = _scores(asked, images, detector, place, progress)
+        shares = None if detector is None else scoring.views_of(detector).shares
+        given = Evaluation.of(table, scale, shares, asked.samples)
+        results += measure_table(
+            given, chosen=chosen, peers=table.only(peers) if peers else None,
+            seen=frozenset() if images is None else scoring.seen_in_training(images),
+            name="masksim" if detector is None else detector.name, progress=progress,
+        )  # fmt: skip
+    if wanted and images is not None and detector is not None:
+        some = images.select(asked.split)
+        if asked.per_class is not None:
+            some = scoring.bounded(some, asked.per_class)
+        tables = scoring.score_degraded(
+            asked.detector_path(), some, wanted, cache=place, workers=asked.workers,
+            progress=progress,
+        )  # fmt: skip
+        scale = asked.calibrated(Scale.of_detector(detector))
+        results += measure_degradations(tables, scale, samples=asked.samples, progress=progress)
+    split = None if asked.manifest is None else asked.split
+    return _Found(detector, split, table, given, results)
 
 
 def _scores(
+    asked: _Asked,
     images: Manifest | None,
-    split: str,
-    scores: Path | None,
-    original_scores: Path | None,
     detector: Detector | None,
-    model: Path,
-    peers: Sequence[str],
-    calibration: Path | None,
     cache: Path,
-    workers: int,
     progress: Progress,
 ) -> tuple[ScoreTable, Scale, list[str]]:
     """Score images or read scores; say what they mean, and which columns are other detectors'."""
@@ -243,104 +307,45 @@ def _scores(
     from masksim.evaluation.scoring import score_manifest, score_peer, views_of
     from masksim.training.dataset import ViewConfig
 
-    if original_scores is not None:
-        table = read_original_scores(original_scores)
-    elif scores is not None:
-        table = read_scores(scores)
+    if asked.original_scores is not None:
+        table = read_original_scores(asked.original_scores)
+    elif asked.scores is not None:
+        table = read_scores(asked.scores)
     else:
         assert images is not None
         table = score_manifest(
-            model, images.select(split), cache=cache, workers=workers, progress=progress
-        )
-    asked = [one for one in peers if "=" not in one]
-    heads = [name for name in table.generators if name not in asked]
-    table.only(asked)  # a column that is not there is an error
+            asked.detector_path(), images.select(asked.split), cache=cache, workers=asked.workers,
+            progress=progress,
+        )  # fmt: skip
+    peers = [one for one in asked.peers if "=" not in one]
+    heads = [name for name in table.generators if name not in peers]
+    table.only(peers)  # a column that is not there is an error
     if detector is not None:
-        asked = [name for name in table.generators if name not in detector.generators]
+        peers = [name for name in table.generators if name not in detector.generators]
         heads = list(detector.generators)
     if not heads:
         raise UsageError("every column of the scores is a peer: no detector is left to measure")
-    for one in peers:
+    for one in asked.peers:
         if "=" in one and images is not None:
             config = ViewConfig() if detector is None else views_of(detector)
             other = score_peer(
-                one, images.select(split), cache=cache, config=config, progress=progress
+                one, images.select(asked.split), cache=cache, config=config, progress=progress
             )
             table = table.joined(other)
-            asked += other.generators
+            peers += other.generators
             if other.failures:
                 say(f"note: {other.generators[0]} refused {len(other.failures)} images")
     own = table.only(heads)
     scale = Scale.of_table(own) if detector is None else Scale.of_detector(detector)
     if detector is None and not scale.probabilities:
         say("note: some scores are outside [0, 1], so there are no probabilities to measure")
-    scale = _calibrated(scale, calibration)
+    scale = asked.calibrated(scale)
     if table.traits is None and scale.needs_traits():
         say(
             "note: these scores do not tell what the images show: rates are those among all "
             "photos, where verdicts take photos of the same kind"
         )
-    return table, scale, asked
-
-
-def _calibrated(scale: Scale, calibration: Path | None) -> Scale:
-    from dataclasses import replace
-
-    from masksim.calibration import Calibration
-    from masksim.evaluation.score_table import read_real_scores
-
-    if calibration is None:
-        return scale
-    # Scores alone: what the photos show is not known, so that there are no strata.
-    return replace(scale, calibration=Calibration(read_real_scores(calibration, scale.generators)))
-
-
-def _degradations(names: str | None) -> list[Degradation]:
-    """Choose degradations; none of them first, to compare with."""
-    from masksim.evaluation.degrade import select
-
-    wanted = [] if names is None else [name.strip() for name in names.split(",") if name.strip()]
-    return select(["none", *wanted]) if wanted else []
-
-
-def _degraded(
-    images: Manifest,
-    wanted: Sequence[Degradation],
-    per_class: int | None,
-    detector: Detector,
-    model: Path,
-    calibration: Path | None,
-    cache: Path,
-    workers: int,
-    samples: int,
-    progress: Progress,
-) -> Results:
-    from masksim.evaluation.protocols import Scale
-    from masksim.evaluation.results import measure_degradations
-    from masksim.evaluation.scoring import bounded, score_degraded
-
-    if per_class is not None:
-        images = bounded(images, per_class)
-    tables = score_degraded(model, images, wanted, cache=cache, workers=workers, progress=progress)
-    scale = _calibrated(Scale.of_detector(detector), calibration)
-    return measure_degradations(tables, scale, samples=samples, progress=progress)
-
-
-def _document(
-    detector: Detector | None, split: str | None, table: ScoreTable | None, results: Results
-) -> dict[str, Any]:
-    """Put everything together for JSON."""
-    from masksim.evaluation.results import plain
-
-    document: dict[str, Any] = {}
-    if detector is not None:
-        document["detector"] = {"name": detector.name, "sha256": detector.sha256}
-    if split is not None:
-        document["split"] = split
-    if table is not None:
-        document |= {"images": table.images(), "failures": dict(table.failures)}
-    found: Mapping[str, Any] = plain(results.data)
-    return document | dict(found)
+    return table, scale, peers
 
 
 _RESULTS = ("scores.csv", "results.json", "results.md")
@@ -352,44 +357,30 @@ def _save(
     """Write scores, results and tables."""
     from masksim.show.tables import SUFFIXES
 
-    try:
-        (out / "tables").mkdir(parents=True, exist_ok=True)
-        if table is not None:
-            (out / "scores.csv").write_text(table.to_csv(), encoding="utf-8")
-        (out / "results.json").write_text(to_json(document, indent=1) + "\n", encoding="utf-8")
-        page = "\n\n".join(one.to_markdown() for one in tables)
-        (out / "results.md").write_text(page + "\n", encoding="utf-8")
-        for one in tables:
-            for format in ("text", "latex", "csv"):
-                path = out / "tables" / f"{one.name}.{SUFFIXES[format]}"
-                text = one.render(format, width=120)
-                path.write_text(text.rstrip("\n") + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"cannot write to {out}: {error.strerror or error}") from error
+    make_folder(out / "tables")
+    texts = {
+        "results.json": to_json(document, indent=1) + "\n",
+        "results.md": "\n\n".join(one.to_markdown() for one in tables) + "\n",
+    }
+    if table is not None:
+        texts["scores.csv"] = table.to_csv()
+    for one in tables:
+        for format in ("text", "latex", "csv"):
+            text = one.render(format, width=120).rstrip("\n") + "\n"
+            texts[f"tables/{one.name}.{SUFFIXES[format]}"] = text
+    for name, text in texts.items():
+        write_whole(out / name, text.encode())
 
 
-def _draw(
-    folder: Path,
-    table: ScoreTable | None,
-    scale: Scale | None,
-    chosen: Sequence[Protocol],
-    detector: Detector | None,
-    results: Results,
-) -> None:
+def _draw(folder: Path, chosen: Sequence[Protocol], found: _Found) -> None:
     from masksim.evaluation.curves import draw_all
-    from masksim.evaluation.protocols import weighing
-    from masksim.evaluation.scoring import views_of
-    from masksim.training.dataset import ViewConfig
 
-    shares = (ViewConfig() if detector is None else views_of(detector)).shares
     draw_all(
         folder,
-        None if table is None or scale is None else table.only(scale.generators),
-        scale,
+        found.given,
         chosen=chosen,
-        weigh=None if table is None else weighing(table, shares),
-        degradations=results.data.get("degradations"),
-        patterns=None if detector is None else detector.patterns(),
+        degradations=found.results.data.get("degradations"),
+        patterns=None if found.detector is None else found.detector.patterns(),
     )
 
 

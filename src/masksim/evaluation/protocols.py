@@ -30,7 +30,7 @@ from masksim.evaluation.score_table import ScoreTable
 from masksim.evidence import Attribution
 from masksim.metrics import Estimate
 from masksim.populations import Populations
-from masksim.training.dataset import HISTORIES, history_weights
+from masksim.training.dataset import HISTORIES, ViewConfig, history_weights
 from masksim.traits import TRAITS, bands_of
 from masksim.verdict import EVIDENCE, LEVELS
 
@@ -374,6 +374,21 @@ class Evaluation:
     scale: Scale
     weigh: Weigh = equal_views
     samples: int = 500
+
+    @classmethod
+    def of(
+        cls,
+        table: ScoreTable,
+        scale: Scale,
+        shares: Mapping[str, float] | None = None,
+        samples: int = 500,
+    ) -> Evaluation:
+        """Take the columns of the scale's generators, views weighed by `weighing`.
+
+        `shares` are those of the histories, by default of `ViewConfig`.
+        """
+        weigh = weighing(table, ViewConfig().shares if shares is None else shares)
+        return cls(table.only(scale.generators), scale, weigh, samples)
 
     @cached_property
     def real(self) -> Bools:

@@ -34,11 +34,9 @@ from masksim.evaluation.protocols import (
     Scale,
     run_protocol,
     unseen,
-    weighing,
 )
 from masksim.evaluation.score_table import ScoreTable
 from masksim.show.tables import Table
-from masksim.training.dataset import ViewConfig
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,37 +60,28 @@ class Results:
 
 
 def measure_table(
-    table: ScoreTable,
-    scale: Scale,
+    given: Evaluation,
     *,
     chosen: Sequence[Protocol] = PROTOCOLS,
-    shares: Mapping[str, float] | None = None,
     seen: frozenset[tuple[str, str]] = frozenset(),
-    peers: Sequence[str] = (),
+    peers: ScoreTable | None = None,
     name: str = "masksim",
-    samples: int = 500,
     progress: Progress | None = None,
 ) -> Results:
     """Measure a table of scores: protocols, confusion, break-downs, second opinions.
 
     Parameters
     ----------
-    table
-        Columns of the scale's generators, and of the peers.
-    scale
-        From `Scale.of_detector`, or `Scale.of_table` where the detector is not at hand.
+    given
+        The scores, and what they mean; see `Evaluation.of`.
     chosen
         Protocols.
-    shares
-        Of histories, by default those of `ViewConfig`; no matter for tables without histories.
     seen
         (generator, source) pairs that training had: a table of its own leaves their images out.
     peers
-        Columns that are other detectors' scores.
+        Scores of the same views by other detectors.
     name
         Of the detector, beside the peers.
-    samples
-        Bootstrap samples.
     progress
         Called with (part, done, all).
 
@@ -106,8 +95,6 @@ def measure_table(
         The table cannot be measured, see `ScoreTable.check`.
     """
     tell: Progress = progress or (lambda stage, done, count: None)
-    weigh = weighing(table, ViewConfig().shares if shares is None else shares)
-    given = Evaluation(table.only(scale.generators), scale, weigh, samples)
     given.table.check()
     data: dict[str, Any] = {}
     tables: list[Table] = []
@@ -131,12 +118,12 @@ def measure_table(
         if len(rows) > 1:
             data[f"by {by}"] = rows
             tables.append(breakdown_table(by, rows))
-    if len(set(table.histories.tolist())) > 1 and scale.calibration is not None:
+    if len(set(given.table.histories.tolist())) > 1 and given.scale.calibration is not None:
         pairs, reals = history_pairs(given), real_histories(given)
         data["histories"] = {"pairs": pairs, "reals": reals}
         tables += history_tables(pairs, reals)
-    if peers:
-        data["second opinions"] = second_opinions(given, table.only(peers), name=name)
+    if peers is not None:
+        data["second opinions"] = second_opinions(given, peers, name=name)
         tables.append(second_opinions_table(data["second opinions"]))
     tell("break-downs", 1, 1)
     return Results(data, tuple(tables))
@@ -156,7 +143,7 @@ def measure_degradations(
     tables
         By name of the degradation.
     scale, samples
-        As in `measure_table`.
+        See `Evaluation`.
     progress
         Called with (``"degradations"``, done, all).
 
