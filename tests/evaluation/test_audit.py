@@ -22,7 +22,7 @@ from masksim.data.manifest import REAL, Manifest
 from masksim.detector import Detector, load_detector
 from masksim.errors import DataError, ModelError, UsageError
 from masksim.evaluation import audit, population
-from masksim.evaluation.protocols import Scale
+from masksim.evaluation.scale import Scale
 from masksim.populations import BUILT_IN
 from masksim.traits import TRAITS
 

@@ -15,7 +15,9 @@ import pytest
 from masksim.data.manifest import REAL
 from masksim.errors import DataError
 from masksim.evaluation import score_table
-from masksim.evaluation.protocols import Evaluation, Scale, run_protocol
+from masksim.evaluation.measures import Evaluation
+from masksim.evaluation.protocols import run_protocol
+from masksim.evaluation.scale import Scale
 from masksim.evaluation.score_table import ScoreTable
 from masksim.traits import TRAITS
 from planted_scores import HEADS, make, write_original

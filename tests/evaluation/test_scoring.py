@@ -22,8 +22,9 @@ from masksim.detector import load_detector
 from masksim.errors import DataError, UsageError
 from masksim.evaluation import degrade, protocols, scoring
 from masksim.evaluation.breakdowns import break_down
-from masksim.evaluation.protocols import Evaluation, Scale
+from masksim.evaluation.measures import Evaluation
 from masksim.evaluation.results import Results, measure_degradations, measure_table, plain
+from masksim.evaluation.scale import Scale, joint_evidence
 from masksim.evaluation.score_table import ScoreTable
 from masksim.image import load_image
 from masksim.traits import BANDS, TRAITS
@@ -206,7 +207,7 @@ def test_the_scale_is_the_detectors(trained: Any) -> None:
     np.testing.assert_allclose(1 / (1 + np.exp(-odds[0])), p, rtol=1e-4)
     empty = np.array([""])
     one = ScoreTable(*(empty,) * 6, scale.generators, similarity)
-    rate = protocols.joint_evidence(one, scale).rate
+    rate = joint_evidence(one, scale).rate
     assert rate is not None
     assert found.verdict.false_positive_rate == pytest.approx(rate[0])
 

@@ -36,8 +36,10 @@ if TYPE_CHECKING:
     from masksim.config import Progress
     from masksim.data.manifest import Manifest
     from masksim.detector import Detector
-    from masksim.evaluation.protocols import Evaluation, Protocol, Scale
+    from masksim.evaluation.measures import Evaluation
+    from masksim.evaluation.protocols import Protocol
     from masksim.evaluation.results import Results
+    from masksim.evaluation.scale import Scale
     from masksim.evaluation.score_table import ScoreTable
     from masksim.show.tables import Table
 
@@ -259,8 +261,9 @@ class _Found:
 def _measured(asked: _Asked, progress: Progress) -> _Found:
     """Score what is to be scored, and measure it."""
     from masksim.evaluation import degrade, scoring
-    from masksim.evaluation.protocols import Evaluation, Scale
+    from masksim.evaluation.measures import Evaluation
     from masksim.evaluation.results import Results, measure_degradations, measure_table
+    from masksim.evaluation.scale import Scale
 
     # A name that is wrong is told before hours of scoring; none is what others are compared with.
     wanted = degrade.select(["none", *asked.degrade]) if asked.degrade else []
@@ -302,7 +305,7 @@ def _scores(
     progress: Progress,
 ) -> tuple[ScoreTable, Scale, list[str]]:
     """Score images or read scores; say what they mean, and which columns are other detectors'."""
-    from masksim.evaluation.protocols import Scale
+    from masksim.evaluation.scale import Scale
     from masksim.evaluation.score_table import read_original_scores, read_scores
     from masksim.evaluation.scoring import score_manifest, score_peer, views_of
     from masksim.training.dataset import ViewConfig

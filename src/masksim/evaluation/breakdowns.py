@@ -15,16 +15,9 @@ import numpy as np
 from masksim import metrics
 from masksim.data.manifest import REAL
 from masksim.errors import DataError
-from masksim.evaluation.protocols import (
-    CLAIMED,
-    Evaluation,
-    Evidence,
-    Scale,
-    estimates,
-    evidence,
-    mean,
-    percent,
-)
+from masksim.evaluation.measures import CLAIMED, Evaluation, estimates, mean, percent
+from masksim.evaluation.protocols import evidence
+from masksim.evaluation.scale import Evidence, Scale
 from masksim.evaluation.score_table import ScoreTable
 from masksim.metrics import Estimate
 from masksim.populations import Populations
@@ -33,7 +26,7 @@ from masksim.traits import BANDS, TRAITS, bands_of
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from masksim.evaluation.protocols import Bools, Floats
+    from masksim.evaluation.measures import Bools, Floats
 
 Breakdown: TypeAlias = Literal["source", "format", "history", "last step", "band", "stratum"]
 BREAKDOWNS: tuple[Breakdown, ...] = get_args(Breakdown)

@@ -1,6 +1,6 @@
 """Pictures of an evaluation: curves, histograms, and what each head looks for. Needs matplotlib.
 
-Everything that is drawn is computed by `masksim.evaluation.protocols` and `masksim.metrics`; masks
+Everything that is drawn is computed by `masksim.evaluation.measures` and `masksim.metrics`; masks
 and references are drawn by `masksim.show.text`.
 """
 
@@ -22,7 +22,9 @@ from masksim.verdict import EVIDENCE
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from masksim.evaluation.protocols import Evaluation, Evidence, Protocol, Scale
+    from masksim.evaluation.measures import Evaluation
+    from masksim.evaluation.protocols import Protocol
+    from masksim.evaluation.scale import Evidence, Scale
 
 _DPI = 120
 _REAL_COLOUR = "0.55"

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from masksim.evaluation.breakdowns import Breakdown, HistoryPair, RealHistories
-from masksim.evaluation.protocols import CLAIMED, percent
+from masksim.evaluation.measures import CLAIMED, percent
 from masksim.show.tables import Column, Table
 
 _MEASURES = (

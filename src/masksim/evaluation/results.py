@@ -19,6 +19,7 @@ from masksim.evaluation.breakdowns import (
     second_opinions,
 )
 from masksim.evaluation.degrade import GRID
+from masksim.evaluation.measures import Evaluation
 from masksim.evaluation.protocol_tables import (
     breakdown_table,
     confusion_table,
@@ -27,14 +28,8 @@ from masksim.evaluation.protocol_tables import (
     protocol_table,
     second_opinions_table,
 )
-from masksim.evaluation.protocols import (
-    PROTOCOLS,
-    Evaluation,
-    Protocol,
-    Scale,
-    run_protocol,
-    unseen,
-)
+from masksim.evaluation.protocols import PROTOCOLS, Protocol, run_protocol, unseen
+from masksim.evaluation.scale import Scale
 from masksim.evaluation.score_table import ScoreTable
 from masksim.show.tables import Table
 
