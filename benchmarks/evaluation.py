@@ -13,10 +13,11 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from model_card import ROOT
 
-from masksim.data.manifest import read_manifest
+from masksim.data.manifest import REAL, read_manifest
 from masksim.detector import bundled_path, load_detector
 from masksim.evaluation import scoring
 from masksim.evaluation.breakdowns import BREAKDOWNS
@@ -59,6 +60,28 @@ degradation does is listed in `masksim.evaluation.degrade.GRID`.
 """
 
 
+def page(document: dict[str, Any], tables: dict[str, Table], degradations: str) -> list[str]:
+    """Write the page in its parts."""
+    counts = dict(document["images"])
+    real = counts.pop(REAL)
+    detector = document["detector"]
+    texts = [
+        HEAD.format(
+            name=detector["name"], digest=detector["sha256"][:12], split=document["split"],
+            images=f"{real:,} real photos and {sum(counts.values()):,} images of "
+            f"{len(counts)} generators",
+        )
+    ]  # fmt: skip
+    for title, names in PARTS:
+        shown = [tables[name] for name in names if name in tables]
+        if shown:
+            texts.append(f"## {title}\n")
+        if "degradations" in names:
+            texts.append(degradations)
+        texts += [one.to_markdown() + "\n" for one in shown]
+    return texts
+
+
 def main() -> None:
     """Score, measure, write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -92,34 +115,19 @@ def main() -> None:
     results += measure_degradations(degraded, scale, samples=args.samples, progress=progress)
     print(file=sys.stderr)
 
-    counts = table.images()
     document = {
         "detector": {"name": detector.name, "sha256": detector.sha256},
         "split": args.split,
-        "images": dict(counts),
+        "images": table.images(),
         "failures": dict(table.failures),
         "samples": args.samples,
         **plain(results.data),
     }
     path = ROOT / "benchmarks" / "results" / "evaluation.json"
     path.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    tables: dict[str, Table] = {one.name: one for one in results.tables}
-    real = counts.pop("real")
-    page = [
-        HEAD.format(
-            name=detector.name, digest=detector.sha256[:12], split=args.split,
-            images=f"{real:,} real photos and {sum(counts.values()):,} images of "
-            f"{len(counts)} generators",
-        )
-    ]  # fmt: skip
-    for title, names in PARTS:
-        shown = [tables[name] for name in names if name in tables]
-        if shown:
-            page.append(f"## {title}\n")
-        if "degradations" in names:
-            page.append(DEGRADATIONS.format(per_class=args.per_class, reals=args.reals))
-        page += [one.to_markdown() + "\n" for one in shown]
-    (ROOT / "docs" / "results.md").write_text("\n".join(page), encoding="utf-8")
+    tables = {one.name: one for one in results.tables}
+    texts = page(document, tables, DEGRADATIONS.format(per_class=args.per_class, reals=args.reals))
+    (ROOT / "docs" / "results.md").write_text("\n".join(texts), encoding="utf-8")
     for name in ("specific", "generic", "leave-one-out"):
         print(tables[name].to_text(100), end="\n\n")
 

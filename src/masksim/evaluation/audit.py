@@ -1,8 +1,7 @@
 """What the claimed rates are worth on one's own photos: count false alarms among real ones.
 
-An audit asks the one question that matters to who flags photos: of photos that are known to be
-real, how many get an alarm at the rate that is claimed? It is answered by source, with intervals,
-from whole verdicts.
+An audit asks what matters to anyone who flags photos: of photos that are known to be real, how many
+get an alarm at the rate that is claimed? It answers by source, with intervals, from whole verdicts.
 """
 
 from __future__ import annotations
@@ -70,7 +69,7 @@ class Claim:
 
     @property
     def held(self) -> str:
-        """``"inside"``, ``"below"`` or ``"above"``: where the measured rate is from the claim."""
+        """``"inside"``, ``"below"`` or ``"above"``: where the measured rate lies, seen from the claim."""
         if self.interval.low > self.claimed:
             return "above"
         return "below" if self.interval.high < self.claimed else "inside"
@@ -377,9 +376,8 @@ def _row(group: Group) -> tuple[Cell, ...]:
     wrong = [f"{100 * c.claimed:g} % ({c.held})" for c in group.claims if c.held != "inside"]
     evidence = sum(group.verdicts.get(level, 0) for level in _EVIDENT) / group.photos
     inconclusive = group.verdicts.get("inconclusive", 0) / group.photos
-    return (
-        group.name, group.photos, *cells, ", ".join(wrong) or "none", evidence, inconclusive,
-    )  # fmt: skip
+    held = ", ".join(wrong) or "none"
+    return (group.name, group.photos, *cells, held, evidence, inconclusive)
 
 
 def _together(name: str, groups: Sequence[Group]) -> Group:
