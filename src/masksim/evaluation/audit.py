@@ -69,7 +69,7 @@ class Claim:
 
     @property
     def held(self) -> str:
-        """``"inside"``, ``"below"`` or ``"above"``: where the measured rate lies, seen from the claim."""
+        """``"inside"`` the interval, or the measured rate is ``"above"`` or ``"below"`` the claim."""
         if self.interval.low > self.claimed:
             return "above"
         return "below" if self.interval.high < self.claimed else "inside"

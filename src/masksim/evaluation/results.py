@@ -148,7 +148,9 @@ def measure_degradations(
         ``degradations``: by name, see `masksim.evaluation.breakdowns.degradation`, with the images
         that could not be scored.
     """
+    tell: Progress = progress or (lambda stage, done, count: None)
     rows: dict[str, Any] = {}
+    tell("degradations", 0, len(tables))
     for k, (name, table) in enumerate(tables.items(), 1):
         rows[name] = {
             **degradation(Evaluation(table, scale, samples=samples)),
@@ -156,8 +158,7 @@ def measure_degradations(
             "family": GRID[name].family,
             "does": GRID[name].does,
         }
-        if progress:
-            progress("degradations", k, len(tables))
+        tell("degradations", k, len(tables))
     return Results({"degradations": rows}, (degradations_table(rows),))
 
 
