@@ -69,7 +69,7 @@ class Claim:
 
     @property
     def held(self) -> str:
-        """``"inside"`` the interval, or the measured rate is ``"above"`` or ``"below"`` the claim."""
+        """``"above"`` or ``"below"``: the measured rate is so, beyond chance; else ``"inside"``."""
         if self.interval.low > self.claimed:
             return "above"
         return "below" if self.interval.high < self.claimed else "inside"
