@@ -14,37 +14,32 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from masksim import metrics
+from masksim.config import read_toml
 from masksim.data.manifest import REAL, read_manifest
-from masksim.training import bands as train_bands
-from masksim.training.bands import BandsConfig, fit_joint, generators_with_heads, repository_folds
-from masksim.training.dataset import FeatureTable
-from masksim.training.shared import read_toml
+from masksim.training.bands import (
+    BandsConfig,
+    Space,
+    find_basis,
+    fit_band,
+    fit_joint,
+    generators_with_heads,
+    views_of,
+)
+from masksim.training.feature_table import FeatureTable
 from masksim.traits import BANDS, bands_of
-
-
-def sample_of(table: FeatureTable, chosen: NDArray[np.int64]) -> FeatureTable:
-    """Some views of a table."""
-    return replace(
-        table, features=table.features[chosen], traits=table.traits[chosen],
-        generators=table.generators[chosen], sources=table.sources[chosen],
-        histories=table.histories[chosen], processing=table.processing[chosen],
-        images=table.images[chosen],
-    )  # fmt: skip
 
 
 def row(
     label: str, table: FeatureTable, names: Sequence[str], band: int, config: BandsConfig
 ) -> str:
     """Fit with left-out repositories, and measure: one row of the table."""
-    classes = np.array([0 if g == REAL else names.index(g) + 1 for g in table.generators.tolist()])
-    folds = repository_folds(table.sources, table.generators, config.folds)
-    space = train_bands._Space(table, classes, config)
-    bases = [train_bands._find_basis(space, classes, folds != k) for k in range(config.folds + 1)]
+    space = Space(table, names, config)
+    classes, folds = space.classes, space.folds
+    bases = [find_basis(space, folds != k) for k in range(config.folds + 1)]
     scores = np.zeros((len(classes), len(names)), np.float32)
-    train_bands._fit_band(space, table, classes, folds, band, bases, scores)
+    fit_band(space, band, bases, scores)
     joint = np.zeros(len(classes))
     nothing = np.zeros(len(classes), np.int64)
     for k in range(config.folds):
@@ -79,12 +74,12 @@ def main() -> None:
     given = parser.parse_args()
     values = {k: v for k, v in read_toml(given.config).items() if k != "recipe"}
     config = replace(BandsConfig.from_dict(values), borrowed=0.0)
-    table = train_bands.views_of(read_manifest(given.manifest), config, given.cache)
+    table = views_of(read_manifest(given.manifest), config, given.cache)
     names = generators_with_heads(table, config)
     own = bands_of(table.traits, len(BANDS)) == given.band
     usable = np.flatnonzero(own & np.isin(table.generators, (REAL, *names)))
     drawn = np.random.default_rng(1).permutation(usable)[: given.views]
-    table = sample_of(table, np.sort(drawn))
+    table = table.take(np.sort(drawn))
     print("| spectrum | own-head AUROC | at 5, 1 % | joint AUROC | at 5, 1 % |")
     print("|---|---|---|---|---|")
     for components in (0, 64):

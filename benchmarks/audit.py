@@ -141,10 +141,10 @@ def ratios(detector: Detector) -> dict[str, Any]:
 
 def ratios_markdown(found: dict[str, Any]) -> str:
     """Write the ratios by joint rate."""
-    lines = ["| joint rate | likelihood ratio | in words |", "|---|---|---|"]
+    lines = ["| joint rate | likelihood ratio |", "|---|---|"]
     for rate, row in found["at"].items():
         bound = " (the bound)" if row["bounded"] else ""
-        lines.append(f"| {100 * float(rate):g} % | {row['value']:.2g}{bound} | {row['words']} |")
+        lines.append(f"| {100 * float(rate):g} % | {row['value']:.2g}{bound} |")
     return "\n".join(lines)
 
 

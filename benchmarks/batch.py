@@ -36,7 +36,8 @@ import numpy as np
 from PIL import Image
 
 import masksim
-from masksim.batch.run import cores, run_batch
+from masksim.batch import run_batch
+from masksim.config import cores
 from masksim.detector import Detector, load_detector
 from masksim.results import Detection
 
@@ -128,7 +129,9 @@ def one_size(folder: Path, workers: int) -> dict[str, float]:
         run_batch(
             sorted(str(path) for path in folder.iterdir()), out, load=load_timed, workers=workers,
             overwrite=True,
-            progress=lambda done, *_: rows.append((time.perf_counter(), done, time.process_time())),
+            progress=lambda _, done, __: rows.append(
+                (time.perf_counter(), done, time.process_time())
+            ),
         )  # fmt: skip
         begin = next(k for k, (_, done, _) in enumerate(rows) if done)
         (first, early, led), (last, done, leads) = rows[begin], rows[-1]

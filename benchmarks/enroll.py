@@ -28,15 +28,19 @@ from masksim import metrics
 from masksim.augment import rng_for
 from masksim.calibration import false_positive_rate, joint_false_positive_rate
 from masksim.checkpoint import DetectorFile
+from masksim.config import from_plain
 from masksim.data.manifest import REAL, Manifest, read_manifest
+from masksim.data.views import ViewConfig
 from masksim.detector import bundled_path
 from masksim.evaluation.scoring import seen_in_training
 from masksim.evidence import Attribution
 from masksim.features import FeatureConfig
 from masksim.model import SharedHeads
-from masksim.training.dataset import FeatureTable, ViewConfig, compute_features, history_weights
-from masksim.training.enroll import EnrollConfig, enroll, forget
-from masksim.training.shared import in_parts
+from masksim.training.enroll import EnrollConfig, enroll
+from masksim.training.feature_table import FeatureTable, compute_features
+from masksim.training.grow import forget
+from masksim.training.heads import in_parts
+from masksim.training.weights import history_weights
 from masksim.verdict import LEVELS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -120,7 +124,7 @@ def main() -> None:
     manifest = read_manifest(args.manifest)
     file = DetectorFile.load(bundled_path())
     training = file.provenance["training"]
-    views = ViewConfig.from_dict(training["views"])
+    views = from_plain(ViewConfig, training["views"], "views")
     features = FeatureConfig.from_dict(training["features"])
     tables = {
         purpose: compute_features(

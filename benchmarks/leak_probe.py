@@ -22,12 +22,12 @@ from model_card import ROOT, fill
 from masksim.augment import rng_for
 from masksim.data import verify
 from masksim.data.manifest import read_manifest
+from masksim.data.views import evaluation_view
 from masksim.detector import load_detector
 from masksim.errors import MasksimError
 from masksim.evaluation import scoring as evaluate
 from masksim.image import load_image
 from masksim.preprocess import centre_window
-from masksim.training.dataset import evaluation_view
 
 
 def main() -> None:

@@ -29,13 +29,14 @@ from model_card import ROOT, fill
 from masksim import metrics
 from masksim.augment import rng_for
 from masksim.data.manifest import REAL, Row, read_manifest
+from masksim.data.views import views
 from masksim.detector import load_detector
 from masksim.errors import MasksimError
 from masksim.evaluation import scoring as evaluate
 from masksim.evaluation.other_detectors import open_peer
 from masksim.image import load_image
 from masksim.preprocess import centre_window
-from masksim.training.dataset import history_weights, last_format, last_quality, views
+from masksim.training.weights import history_weights
 
 MARKERS = {
     "as found": "peers as found",
@@ -152,10 +153,7 @@ def main() -> None:
                 sized = replace(row, height=pixels.shape[0], width=pixels.shape[1])
                 seen_to = [("as found", "as found", pixels, file)]
                 for view in views(pixels, sized, "evaluate", config, 0):
-                    last = (
-                        last_quality(view.processing, file[0]),
-                        last_format(view.processing, file[1]),
-                    )
+                    last = (view.quality, view.format)
                     seen_to.append(("evaluate", view.history, view.pixels, last))
                     height, width = view.pixels.shape[:2]
                     if min(height, width) >= config.window:

@@ -88,7 +88,8 @@ def original(networks: list[Any], planes: Any) -> None:
 
 def imported(folder: Path, networks: list[Any]) -> None:
     """Save the same detectors as `masksim import-original` would."""
-    from masksim.checkpoint import DEFAULT_COLOUR, Branch, DetectorFile
+    from masksim.checkpoint import Branch, DetectorFile
+    from masksim.original.importer import DEFAULT_COLOUR
     from masksim.residual import residual_onnx
     from masksim.spectrum import EPSILON
 

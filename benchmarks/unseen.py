@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from masksim import metrics
 from masksim.calibration import Calibration
+from masksim.config import read_toml
 from masksim.data.manifest import REAL, read_manifest
 from masksim.intervals import grouped_interval
 from masksim.training.bands import (
@@ -33,8 +34,7 @@ from masksim.training.bands import (
     fit_joint,
     views_of,
 )
-from masksim.training.dataset import FeatureTable
-from masksim.training.shared import read_toml
+from masksim.training.feature_table import FeatureTable
 from masksim.traits import BANDS, TRAITS, bands_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -199,10 +199,9 @@ def kind_of(extra: Any) -> str:
 
 
 def last_of(processing: str, found: str) -> str:
-    """Format of the file that a view would be."""
-    from masksim.training.dataset import last_format
-
-    return last_format(processing.split(", ") if processing else (), found).replace("MPO", "JPEG")
+    """Format of the file that a view would be: lossless after resampling."""
+    last = processing.rsplit(", ", 1)[-1].split()[0].upper() if processing else found
+    return {"MPO": "JPEG", "RESIZE": "PNG"}.get(last, last)
 
 
 def percent(value: dict[str, float]) -> str:

@@ -463,10 +463,10 @@ def trained(planted: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Trai
     """A detector trained on ``planted``; skipped without what training needs."""
     pytest.importorskip("onnx")
     pytest.importorskip("sklearn")
-    from masksim.training.shared import TrainConfig, train_shared
+    from masksim.training.shared import SharedConfig, train_shared
 
     folder = tmp_path_factory.mktemp("trained")
-    config = TrainConfig.from_dict(
+    config = SharedConfig.from_dict(
         {
             "name": "planted",
             "folds": 3,

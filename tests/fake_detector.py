@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 import masksim.detector
-from masksim.calibration import Calibration
+from masksim.calibration import Calibration, Rates
 from masksim.errors import ImageError, ModelError
 from masksim.image import ImageFacts, LoadedImage, load_image
+from masksim.intervals import Interval
 from masksim.provenance.origin import read_origin
 from masksim.results import Detection, GeneratorScore, PlaneMap, SimilarityMap
 from masksim.verdict import decide
@@ -67,14 +68,12 @@ def detection(
 ) -> Detection:
     rates = rates or {"dalle3": 0.004, "gpt-image": 0.3, "sd1": 0.9}
     similarities = [1.0 - rate for rate in rates.values()]
-    verdict = decide(
-        list(rates),
-        list(rates.values()) if calibrated else None,
-        min(1.0, 1.5 * min(rates.values())) if calibrated else None,
-        sample_size,
-        similarities=similarities,
-        cautions=cautions,
-    )
+    joint = min(1.0, 1.5 * min(rates.values()))
+    measured = Rates(
+        np.array(list(rates.values())), joint, Interval(joint / 2, joint), sample_size, sample_size,
+        np.full(len(rates), sample_size), "all",
+    )  # fmt: skip
+    verdict = decide(list(rates), similarities, measured if calibrated else None, cautions=cautions)
     scores = tuple(
         GeneratorScore(
             name,

@@ -16,6 +16,7 @@ from masksim.errors import UsageError
 @dataclass(frozen=True)
 class Inner:
     weight: float = 1.0
+    height: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Config:
     many: tuple[float, ...] = ()
     limit: int | None = None
     shares: Mapping[str, float] = field(default_factory=dict)
-    inner: Inner = Inner()
+    inner: Inner = Inner(height=3.0)
     own: Own = Own("default")
     anything: Any = None
 
@@ -59,7 +60,7 @@ def test_plain_values_become_what_the_class_says() -> None:
         pair=(3, 4),
         many=(1, 2.5),
         shares={"*": 1},
-        inner=Inner(2),
+        inner=Inner(2, 3.0),  # what is missing is the field's
         own=Own("own y"),
         anything=[1],
     )

@@ -19,13 +19,14 @@ import masksim
 from conftest import make_natural, plant  # type: ignore[import-not-found]
 from masksim.augment import encode
 from masksim.calibration import Rates
-from masksim.checkpoint import Branch, DetectorFile, import_original
+from masksim.checkpoint import Branch, DetectorFile
 from masksim.detector import Detector, load_detector
 from masksim.errors import ImageError, ModelError, UsageError
 from masksim.features import shared_features
 from masksim.image import load_image
 from masksim.intervals import Interval
 from masksim.model import SharedHeads, heads_by_band
+from masksim.original.importer import import_original
 from masksim.residual import BANK, OnnxResidual, ResidualConfig, residual_onnx
 from masksim.results import Detection
 from masksim.spectrum import frequencies
@@ -359,6 +360,8 @@ def convinced(trained: Any) -> Detector:
     file = DetectorFile.load(trained.folder)
     arrays = dict(file.calibration or {})
     arrays["real_similarities"] = np.full_like(arrays["real_similarities"], -1.0)
+    # Of as many sources as there are photos: the interval is as narrow as so few allow.
+    arrays["real_sources"] = np.arange(len(arrays["real_similarities"]))
     return Detector(replace(file, calibration=arrays))
 
 
@@ -441,9 +444,9 @@ def test_a_verdict_is_checked_by_small_reencodings(
     turned = detector.detect(own).verdict
     assert (turned.level, turned.false_positive_rate, turned.as_found) == ("fragile", 0.5, 0.02)
     assert turned.stability == dict(
-        zip((small.name for small in REENCODINGS), (0.02, 0.5, 0.03, 0.02), strict=True)
+        zip([small.name for small in REENCODINGS], (0.02, 0.5, 0.03, 0.02), strict=True)
     )
-    assert "does not survive WebP of quality 80" in turned.text
+    assert "does not survive a small re-encoding. After WebP of quality 80, 50 %" in turned.text
 
 
 def test_a_large_file_is_checked_as_its_array_is(trained: Any, tmp_path: Path) -> None:
@@ -481,7 +484,7 @@ def test_likelihood_ratios_are_off_by_default(
     asked = load_detector(trained.folder, likelihood_ratio=True, stability=False)
     grid = plant(make_natural(528, 560, seed=77), "grid", 77)
     found = asked.detect(grid).verdict
-    assert found.level == "evidence"
+    assert found.level == "weak evidence"  # 60 photos of six sources allow no more
     assert found.likelihood_ratio is not None
     assert found.likelihood_ratio.low <= found.likelihood_ratio.value
     assert found.likelihood_ratio.value <= found.likelihood_ratio.high

@@ -37,6 +37,24 @@ def test_after_an_error_the_former_is_there_and_nothing_else(tmp_path: Path) -> 
     assert os.listdir(tmp_path) == ["a"]
 
 
+def test_a_full_disk_leaves_the_former(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    write_whole(tmp_path / "a", b"one")
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(UsageError, match="No space left"):
+        write_whole(tmp_path / "a", b"two")
+    assert (tmp_path / "a").read_bytes() == b"one"
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_others_may_read_it_as_any_file(tmp_path: Path) -> None:
+    write_whole(tmp_path / "a", b"")
+    (tmp_path / "b").write_bytes(b"")
+    assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
+
+
 def test_text_is_utf8(tmp_path: Path) -> None:
     with written_whole(tmp_path / "a", "w") as file:
         file.write("é")

@@ -19,7 +19,8 @@ from PIL import Image
 
 import make_original_fixture as fixture  # type: ignore[import-not-found]
 from masksim import model, preprocess, spectrum
-from masksim.checkpoint import Branch, DetectorFile, import_original
+from masksim.checkpoint import Branch, DetectorFile
+from masksim.original.importer import import_original
 from masksim.residual import OnnxResidual, ResidualConfig, residual_onnx
 
 ROOT = Path(__file__).parents[1]

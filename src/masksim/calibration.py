@@ -261,7 +261,9 @@ class Rates:
     own_photos
         int (G,): behind each generator's own.
     stratum
-        Which photos those are, in words.
+        Which photos those are, with the numbers between the strata.
+    kind
+        The same as a person would say it.
     population
         Name of the set that they are of, where there are several.
     """
@@ -273,6 +275,7 @@ class Rates:
     sources: int
     own_photos: NDArray[np.int64]
     stratum: str
+    kind: str = "photos"
     population: str = ""
 
 
@@ -368,6 +371,7 @@ class Calibration:
                 self.statistics(self.real_scores[at], self.traits[at]),
                 self.sources[at],
                 node.words,
+                node.kind,
             )
         return self._ready[node]
 
@@ -470,6 +474,12 @@ class Calibration:
             for part in strata
         ]
 
+    def rate_of(self, leaf: Node, count: int) -> tuple[float, Interval]:
+        """Give rate and interval of an image of a stratum that its `count` best photos match."""
+        photos = self._photos_of(leaf)
+        hits = photos.ranked.most_extreme(count)
+        return _rate(hits), grouped_interval(hits, photos.ranked_sources, photos.effect)
+
     def limits(self, trait: str) -> tuple[float, float]:
         """Range of a trait among the photos, the most extreme source in twenty left out.
 
@@ -500,8 +510,9 @@ class _Stratum:
         statistics: NDArray[np.float64],
         sources: NDArray[Any],
         words: str,
+        kind: str,
     ) -> None:
-        self.real, self.sources, self.words = real, sources, words
+        self.real, self.sources, self.words, self.kind = real, sources, words, kind
         complete = ~np.isnan(real).any(axis=1)
         self.ranked = _Ranked(statistics[complete])
         self.ranked_sources = sources[complete]
@@ -519,4 +530,5 @@ class _Stratum:
             len(np.unique(self.ranked_sources)),
             (~np.isnan(self.real)).sum(axis=0),
             self.words,
+            self.kind,
         )

@@ -8,6 +8,7 @@ import types
 import typing
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar, Union
 
@@ -31,7 +32,8 @@ def from_plain(cls: type[T], values: Mapping[str, Any], what: str) -> T:
     """Make a dataclass of plain values, as JSON and TOML hold them.
 
     Lists become tuples and tables dataclasses where the class says so; a class that has its own
-    ``from_dict`` is made by that. Numbers stay as they were written.
+    ``from_dict`` is made by that. What a table of a dataclass lacks is as in the field's default.
+    Numbers stay as they were written.
 
     Parameters
     ----------
@@ -53,7 +55,10 @@ def from_plain(cls: type[T], values: Mapping[str, Any], what: str) -> T:
     if unknown := sorted(str(key) for key in values if key not in fields):
         raise UsageError(f"unknown keys in the configuration of {what}: {unknown}")
     kinds = typing.get_type_hints(cls)
-    plain = {key: _fitted(kinds[key], value, f"{what}: {key}") for key, value in values.items()}
+    plain = {
+        key: _fitted(kinds[key], _over_default(fields[key], value), f"{what}: {key}")
+        for key, value in values.items()
+    }
     missing = [
         name
         for name, field in fields.items()
@@ -64,6 +69,16 @@ def from_plain(cls: type[T], values: Mapping[str, Any], what: str) -> T:
     if missing:
         raise UsageError(f"keys are missing in the configuration of {what}: {missing}")
     return cls(**plain)
+
+
+def _over_default(field: dataclasses.Field[Any], value: Any) -> Any:
+    """Complete a table by the field's default, if that is a dataclass."""
+    start = field.default
+    if field.default_factory is not dataclasses.MISSING:
+        start = field.default_factory()
+    if not isinstance(value, Mapping) or not dataclasses.is_dataclass(start):
+        return value
+    return {one.name: getattr(start, one.name) for one in dataclasses.fields(start)} | {**value}
 
 
 def _fitted(kind: Any, value: Any, where: str) -> Any:
@@ -129,6 +144,11 @@ def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot read the configuration {os.fspath(path)}: {error}") from error
     return values
+
+
+def staged(progress: Progress | None, stage: str) -> Callable[[int, int], None] | None:
+    """Give a progress of one stage: called with how much of it is done, and how much there is."""
+    return None if progress is None else partial(progress, stage)
 
 
 def cores() -> int:

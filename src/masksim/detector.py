@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from masksim import limits, preprocess, verdict
+from masksim import __version__, limits, preprocess, verdict
 from masksim.branches import Analysis, BranchRunner, OriginalBranch, SharedBranch
 from masksim.calibration import Rates, scored_for_all
 from masksim.checkpoint import DetectorFile
@@ -374,20 +374,14 @@ class Detector:
         if self.attribution is not None:
             clarity = float(self.attribution.clarity(similarity))
         against = limits.reasons(loaded.facts, traits, rates, self._seen)
-        after: dict[str, float] = {}
-        shown, lost = rates, None
-        if rates is not None and self.stability and not against and rates.joint <= TRIED_UP_TO:
-            tried = self._after_reencoding(loaded.pixels)
-            after = {name: found.joint for name, found in tried.items()}
-            lost = verdict.lost_after(rates.joint, after)
-            if lost is not None:
-                shown = tried[lost]
+        near = rates is not None and rates.joint <= TRIED_UP_TO
+        tried = near and self.stability and not against
         decided = verdict.decide(
             self.generators,
-            None if rates is None else rates.own.tolist(),
-            None if shown is None else shown.joint,
-            0 if shown is None else shown.photos,
-            similarities=similarity.tolist(),
+            similarity.tolist(),
+            rates,
+            after=self._after_reencoding(loaded.pixels) if tried else {},
+            reasons=against,
             cautions=limits.cautions(
                 loaded.facts,
                 traits,
@@ -395,25 +389,16 @@ class Detector:
                 window=max(branch.window for branch in self._branches),
                 by_band=self._by_band,
             ),
-            reasons=against,
             clarity=clarity,
-            interval=None if shown is None else shown.interval,
-            stratum="all" if shown is None else shown.stratum,
-            sources=0 if shown is None else shown.sources,
-            population="" if shown is None or len(self.calibrations) < 2 else shown.population,
-            as_found=None if rates is None or lost is None else rates.joint,
-            lost=lost or "",
+            ratios=self.likelihood_ratios,
         )
-        ratio = None
-        if rates is not None and self.likelihood_ratios and decided.level != "inconclusive":
-            ratio = self.likelihood_ratios.at(rates.joint)
-        more = decided.cautions
         if decided.generator in self._narrow:
-            more += (
+            note = (
                 f"{decided.generator}'s pattern was learned from too few collections of images: it "
-                "may be theirs as much as the generator's.",
+                "may be theirs as much as the generator's."
             )
-        return replace(decided, stability=after or None, likelihood_ratio=ratio, cautions=more)
+            decided = replace(decided, cautions=(*decided.cautions, note))
+        return decided
 
     def _after_reencoding(self, pixels: Pixels) -> dict[str, Rates]:
         """Rates after each small re-encoding of the part that is analysed, by its name."""
@@ -545,3 +530,46 @@ def load_detector(
         metadata=metadata,
         watermarks=watermarks,
     )
+
+
+def describe(detector: Detector) -> dict[str, Any]:
+    """Say what a detector is made of, as plain values for JSON.
+
+    Returns
+    -------
+    dict
+        ``name``, ``sha256``, ``format_version``, ``masksim`` (the version), ``generators``,
+        ``calibration`` (number of photos, and the strata of each population), ``config``,
+        ``branches``, ``provenance``.
+    """
+    file = detector.file
+    return {
+        "name": detector.name,
+        "sha256": detector.sha256,
+        "format_version": file.format_version,
+        "masksim": __version__,
+        "generators": list(detector.generators),
+        "calibration": {
+            "sample_size": detector.sample_size,
+            "populations": {
+                name: [
+                    {"stratum": words, "photos": photos, "sources": sources}
+                    for words, photos, sources in calibration.table()
+                ]
+                for name, calibration in detector.calibrations.items()
+            },
+        },
+        "config": dict(file.config),
+        "branches": [
+            {
+                "generators": list(branch.generators),
+                "residual": branch.residual.to_dict(),
+                "preprocess": dict(branch.preprocess),
+                "spectrum": dict(branch.spectrum),
+                "head": branch.head,
+                "head_config": dict(branch.head_config),
+            }
+            for branch in file.branches
+        ],
+        "provenance": dict(file.provenance),
+    }

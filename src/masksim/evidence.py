@@ -36,25 +36,14 @@ class LikelihoodRatio:
     bounded
         The value was cut to a bound.
     words
-        Verbal scale of ENFSI (2015).
+        The same in a sentence, where it is part of a verdict (`masksim.verdict.decide`).
     """
 
     value: float
     low: float
     high: float
     bounded: bool
-    words: str
-
-
-_VERBAL = (
-    (2.0, "no support for either"),
-    (10.0, "weak support"),
-    (100.0, "moderate support"),
-    (1e3, "moderately strong support"),
-    (1e4, "strong support"),
-    (1e6, "very strong support"),
-    (math.inf, "extremely strong support"),
-)
+    words: str = ""
 
 
 class LikelihoodRatios:
@@ -113,11 +102,7 @@ class LikelihoodRatios:
         place = int(np.searchsorted(self.rates, rate, side="left"))
         ratio = float(self.ratios[min(place, len(self.rates) - 1)])
         value = min(max(ratio, self.low), self.high)
-        strength = value if value >= 1 else 1 / value
-        words = next(words for limit, words in _VERBAL if strength < limit)
-        if strength >= 2:
-            words += " for a known generator" if value > 1 else " for a photo"
-        return LikelihoodRatio(value, self.low, self.high, value != ratio, words)
+        return LikelihoodRatio(value, self.low, self.high, value != ratio)
 
 
 def _descending_ratio(made: NDArray[np.float64], taken: NDArray[np.float64]) -> NDArray[np.float64]:

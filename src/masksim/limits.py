@@ -37,7 +37,7 @@ SLACK = 0.1
 """By this share of its width the range that calibration photos have shown is widened."""
 
 _LOSSY = ("JPEG", "MPO", "HEIF", "AVIF")
-_RANGED = ("energy", "sharpness", "distance")
+_RANGED = {"energy": "its noise", "sharpness": "its fine detail", "distance": "its spectrum"}
 
 # Sizes of screens, shorter side first, in pixels.
 _SCREENS = frozenset(
@@ -164,18 +164,18 @@ def _out_of_range(shown: Mapping[str, float], rates: Rates | None, seen: Seen) -
     """Beyond what photos show, and beyond what images of the generator in question do."""
     best = None if rates is None or seen.own is None else int(np.argmin(rates.own))
     beyond = []
-    for trait in _RANGED:
+    for trait, called in _RANGED.items():
         low, high = seen.photos[trait]
         if seen.own is not None and best is not None:
             usual = seen.own[:, best, TRAITS.index(trait)]
             low, high = min(low, float(usual[0])), max(high, float(usual[1]))
         if shown[trait] > high or (trait == "energy" and shown[trait] < low):
-            beyond.append(trait)
+            beyond.append(called)
     if beyond:
         yield Reason(
             "out_of_range",
-            "the image is unlike the photos that the rates were measured on, and unlike the "
-            f"generator's own images ({', '.join(beyond)})",
+            f"the image is, in {' and '.join(beyond)}, unlike the photos that the rates were "
+            "measured on, and unlike the generator's own images",
         )
 
 
@@ -208,7 +208,7 @@ def cautions(
     if flat > FLAT:
         found.append(
             f"{100 * flat:.0f} % of the analysed pixels equal their neighbours: there is little "
-            "residual to measure."
+            "noise to measure."
         )
     if facts.format == "array" and by_band:
         found.append(

@@ -61,9 +61,10 @@ class Populations:
         return Populations({name: c.only(generators) for name, c in self.calibrations.items()})
 
     def rates(self, scores: NDArray[Any], traits: NDArray[Any] | None = None) -> Rates:
-        """Rank one image, see `Calibration.rates`; the rates name their population."""
+        """Rank one image, see `Calibration.rates`; of several populations the rates name theirs."""
+        several = len(self.calibrations) > 1
         found = [
-            replace(c.rates(scores, traits), population=name)
+            replace(c.rates(scores, traits), population=name if several else "")
             for name, c in self.calibrations.items()
         ]
         return max(found, key=lambda rates: rates.joint)

@@ -83,7 +83,8 @@ class Detection:
     @property
     def beside(self) -> str | None:
         """Verdict and file next to each other, where they disagree; see `origin.beside`."""
-        return origins.beside(self.verdict.level, self.verdict.generator, self.origin)
+        found = self.verdict
+        return origins.beside(found.level, found.headline, found.generator, self.origin)
 
     watermarks: tuple[WatermarkMatch, ...] = ()
 

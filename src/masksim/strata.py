@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -103,7 +103,9 @@ class Node:
     Attributes
     ----------
     words
-        Which photos those are.
+        Which photos those are, with the numbers between the parts.
+    kind
+        The same as a person would say it: ``"large photos with little noise"``.
     members
         int (m,): their rows.
     trait, cuts, parts
@@ -113,6 +115,7 @@ class Node:
     """
 
     words: str
+    kind: str
     members: NDArray[np.int64]
     trait: str = ""
     cuts: tuple[float, ...] = ()
@@ -135,19 +138,25 @@ def _places(traits: NDArray[np.float64], trait: str, cuts: tuple[float, ...]) ->
     return np.searchsorted(cuts, traits[..., TRAITS.index(trait)], side="right")
 
 
+_Step: TypeAlias = "tuple[str, tuple[float, ...], int, bool]"
+"""A trait, its cuts, which part between them, and whether the parts have as many photos each."""
+
+
 def grow(
     strata: Strata,
     traits: NDArray[np.float64],
     sources: NDArray[Any],
     complete: NDArray[np.bool_],
     members: NDArray[np.int64],
-    words: tuple[str, ...] = (),
+    path: tuple[_Step, ...] = (),
     first: int = 0,
 ) -> Node:
-    """Part some of the photos by the traits from the `first` on."""
+    """Part some of the photos by the traits from the `first` on; `path`: how they were parted."""
+    words = ", ".join(_band(*step) for step in path) or "all"
+    kind = _kind(path)
     for k in range(first, len(strata.bands)):
         trait, cuts = strata.bands[k]
-        if isinstance(cuts, int):
+        if ranked := isinstance(cuts, int):
             values = traits[members, TRAITS.index(trait)]
             values = values[~np.isnan(values)]
             if not len(values):
@@ -161,21 +170,14 @@ def grow(
             len(part) >= strata.photos and len(np.unique(sources[part])) >= strata.sources
             for part in usable
         ):
-            return Node(
-                ", ".join(words) or "all",
-                members,
-                trait,
-                cuts,
-                tuple(
-                    grow(
-                        strata, traits, sources, complete, part,
-                        (*words, _band(trait, cuts, band, isinstance(strata.bands[k][1], int))),
-                        k + 1,
-                    )
-                    for band, part in enumerate(parts)
-                ),
-            )  # fmt: skip
-    return Node(", ".join(words) or "all", members)
+            further = tuple(
+                grow(strata, traits, sources, complete, part, (*path, step), k + 1)
+                for part, step in zip(
+                    parts, ((trait, cuts, band, ranked) for band in range(len(parts))), strict=True
+                )
+            )
+            return Node(words, kind, members, trait, cuts, further)
+    return Node(words, kind, members)
 
 
 _COMPRESSED = (
@@ -185,13 +187,30 @@ _COMPRESSED = (
     "saved as JPEG of low quality",
     "saved as WebP, AVIF or HEIC",
 )
+_USUAL_BANDS = (0.5, 1.5, 2.5, 3.5)
 _NOISE = {2: ("with less noise", "with more noise"),
           3: ("with little noise", "with middling noise", "with much noise")}  # fmt: skip
 
+# What photos with the lowest values of a trait are called, those between, and those with the
+# highest; a photo of which the trait is not known is among the last.
+_ADJECTIVES = {
+    "side": ("small", "middle-sized", "large"),
+    "chroma": ("pale", "moderately colourful", "colourful"),
+    "brightness": ("dark", "moderately bright", "bright"),
+}
+_PHRASES = {
+    "energy": ("with little noise", "with middling noise", "with much noise"),
+    "sharpness": ("with little fine detail", "with some fine detail", "with much fine detail"),
+    "flat": ("with few flat parts", "with some flat parts", "with many flat parts"),
+    "quality": ("of low JPEG quality", "of middle JPEG quality", "of high or no JPEG quality"),
+    "distance": ("of usual texture", "of less usual texture", "of unusual texture"),
+    "band": ("hardly compressed", "compressed", "compressed most, or in a modern format"),
+}
+
 
 def _band(trait: str, cuts: tuple[float, ...], k: int, ranked: bool) -> str:
-    """Say which photos lie in band k; `ranked`: as many are to be in each."""
-    if trait == "band" and cuts == (0.5, 1.5, 2.5, 3.5):
+    """Say which photos lie in band k, with numbers where the cuts have any to tell."""
+    if trait == "band" and cuts == _USUAL_BANDS:
         return _COMPRESSED[k]
     if trait == "energy" and ranked and len(cuts) + 1 in _NOISE:
         return _NOISE[len(cuts) + 1][k]
@@ -202,3 +221,17 @@ def _band(trait: str, cuts: tuple[float, ...], k: int, ranked: bool) -> str:
     if k == len(cuts):
         return f"{name} {ends[-1]}{unit} or more"
     return f"{name} {ends[k - 1]} to {ends[k]}{unit}"
+
+
+def _kind(path: tuple[_Step, ...]) -> str:
+    """Name photos as a person would, without numbers."""
+    before, after = [], []
+    for trait, cuts, k, _ in path:
+        place = 0 if k == 0 else 2 if k == len(cuts) else 1
+        if trait in _ADJECTIVES:
+            before.append(_ADJECTIVES[trait][place])
+        elif trait == "band" and cuts == _USUAL_BANDS:
+            after.append(_COMPRESSED[k])
+        else:
+            after.append(_PHRASES[trait][place])
+    return " ".join(filter(None, (", ".join(before), "photos", " and ".join(after))))

@@ -40,11 +40,18 @@ none that can be seen, JPEG of high, middle and low quality, and other formats (
 
 _HIGH, _MIDDLE, _LOW = 96, 86, 66  # JPEG qualities under which the next band begins
 
+_OTHER_LOSSY = ("WEBP", "AVIF", "HEIF")
+
 _FIRST_TRAITS = 8  # of the first tables that were written
 
 _BLOCK = 32  # pixels
 _LEAST = 0.05  # levels squared, added to energies: what rounding to 8 bits decides is hidden
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
+
+
+def is_lossy(format: str) -> bool:
+    """Tell whether files of a format (Pillow's name) are usually compressed with loss."""
+    return format in ("JPEG", "MPO", *_OTHER_LOSSY)
 
 
 def compression_band(format: str, quality: int | None) -> int:
@@ -59,7 +66,7 @@ def compression_band(format: str, quality: int | None) -> int:
     """
     if quality is not None:
         return 0 if quality >= _HIGH else 1 if quality >= _MIDDLE else 2 if quality >= _LOW else 3
-    return 4 if format in ("WEBP", "AVIF", "HEIF") else 0
+    return 4 if format in _OTHER_LOSSY else 0
 
 
 def bands_of(traits: NDArray[np.floating[Any]], count: int) -> NDArray[np.int64]:

@@ -1,21 +1,25 @@
-"""From false-positive rates to words: evidence of a generator's spectral pattern, or none.
+"""From false-positive rates to words: evidence of a generator's pattern, or none.
 
-The words speak of evidence and of real photos that score as high, never of the probability that
-an image is synthetic: that would need to know how many of the images in question are.
+All sentences about a verdict are written here, for the command line, JSON, batches, reports,
+notebooks and the service's page. They speak of evidence and of real photos that match as well,
+never of the probability that an image is synthetic: that would need to know how many of the images
+in question are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, TypeAlias
 
-from masksim.calibration import number_of_false_alarms
+from masksim.calibration import Rates, number_of_false_alarms
 from masksim.errors import UsageError
 
 # Not for type checkers alone: tables of results ask `Verdict` for the types of its fields.
-from masksim.evidence import UNCLEAR, LikelihoodRatio
+from masksim.evidence import UNCLEAR, LikelihoodRatio, LikelihoodRatios
 from masksim.intervals import Interval
+
+# Not for type checkers alone: tables of results ask `Verdict` for the types of its fields.
 
 Level: TypeAlias = Literal[
     "inconclusive",
@@ -34,14 +38,15 @@ LEVELS: tuple[tuple[float, Level], ...] = (
 )
 """Largest joint false-positive rate of each level, the strongest first."""
 
+MARGIN = 2.0
+"""The upper end of the rate's interval may reach so many times that."""
+
 NEAR = 3.0
 """A generator whose rate is up to so many times that of the best one may be meant as well."""
 
 
 EVIDENCE, NONE = LEVELS[1][0], LEVELS[-1][0]
 """Joint rates: up to the first there is evidence, above the second there is none."""
-
-_MANY = 10**9  # a rate as it is, whatever number of photos is behind it
 
 BETWEEN = 0.07
 """After a small re-encoding evidence must be left at most at this rate.
@@ -77,9 +82,10 @@ class Verdict:
     Attributes
     ----------
     level
-        One of `LEVELS`; ``"no evidence"``; ``"fragile"`` where a pattern is there that a small
-        re-encoding takes away; ``"inconclusive"`` where `reasons` speak against any answer;
-        ``"uncalibrated"`` where the detector has no scores of real photos to compare with.
+        One of `LEVELS`, see `level_of`; ``"no evidence"``; ``"fragile"`` where a pattern is there
+        that a small re-encoding takes away; ``"inconclusive"`` where this image cannot be judged,
+        for the `reasons`; ``"uncalibrated"`` where the detector has no scores of real photos to
+        compare with.
     generator
         The generator whose pattern is matched best, that is with the lowest rate of its own; None
         where there is no evidence, and where it is not clear which one it is
@@ -91,7 +97,11 @@ class Verdict:
     sample_size
         How many real photos that was measured on.
     text
-        The verdict in one sentence.
+        The verdict in words: `headline` and `explanation`.
+    headline
+        The level, and whose pattern it is, without a full stop.
+    explanation
+        How rare that is among real photos, in a sentence or two.
     cautions
         What makes the verdict less certain than its rate says.
     unknown_generator
@@ -103,7 +113,9 @@ class Verdict:
     interval
         Where the rate lies with a confidence of 95 %, photos grouped by source.
     stratum
-        Which photos the rate was measured on, by what they show; ``"all"`` for all.
+        Which photos the rate was measured on, by what they show, with numbers; ``"all"`` for all.
+    kind
+        The same as a person would say it: ``"large photos with little noise"``.
     sources
         How many sources they are of.
     reasons
@@ -111,11 +123,11 @@ class Verdict:
     number_of_false_alarms
         The a-contrario reading: how many of the generators a photo is expected to match as well.
     stability
-        The joint rate after each small re-encoding that was tried.
+        The joint rate after each small re-encoding that was tried; None if none was.
     as_found
         The joint rate of the image itself, where `false_positive_rate` is that after a re-encoding.
     likelihood_ratio
-        If it was asked for.
+        Of the rate, if it was asked for; None where the level is inconclusive or fragile.
     population
         Whose photos the rate was measured on, where the detector has several sets of them.
     """
@@ -124,12 +136,15 @@ class Verdict:
     generator: str | None
     false_positive_rate: float | None
     sample_size: int
-    text: str
+    text: str = ""
+    headline: str = ""
+    explanation: str = ""
     cautions: tuple[str, ...] = ()
     unknown_generator: bool = False
     clarity: float | None = None
     interval: Interval | None = None
     stratum: str = "all"
+    kind: str = "photos"
     sources: int = 0
     reasons: tuple[Reason, ...] = ()
     number_of_false_alarms: float | None = None
@@ -137,6 +152,28 @@ class Verdict:
     likelihood_ratio: LikelihoodRatio | None = None
     population: str = ""
     as_found: float | None = None
+
+
+def level_of(rate: float, interval: Interval | None = None) -> Level:
+    """Find the word for a rate.
+
+    Parameters
+    ----------
+    rate
+        Joint false-positive rate, in (0, 1].
+    interval
+        Where it lies with a confidence of 95 %; None if that is not known.
+
+    Returns
+    -------
+    Level
+        The strongest of `LEVELS` whose limit the rate does not exceed, nor the upper end of the
+        interval `MARGIN` times the limit; else ``"no evidence"``.
+    """
+    for limit, level in LEVELS:
+        if rate <= limit and (interval is None or interval.high <= MARGIN * limit):
+            return level
+    return "no evidence"
 
 
 def lost_after(joint: float, after: Mapping[str, float]) -> str | None:
@@ -154,28 +191,26 @@ def lost_after(joint: float, after: Mapping[str, float]) -> str | None:
     str or None
         None where there was no evidence, or it stands after all of them.
     """
-    worst = max(after, key=lambda name: after[name], default=None)
+    worst = _worst(after)
     if worst is None or joint > EVIDENCE or after[worst] <= BETWEEN:
         return None
     return worst
 
 
+def _worst(after: Mapping[str, float]) -> str | None:
+    return max(after, key=lambda name: after[name], default=None)
+
+
 def decide(
     generators: Sequence[str],
-    false_positive_rates: Sequence[float] | None,
-    joint: float | None,
-    sample_size: int,
-    *,
     similarities: Sequence[float],
-    cautions: Sequence[str] = (),
+    rates: Rates | None,
+    *,
+    after: Mapping[str, Rates] | None = None,
     reasons: Sequence[Reason] = (),
+    cautions: Sequence[str] = (),
     clarity: float | None = None,
-    interval: Interval | None = None,
-    stratum: str = "all",
-    sources: int = 0,
-    population: str = "",
-    as_found: float | None = None,
-    lost: str = "",
+    ratios: LikelihoodRatios | None = None,
 ) -> Verdict:
     """Turn the rates of one image into a verdict.
 
@@ -183,26 +218,22 @@ def decide(
     ----------
     generators
         Names, one a generator.
-    false_positive_rates
-        One a generator, in (0, 1], or None if the detector is not calibrated.
-    joint
-        The rate over all generators together, or None.
-    sample_size
-        Number of real photos behind the rates.
     similarities
         One a generator: breaks ties between equal rates, and serves where there are no rates.
-    cautions
-        Sentences that are passed on.
+    rates
+        Of the image; None if the detector is not calibrated.
+    after
+        Rates after each small re-encoding that was tried, by its name. Where evidence is lost
+        (`lost_after`), the verdict's rate, interval and photos are those after it.
     reasons
         What makes evidence inconclusive, and where they hide a pattern its absence, too.
+    cautions
+        Sentences that are passed on.
     clarity
         See `masksim.evidence.Attribution`; None where the detector has no scores of the
         generators' own images.
-    interval, stratum, sources, population, as_found
-        See `Verdict`; where there is an `as_found`, the others are those after the re-encoding,
-        and `false_positive_rates` and `clarity` those of the image itself.
-    lost
-        Name of that re-encoding.
+    ratios
+        To give the verdict a likelihood ratio.
 
     Returns
     -------
@@ -215,110 +246,217 @@ def decide(
     """
     if not generators or len(similarities) != len(generators):
         raise UsageError("a verdict needs one similarity for each of at least one generator")
-    if false_positive_rates is None or joint is None:
+    if rates is None:
         best = max(range(len(generators)), key=lambda g: similarities[g])
-        return Verdict(
-            "uncalibrated",
-            generators[best],
-            None,
-            0,
-            f"Most like {generators[best]} (similarity {similarities[best]:.3f}), but this "
-            "detector has no scores of real photos, so nothing can be said about how rare that is.",
-            tuple(cautions),
-        )
-    if len(false_positive_rates) != len(generators):
+        return _worded(Verdict("uncalibrated", generators[best], None, 0, cautions=tuple(cautions)))
+    if len(rates.own) != len(generators):
         raise UsageError("a verdict needs one rate for each generator")
-    weakest: Level = "no evidence" if as_found is None else "fragile"
-    level: Level = next((level for limit, level in LEVELS if joint <= limit), weakest)
+    stability = {name: found.joint for name, found in (after or {}).items()}
+    lost = lost_after(rates.joint, stability)
+    shown = rates if lost is None or after is None else after[lost]
+    level = level_of(shown.joint, shown.interval)
+    if level == "no evidence" and lost is not None:
+        level = "fragile"
     against = tuple(r for r in reasons if r.hides or level != "no evidence")
     if against:
         level = "inconclusive"
-    common: dict[str, Any] = {
-        "level": level,
-        "false_positive_rate": joint,
-        "sample_size": sample_size,
-        "interval": interval,
-        "stratum": stratum,
-        "sources": sources,
-        "reasons": against,
-        "number_of_false_alarms": float(number_of_false_alarms(false_positive_rates)),
-        "population": population,
-        "as_found": as_found,
-    }
-    details = [part for part in (population, stratum if stratum != "all" else "") if part]
-    if interval is not None:
-        details.append(format_interval(interval))
-    kind = " of its kind" if as_found is None else " so re-encoded"
-    kind = kind if stratum != "all" else ""
-    within = f" ({'; '.join(details)})" if details else ""
-    rate = f"{format_rate(joint, sample_size)} of {sample_size} real photos{kind}{within}"
-    if level == "inconclusive":
-        why = "; ".join(reason.text for reason in against)
-        text = f"Inconclusive: {why}. By itself {rate} score as high."
-        return Verdict(generator=None, text=text, cautions=tuple(cautions), **common)
-    if as_found is not None:
-        cautions = (
-            *cautions,
-            f"As found, {format_rate(as_found, _MANY)} of real photos score as high; the "
-            f"rate given is the one after {lost}, since evidence should survive that.",
-        )
-    if level == "fragile":
-        text = (
-            "Fragile: a generator's spectral pattern is there, but does not survive "
-            f"{lost}, after which {rate} score at least this high."
-        )
-        return Verdict(generator=None, text=text, cautions=tuple(cautions), **common)
-    if level == "no evidence":
-        text = (
-            f"No evidence of a known generator's spectral pattern; {rate} score at least this "
-            "high. That does not show that the image is a photo."
-        )
-        return Verdict(generator=None, text=text, cautions=tuple(cautions), **common)
-    ranked = sorted(
-        range(len(generators)), key=lambda g: (false_positive_rates[g], -similarities[g])
+    found = Verdict(
+        level,
+        None,
+        shown.joint,
+        shown.photos,
+        cautions=tuple(cautions),
+        interval=shown.interval,
+        stratum=shown.stratum,
+        kind=shown.kind,
+        sources=shown.sources,
+        reasons=against,
+        number_of_false_alarms=float(number_of_false_alarms(rates.own)),
+        stability=stability or None,
+        population=shown.population,
+        as_found=None if lost is None else rates.joint,
     )
+    if ratios is not None and level not in ("inconclusive", "fragile"):
+        ratio = ratios.at(shown.joint)
+        found = replace(found, likelihood_ratio=replace(ratio, words=ratio_words(ratio.value)))
+    if level in ("inconclusive", "fragile", "no evidence"):
+        return _worded(found)
+    return _worded(_attributed(found, generators, rates.own.tolist(), similarities, clarity))
+
+
+def telling(level: str, rates: Sequence[float | None]) -> int:
+    """Of how many generators it is worth seeing what counted.
+
+    Parameters
+    ----------
+    level
+        Of the verdict.
+    rates
+        Each generator's own, the most telling first.
+
+    Returns
+    -------
+    int
+        With evidence the best one and those near it, at most three; 0 where the image cannot be
+        judged, else 1.
+    """
+    if level == "inconclusive" or not rates:
+        return 0
+    best = rates[0]
+    if best is None or level in ("no evidence", "uncalibrated"):
+        return 1
+    near = [rate for rate in rates if rate is not None and rate <= min(NEAR * best, NONE)]
+    return min(max(len(near), 1), 3)
+
+
+def _attributed(
+    verdict: Verdict,
+    generators: Sequence[str],
+    own: Sequence[float],
+    similarities: Sequence[float],
+    clarity: float | None,
+) -> Verdict:
+    """Say which generator it is, or that this is not clear."""
+    ranked = sorted(range(len(generators)), key=lambda g: (own[g], -similarities[g]))
     best = ranked[0]
-    limit = min(NEAR * false_positive_rates[best], LEVELS[-1][0])
-    near = [generators[g] for g in ranked[1:] if false_positive_rates[g] <= limit]
-    measured = f"{rate} score at least this high for some generator."
-    if clarity is not None and clarity <= UNCLEAR:
+    limit = min(NEAR * own[best], NONE)
+    near = [generators[g] for g in ranked[1:] if own[g] <= limit]
+    unknown = clarity is not None and clarity <= UNCLEAR
+    caution = ""
+    if unknown:
         names = ", ".join((generators[best], *near))
-        return Verdict(
-            generator=None,
-            text=f"{level.capitalize()} of a generator's spectral pattern, but not clearly of one "
-            f"that this detector knows; {measured}",
-            cautions=(
-                *cautions,
-                f"It comes nearest to {names}; it may also be another generator's.",
-            ),
-            unknown_generator=True,
-            clarity=clarity,
-            **common,
-        )
-    match = "matches" if len(near) == 1 else "match"
-    doubt = (
-        [f"Which generator is uncertain: {', '.join(near)} {match} nearly as well."] if near else []
-    )
-    return Verdict(
-        generator=generators[best],
-        text=f"{level.capitalize()} of {generators[best]}'s spectral pattern; {measured}",
-        cautions=(*cautions, *doubt),
+        caution = f"It comes nearest to {names}; it may also be another generator's."
+    elif near:
+        match = "matches" if len(near) == 1 else "match"
+        caution = f"Which generator is uncertain: {', '.join(near)} {match} nearly as well."
+    return replace(
+        verdict,
+        generator=None if unknown else generators[best],
+        unknown_generator=unknown,
         clarity=clarity,
-        **common,
+        cautions=(*verdict.cautions, caution) if caution else verdict.cautions,
     )
+
+
+# --- words --------------------------------------------------------------------------------------
+
+
+def _worded(verdict: Verdict) -> Verdict:
+    said = words(asdict(verdict))
+    return replace(
+        verdict, headline=said["headline"], explanation=said["explanation"], text=said["text"]
+    )
+
+
+def words(verdict: Mapping[str, Any]) -> dict[str, str]:
+    """Write what a verdict says.
+
+    Parameters
+    ----------
+    verdict
+        Its fields as plain values, as in JSON; those that are written here are not read.
+
+    Returns
+    -------
+    dict
+        ``headline``, ``explanation`` and ``text``, see `Verdict`.
+    """
+    headline, explanation = _headline(verdict), _explanation(verdict)
+    text = f"{headline}. {explanation}"
+    return {"headline": headline, "explanation": explanation, "text": text}
+
+
+def _headline(verdict: Mapping[str, Any]) -> str:
+    level = str(verdict["level"])
+    if level == "uncalibrated":
+        return "Not calibrated: how rare this is among real photos is not known"
+    if level == "inconclusive":
+        return "Inconclusive: this image cannot be judged"
+    if level == "fragile":
+        return "Fragile: a generator's pattern is there, but does not survive a small re-encoding"
+    if level == "no evidence":
+        return "No evidence of a known generator's pattern"
+    if verdict["unknown_generator"]:
+        return (
+            f"{level.capitalize()} of a generator's pattern, but not clearly of one that this "
+            "detector knows"
+        )
+    return f"{level.capitalize()} of {verdict['generator']}'s pattern"
+
+
+def _explanation(verdict: Mapping[str, Any]) -> str:
+    level = verdict["level"]
+    if level == "uncalibrated":
+        return (
+            f"The image is most like those of {verdict['generator']}, but this detector has no "
+            "scores of real photos to compare with."
+        )
+    share = _share(verdict)
+    if level == "inconclusive":
+        why = "; ".join(reason["text"] for reason in verdict["reasons"])
+        return f"{_capital(why)}. {_capital(share)}, but that says nothing here."
+    found = [_capital(share)]
+    if verdict["as_found"] is not None:
+        as_found = _percent(verdict["as_found"])
+        found = [f"After {_worst(verdict['stability'])}, {share}; as found, {as_found}"]
+    interval = _interval(verdict)
+    alone = level_of(verdict["false_positive_rate"])
+    if interval is not None and alone != level_of(verdict["false_positive_rate"], interval):
+        limit = MARGIN * next(limit for limit, level in LEVELS if level == alone)
+        found.append(f"For {alone} the interval may reach {_percent(limit)} only")
+    if level == "no evidence":
+        found.append("That does not show that the image is a photo")
+    return ". ".join((*found, ""))[:-1]
+
+
+def _interval(verdict: Mapping[str, Any]) -> Interval | None:
+    found = verdict["interval"]
+    return None if found is None else Interval(found["low"], found["high"])
+
+
+def _share(verdict: Mapping[str, Any]) -> str:
+    """Say how many photos match as well, without a full stop."""
+    rate, n = verdict["false_positive_rate"], verdict["sample_size"]
+    kind = verdict["kind"].replace("photos", "real photos", 1)
+    # That none did is what was seen; how many may is for the interval to say.
+    none = rate <= 1.0 / (n + 1.0)
+    who = f"{'none' if none else format_rate(rate, n)} of {n} {kind}"
+    details = [f"calibration {verdict['population']}"] if verdict["population"] else []
+    if (interval := _interval(verdict)) is not None:
+        details.append(format_interval(interval))
+    within = f" ({'; '.join(details)})" if details else ""
+    verb = "matches" if none else "match"
+    return f"{who} {verb} some generator's pattern at least as well{within}"
+
+
+def ratio_words(value: float) -> str:
+    """Put a likelihood ratio in a sentence, without a verdict of its own: that has one scale."""
+    times = max(value, 1 / value)
+    if times < 1.05:
+        return "such a rate is as common among known generators' images as among photos"
+    more, less = "known generators' images", "photos"
+    if value < 1:
+        more, less = less, more
+    written = f"{times:.2g}" if times < 100 else f"{times:,.0f}"
+    return f"such a rate is {written} times as common among {more} as among {less}"
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def format_interval(interval: Interval) -> str:
-    """Write an interval in percent."""
-    low, high = (
-        "0" if x < 1e-4 else f"{100 * x:.2g}" if x < 0.995 else "100"
-        for x in (interval.low, interval.high)
-    )
-    return f"95 % interval {low} to {high} %"
+    """Write an interval in per cent; its upper end is never 0."""
+    low = "0" if interval.low < 1e-4 else _percent(interval.low).removesuffix(" %")
+    return f"95 % interval {low} to {_percent(max(interval.high, 1e-4))}"
 
 
 def format_rate(rate: float, sample_size: int) -> str:
     """Write a rate as a percentage with the digits that its sample supports, never 0."""
     if rate <= 1.0 / (sample_size + 1.0):
-        return f"at most {100.0 / (sample_size + 1.0):.2g} %"
-    return f"{100.0 * rate:.2g} %" if rate < 0.995 else "nearly all (100 %)"
+        return f"at most {_percent(1.0 / (sample_size + 1.0))}"
+    return _percent(rate) if rate < 0.995 else "nearly all (100 %)"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2g} %" if share < 0.995 else "100 %"

@@ -23,14 +23,17 @@ from PIL import Image
 
 import batch_detectors
 import fake_detector
+import masksim
 from conftest import make_natural
+from masksim.batch import analyse, flat_columns, flatten, output, pool, run_batch, score_dataset
 from masksim.batch import run as batch
-from masksim.batch.run import AHEAD, STRENGTH, WINDOW, Summary, flat_columns, flatten, run_batch
+from masksim.batch.pool import WINDOW
+from masksim.batch.run import STRENGTH, Summary
 from masksim.data import inputs
 from masksim.errors import DataError, ImageError, MasksimError, ModelError, UsageError
 from masksim.image import ImageFacts
 
-SOURCE = Path(batch.__file__).parents[2]
+SOURCE = Path(masksim.__file__).parents[1]
 needs_names = pytest.mark.skipif(sys.platform == "win32", reason="names are bytes on POSIX only")
 
 
@@ -61,13 +64,12 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 def no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Analyse in this process, where the file is what is tested: much quicker."""
 
-    def local(paths: Iterator[str], setup: Any, *_: Any) -> Iterator[Any]:
-        detector = setup.detector()
+    def here(paths: Iterator[str], job: Any, _: int) -> Iterator[Any]:
+        detector = job.detector()
         for path in paths:
-            row = setup.without_analysis(path)
-            yield row or batch._done(batch.analyse(detector, path), setup.encode)
+            yield job.without_analysis(path) or job.analysed(detector, path)
 
-    monkeypatch.setattr(batch, "_local", local)
+    monkeypatch.setattr(batch, "in_processes", here)
 
 
 in_one = pytest.mark.usefixtures("no_processes")
@@ -196,7 +198,7 @@ def test_parquet_goes_on_from_the_part_file(folder: Path, tmp_path: Path) -> Non
 
 
 def stop_at(count: int) -> Any:
-    def progress(done: int, total: int, before: int) -> None:
+    def progress(stage: str, done: int, total: int) -> None:
         if done >= count:
             raise RuntimeError("enough")
 
@@ -360,14 +362,14 @@ def test_a_full_disk_is_told_and_gone_on_from(
             raise full
 
     monkeypatch.setattr(
-        batch, "open", lambda path, mode: Small(io.FileIO(path, mode)), raising=False
+        output, "open", lambda path, mode: Small(io.FileIO(path, mode)), raising=False
     )
     monkeypatch.setattr(os, "fsync", fsync)
     with pytest.raises(DataError, match=r"results.jsonl cannot be .*No space.*--resume") as caught:
         go(paths, out)
     assert (caught.value.code, caught.value.exit_code) == ("not_written", 5)
     monkeypatch.setattr(os, "fsync", lambda _: None)
-    monkeypatch.delattr(batch, "open")
+    monkeypatch.delattr(output, "open")
     assert go(paths, out, resume=True).resumed > 0
     assert rows_of(out) == rows_of(whole)
 
@@ -412,18 +414,27 @@ def test_a_finished_parquet_file_is_locked_while_it_is_unpacked(
 
 
 @needs_names
-def test_results_that_are_replaced_while_they_are_locked(tmp_path: Path) -> None:
-    pytest.importorskip("fcntl")
+@pytest.mark.parametrize("removed", [False, True])
+def test_results_that_are_replaced_while_they_are_locked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, removed: bool
+) -> None:
+    fcntl = pytest.importorskip("fcntl")
     out = tmp_path / "results.jsonl"
     out.touch()
-    with open(out, "r+b") as file:
-        (tmp_path / "new").touch()
-        os.replace(tmp_path / "new", out)
-        with pytest.raises(UsageError, match="another batch"):
-            batch._lock(file, out)
-        out.unlink()
-        with pytest.raises(UsageError, match="another batch"):
-            batch._lock(file, out)
+    lock = fcntl.flock
+
+    def late(file: Any, how: int) -> None:
+        """Get the lock after the batch that had it has put another file there."""
+        if removed:
+            out.unlink()
+        else:
+            (tmp_path / "new").touch()
+            os.replace(tmp_path / "new", out)
+        lock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with pytest.raises(UsageError, match="another batch was writing"):
+        go(["a.png"], out, resume=True)
 
 
 @needs_names
@@ -440,7 +451,7 @@ def test_two_batches_do_not_write_one_file(folder: Path, tmp_path: Path) -> None
     out = tmp_path / "results.jsonl"
     paths = [str(folder / "01.png")]
 
-    def second(done: int, total: int, before: int) -> None:
+    def second(stage: str, done: int, total: int) -> None:
         with pytest.raises(UsageError, match="another batch"):
             go(paths, out, resume=True)
 
@@ -477,7 +488,7 @@ def test_a_dead_process_costs_one_image(folder: Path, tmp_path: Path, workers: i
 def test_an_image_that_takes_too_long_is_a_row(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batch, "FLUSH", 0.1)
+    monkeypatch.setattr(pool, "WAIT", 0.1)
     content = (folder / "07.png").read_bytes()
     paths = [tmp_path / f"{name}.png" for name in ("a", "slow-1", "b", "slow-2", "c", "d")]
     for path in paths:
@@ -531,13 +542,13 @@ def test_memory_is_bounded_by_what_is_in_flight(folder: Path, tmp_path: Path) ->
             taken += 1
             yield str(deadly / f"{k}.png")  # quick: not found
 
-    def progress(done: int, total: int, before: int) -> None:
+    def progress(stage: str, done: int, total: int) -> None:
         nonlocal most
         most = max(most, taken - done)
 
     summary = go(paths(), tmp_path / "results.jsonl", workers=2, progress=progress)
     assert summary.errors == {"not_found": count}
-    assert 2 * AHEAD <= most <= 2 * WINDOW + 1
+    assert WINDOW <= most <= 2 * WINDOW + 1
 
 
 # --- which images --------------------------------------------------------------------------------
@@ -814,7 +825,7 @@ def real_rows(photos: Path) -> list[dict[str, Any]]:
     from masksim.detector import load_detector
 
     detector = load_detector(threads=1)
-    rows = [batch.analyse(detector, path) for path in listed(photos)]
+    rows = [analyse(detector, path) for path in listed(photos)]
     for row in rows:
         del row["seconds"]
     return json.loads(json.dumps(rows))
@@ -940,7 +951,7 @@ def test_fail_on_a_level(photos: Path, tmp_path: Path, monkeypatch: pytest.Monke
 
     detector = load_detector(threads=1)
     paths = [photos / "00.jpg", photos / "bad.jpg"]
-    rows = [batch.analyse(detector, str(path)) for path in paths]
+    rows = [analyse(detector, str(path)) for path in paths]
     out = tmp_path / "results.jsonl"
 
     def exit_code(level: str, *wanted: str) -> int:
@@ -963,15 +974,15 @@ def test_fail_on_a_level(photos: Path, tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_progress_in_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    from masksim.cli import batch as cli_batch
+    from masksim.cli import console
 
     said: list[str] = []
-    clock = iter([0.0, 5.0, 10.0, 15.0, 20.0])
-    monkeypatch.setattr(cli_batch, "say", said.append)
+    clock = iter([0.0, 0.0, 5.0, 10.0, 15.0, 20.0])
+    monkeypatch.setattr(console, "say", said.append)
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
-    lines = cli_batch._Lines()
-    for done in (60, 110, 160, 210):
-        lines(done, 10210, 10)
+    with console.stages(every=10) as progress:
+        for done in (10, 60, 110, 160, 210):
+            progress("images", done, 10210)
     assert said == [
         "110 of 10210 images, 10.0 images/s, 17 min left",
         "210 of 10210 images, 10.0 images/s, 17 min left",
@@ -1013,7 +1024,7 @@ def test_ray_and_local_are_identical(
         rows = [row for row in rows_of(out) if row["path"] != closed]
         assert rows == real_rows
         assert rows_of(out)[20]["error"]["code"] == "unreadable"
-        scored = batch.score_dataset(
+        scored = score_dataset(
             ray.data.from_items([{"path": path} for path in paths.paths]), workers=2
         )
         flat = {row["path"]: row for row in scored.take_all()}

@@ -372,7 +372,7 @@ def test_serving_writes_nothing_to_stdout() -> None:
 
 
 def test_all_bars_are_made_in_one_place() -> None:
-    """By themselves rich's bars take stdout over; `console.bars` makes them leave it alone."""
+    """By themselves rich's bars take stdout over; `console.stages` makes them leave it alone."""
     for path in PACKAGE.rglob("*.py"):
         if path.name == "console.py":
             continue

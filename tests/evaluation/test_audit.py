@@ -157,7 +157,7 @@ def test_a_photo_that_was_not_there_is_judged_when_it_is(
 def test_an_audit_goes_on_where_it_was(
     trained: Any, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("masksim.training.dataset._CHUNK", 5)
+    monkeypatch.setattr("masksim.training.chunks.SIZE", 5)
     images, _ = population.photos_in([photos])
     images = Manifest(tuple(r for r in images.rows if "broken" not in r.path), images.root)
     whole = audit.audit(trained.folder, images, cache=tmp_path / "a")
@@ -410,7 +410,7 @@ def test_photos_of_ones_own_with_a_learned_number(
     made.save(tmp_path / "detector")
     assert (added.photos, added.sources) == (27, 6)
     # One learned number is one test, however many generators there are.
-    assert any("99 photos are sure" in warning for warning in added.warnings)
+    assert any("which needs 183 photos" in warning for warning in added.warnings)
     arrays = made.calibration
     assert arrays is not None
     for key, values in banded.file.calibration.items():

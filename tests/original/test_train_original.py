@@ -27,7 +27,9 @@ from conftest import make_natural  # noqa: E402
 from masksim.augment import bilinear, rng_for  # noqa: E402
 from masksim.checkpoint import DetectorFile  # noqa: E402
 from masksim.cli.main import app  # noqa: E402
+from masksim.config import read_toml  # noqa: E402
 from masksim.data.manifest import REAL, Manifest, Row, manifest_hash, write_manifest  # noqa: E402
+from masksim.data.views import ViewConfig  # noqa: E402
 from masksim.detector import load_detector  # noqa: E402
 from masksim.errors import DataError, ImageError, ModelError, UsageError  # noqa: E402
 from masksim.evaluation.scoring import views_of  # noqa: E402
@@ -47,9 +49,7 @@ from masksim.original.train import (  # noqa: E402
 )
 from masksim.preprocess import COLOUR_SPACES, to_colour  # noqa: E402
 from masksim.residual import weight_shapes  # noqa: E402
-from masksim.training.dataset import ViewConfig  # noqa: E402
 from masksim.training.loop import RunOptions, load_state  # noqa: E402
-from masksim.training.shared import read_toml  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 CPU = RunOptions(device="cpu")

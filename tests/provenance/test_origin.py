@@ -13,7 +13,7 @@ from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngInfo
 
 import fake_detector as fake  # type: ignore[import-not-found]
-from masksim.batch.run import flat_columns, flatten
+from masksim.batch import flat_columns, flatten
 from masksim.provenance import generators, origin
 from masksim.provenance.metadata import read_metadata
 from masksim.provenance.origin import NOTHING, Origin, beside, read_origin, words
@@ -393,33 +393,33 @@ DEVICE = Origin("device", "...", device="Canon EOS 5D")
     ("level", "generator", "said", "text"),
     [
         ("no evidence", None, GENERATED,
-         "No evidence of a known pattern. But the file carries an unchecked claim that ChatGPT "
-         "made it."),
+         "HEADLINE. But the file carries an unchecked claim that ChatGPT made it."),
+        ("fragile", None, GENERATED,
+         "HEADLINE. The file carries an unchecked claim that ChatGPT made it."),
+        ("fragile", None, DEVICE, None),
         ("no evidence", None, DEVICE, None),
         ("no evidence", None, Origin(), None),
         ("no evidence", None, None, None),
         ("inconclusive", None, GENERATED, None),
         ("strong evidence", "dalle3", GENERATED, None),
         ("evidence", "midjourney", GENERATED,
-         "Evidence of midjourney's pattern. But the file carries an unchecked claim that ChatGPT "
-         "made it."),
+         "HEADLINE. But the file carries an unchecked claim that ChatGPT made it."),
         ("evidence", "sd1", Origin("generator", "...", "ComfyUI"), None),
         ("weak evidence", None, DEVICE,
-         "Weak evidence of a generator's pattern. But the file names a device (Canon EOS 5D), and "
-         "no generator."),
+         "HEADLINE. But the file names a device (Canon EOS 5D), and no generator."),
         ("a level of tomorrow", None, GENERATED, None),
     ],
 )  # fmt: skip
 def test_two_lines_of_evidence_side_by_side(
     level: str, generator: str | None, said: Origin | None, text: str | None
 ) -> None:
-    assert beside(level, generator, said) == text
+    assert beside(level, "HEADLINE", generator, said) == text
 
 
 @pytest.mark.parametrize("checked", ["trusted", "unbroken", "broken", "unchecked"])
 def test_how_far_a_claim_was_checked(checked: Any) -> None:
     said = Origin("generator", "...", "ChatGPT", checked=checked)
-    text = beside("no evidence", None, said)
+    text = beside("no evidence", "No evidence", None, said)
     assert text is not None
     assert "ChatGPT made it" in text
     assert ("unchecked" in text) == (checked == "unchecked")

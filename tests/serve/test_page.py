@@ -111,7 +111,7 @@ class Opened:
     def result(self, name: str) -> Any:
         """Wait for the result of a file."""
         found = self.page.locator(f'.result[aria-label="{name}"]').first
-        found.locator(".measured").wait_for()
+        found.locator(".plain").wait_for()
         return found
 
     def wide(self) -> int:
@@ -144,7 +144,11 @@ def test_images_are_dropped(opened: Any, files: dict[str, Path]) -> None:
         assert found.locator(".verdict").inner_text()
         assert size in found.locator(".file-facts").inner_text()
         assert found.locator(".bars tbody tr").count() == 10
-        assert "real photos" in found.locator(".measured").inner_text()
+        assert "real photos" in found.locator(".plain").inner_text()
+        # One map of all channels, with its spots in words; all else is folded.
+        assert found.locator(".composed canvas").count() == 1
+        assert found.locator(".spots li").count() == found.locator(".spot").count() > 0
+        assert found.locator("details[open]").count() == 0
         assert "says nothing of its origin" in found.locator(".said").inner_text()
         found.locator(".preview img").wait_for()
     wrong = here.result("notes.txt")
@@ -179,7 +183,7 @@ def test_maps_explain_on_hover_and_by_keyboard(opened: Any, files: dict[str, Pat
     here = opened()
     here.page.set_input_files("#files", files["scene.jpg"])
     found = here.result("scene.jpg")
-    found.locator("summary").first.click()
+    found.locator("summary", has_text="Maps of every").click()
     field, read = found.locator(".field"), found.locator(".read")
     field.wait_for()
     assert found.locator(".tile").count() == 23
@@ -220,9 +224,9 @@ def test_the_keyboard_suffices(opened: Any, files: dict[str, Path]) -> None:
         here.page.keyboard.press("Enter")
     chosen.value.set_files(files["crop.png"])
     found = here.result("crop.png")
-    here.page.keyboard.press("Tab")
-    focused = here.page.evaluate("() => document.activeElement.tagName")
-    assert focused == "SUMMARY"
+    for text in ("All generators", "Maps of every generator and channel"):
+        here.page.keyboard.press("Tab")
+        assert here.page.evaluate("() => document.activeElement.textContent") == text
     here.page.keyboard.press("Enter")
     found.locator(".tile").first.wait_for()
     for _ in range(4):  # generator, shown, map, channels
@@ -251,11 +255,11 @@ def test_a_phone_shows_all_of_it(opened: Any, files: dict[str, Path], scheme: st
     here = opened(PHONE, scheme)
     here.page.set_input_files("#files", files["scene.jpg"])
     found = here.result("scene.jpg")
-    found.locator("summary").first.click()
+    for fold in found.locator("summary").all():
+        fold.click()
     found.locator(".tile canvas").first.wait_for()
-    found.locator("summary").last.click()
     assert here.wide() <= PHONE[0]
-    for part in (".verdict", ".scale", ".bars", ".field", ".tiles", ".facts"):
+    for part in (".verdict", ".scale", ".composed", ".bars", ".field", ".tiles", ".facts"):
         box = found.locator(part).bounding_box()
         assert box["x"] >= 0
         assert box["x"] + box["width"] <= PHONE[0]
@@ -302,7 +306,7 @@ def test_a_token_is_asked_for(browser: Any, files: dict[str, Path]) -> None:
         page.locator("#model", has_text="generators").wait_for()
         assert page.locator("#access").is_hidden()
         page.set_input_files("#files", files["scene.jpg"])
-        page.locator(".result .measured").wait_for()
+        page.locator(".result .plain").wait_for()
         page.context.close()
 
 

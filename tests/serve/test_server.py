@@ -43,7 +43,12 @@ from masksim.detector import Detector, load_detector  # noqa: E402
 from masksim.errors import ImageError, UsageError  # noqa: E402
 from masksim.serve import app as server  # noqa: E402
 from masksim.serve import schemas as answers  # noqa: E402
+from masksim.serve.admission import ServiceError  # noqa: E402
+from masksim.serve.logs import JsonLines  # noqa: E402
+from masksim.serve.service import FormParser  # noqa: E402
+from masksim.show.composed import compose, marks  # noqa: E402
 from masksim.show.text import channel_words  # noqa: E402
+from masksim.verdict import telling  # noqa: E402
 
 WEB = Path(server.__file__).parent / "web"
 SMALL = {"max_bytes": 1 << 20, "max_batch_bytes": 2 << 20, "max_files": 4}
@@ -150,6 +155,10 @@ def test_maps_can_be_read_back(client: Any, detector: Detector) -> None:
         assert sum(plane["sum"] for plane in got["planes"]) == pytest.approx(
             wanted.similarity, abs=1e-5
         )
+        whole = compose(wanted.planes)
+        half = 0.5001 * got["composed"]["scale"] + 1e-9
+        assert np.abs(unpack(got["composed"]) - whole.coarser()).max() <= half
+        assert [mark["words"] for mark in got["marks"]] == [mark.words for mark in marks(whole)]
         for plane, right in zip(got["planes"], wanted.planes, strict=True):
             assert plane["name"] == channel_words(right.name)
             half = 0.5001 * plane["values"]["scale"] + 1e-9
@@ -158,6 +167,8 @@ def test_maps_can_be_read_back(client: Any, detector: Detector) -> None:
             half = 0.5001 * shown["scale"] + 1e-6
             assert np.abs(unpack(shown) - right.spectrum).max() <= half
             assert plane["fx"] == [right.fx[0], right.fx[-1]]
+    rates = [score["false_positive_rate"] for score in found["scores"]]
+    assert maps["telling"] == telling(found["verdict"]["level"], rates)
     # All generators look at one spectrum: it is sent once.
     assert len(maps["spectra"]) == len(maps["generators"][0]["planes"])
 
@@ -479,7 +490,7 @@ def test_nothing_is_written_to_disk(fake: Any, monkeypatch: pytest.MonkeyPatch) 
     files = [("files", ("large.png", large))] * 2
     assert client.post("/v1/detect/batch", files=files).status_code == 200
     # And with the parser as it comes the same upload does need one.
-    monkeypatch.setattr(server._FormParser, "spool_max_size", 1 << 20)
+    monkeypatch.setattr(FormParser, "spool_max_size", 1 << 20)
     assert post(client, "large.png", large).status_code == 400
 
 
@@ -594,7 +605,7 @@ def test_logs_are_json_and_say_nothing_of_images(caplog: pytest.LogCaptureFixtur
         }
         client.get("/private.jpg")
         assert post(client).status_code == 200
-    lines = [server.JsonLines().format(record) for record in caplog.records]
+    lines = [JsonLines().format(record) for record in caplog.records]
     events = [json.loads(line) for line in lines]
     assert not any("private" in line for line in lines)
     requests = [event for event in events if event["event"] == "request"]
@@ -655,10 +666,10 @@ def test_generated_requests_meet_the_description(fake: Any, tmp_path: Path) -> N
 
 
 def test_every_code_of_the_service_is_explained() -> None:
-    for code, status in server.ServiceError.statuses.items():
-        assert f"``{code}``" in (server.ServiceError.__doc__ or "")
-        assert server.ServiceError("no", code=code).http_status == status
-    assert not server.ServiceError.codes & ImageError.codes
+    for code, status in ServiceError.statuses.items():
+        assert f"``{code}``" in (ServiceError.__doc__ or "")
+        assert ServiceError("no", code=code).http_status == status
+    assert not ServiceError.codes & ImageError.codes
 
 
 @pytest.mark.parametrize(
@@ -738,7 +749,7 @@ def test_serving_others_without_a_token_is_warned_of(
     assert "warning" not in runner.invoke(cli.app, [*options, "127.0.0.1"]).stderr
     monkeypatch.setenv(cli_serve.TOKEN, "word")
     assert "warning" not in runner.invoke(cli.app, [*options, "0.0.0.0"]).stderr
-    assert [service._token is None for service in started] == [True, True, False]
+    assert [service.token.wanted for service in started] == [False, False, True]
 
 
 def test_options_reach_the_service(started: list[Any], tmp_path: Path) -> None:

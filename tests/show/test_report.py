@@ -72,7 +72,7 @@ def test_without_calibration_there_is_no_rate_and_no_bar() -> None:
     text = to_text(fake.detection(calibrated=False))
     assert "Each rate is" not in text
     assert "is not known" in " ".join(text.split())
-    assert "Most like dalle3" in text
+    assert "most like those of dalle3" in " ".join(text.split())
     assert "█" not in text
     assert "rarer" not in text
     row = next(line for line in text.splitlines() if line.startswith("  sd1"))

@@ -23,7 +23,8 @@ from masksim.errors import DataError, ModelError, UsageError
 from masksim.image import load_image
 from masksim.metrics import auroc
 from masksim.model import heads_by_band
-from masksim.training.enroll import EnrollConfig, Enrollment, enroll, forget
+from masksim.training.enroll import EnrollConfig, Enrollment, enroll
+from masksim.training.grow import forget
 from masksim.training.stored_features import ReferencePhotos, pack, unpack
 from masksim.traits import BANDS, TRAITS
 

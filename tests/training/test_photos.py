@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from masksim.errors import ModelError
-from masksim.training.enroll import similarities_with_noise
+from masksim.training.heads import cosines
 from masksim.training.stored_features import ReferencePhotos, pack, spread_over_sources, unpack
 
 
@@ -56,14 +56,12 @@ def test_it_is_small() -> None:
 def test_noise_is_taken_out_of_the_norm(step: float) -> None:
     rng = np.random.default_rng(1)
     z = rng.normal(size=(1200, 4096)).astype(np.float32)
-    tensors = {
-        "masks": rng.uniform(0.1, 1, (1, 1, 64, 64)).astype(np.float16),
-        "references": rng.normal(size=(1, 1, 64, 64)).astype(np.float16),
-    }
-    true = similarities_with_noise(z, np.zeros(1200), tensors)
+    mask = rng.uniform(0.1, 1, (1, 1, 64, 64)).astype(np.float16)
+    reference = rng.normal(size=(1, 1, 64, 64)).astype(np.float16)
+    true = cosines(z, mask, reference)
     coarse = (np.rint(z / step) * step).astype(np.float32)
-    found = similarities_with_noise(coarse, np.full(1200, step**2 / 12), tensors)
-    naive = similarities_with_noise(coarse, np.zeros(1200), tensors)
+    found = cosines(coarse, mask, reference, np.full(1200, step**2 / 12))
+    naive = cosines(coarse, mask, reference, np.zeros(1200))
     slope = np.polyfit(true, found, 1)[0]
     assert slope == pytest.approx(1, abs=0.025)
     assert np.polyfit(true, naive, 1)[0] < slope

@@ -13,28 +13,26 @@ import pytest
 from numpy.typing import NDArray
 
 from masksim.checkpoint import DetectorFile
+from masksim.config import read_toml
 from masksim.data.manifest import REAL, Manifest, Row, manifest_hash
+from masksim.data.views import ViewConfig
 from masksim.detector import Detector, load_detector
 from masksim.errors import DataError, UsageError
 from masksim.image import load_image
 from masksim.metrics import auroc, tpr_at_fpr
 from masksim.model import SharedHeads
-from masksim.training.dataset import FeatureTable, ViewConfig
-from masksim.training.shared import (
+from masksim.training.feature_table import FeatureTable
+from masksim.training.heads import (
     HeadConfig,
-    TrainConfig,
     fisher_coefficients,
-    fit_heads,
     fit_probability,
     level_free,
     masks_and_references,
-    matched_real_weights,
-    read_config,
-    read_toml,
-    real_statistics,
+    statistics,
     stored,
-    train_shared,
 )
+from masksim.training.shared import SharedConfig, fit_heads, read_config, train_shared
+from masksim.training.weights import matched_real_weights
 from masksim.traits import TRAITS
 
 pytest.importorskip("sklearn")
@@ -74,7 +72,7 @@ def test_planted_fingerprints_are_found_on_unseen_sources(
         assert tpr_at_fpr(scores[pair, g], names[pair] == name, fpr=0.05) > 0.9
         # The one generator is told from the other, too.
         assert (scores[names == name, g] > scores[names == name, 1 - g]).all()
-        assert trained.fit.cross_validated_auroc[name] > 0.98
+        assert trained.fit.auroc[name] > 0.98
 
 
 def test_rates_hold_on_unseen_photos_and_are_low_on_planted_images(
@@ -85,11 +83,11 @@ def test_rates_hold_on_unseen_photos_and_are_low_on_planted_images(
 
     rows, scores = unseen
     real = np.array([row.is_real for row in rows])
-    joint = joint_false_positive_rate(scores, trained.fit.real_similarities)
+    joint = joint_false_positive_rate(scores, trained.file.calibration["real_similarities"])
     alarms = int((joint[real] <= 0.1).sum())
     assert alarms <= stats.binom.ppf(1 - 1e-4, real.sum(), 0.1)
     assert (joint[~real] <= 0.05).mean() > 0.9
-    each = false_positive_rate(scores, trained.fit.real_similarities)
+    each = false_positive_rate(scores, trained.file.calibration["real_similarities"])
     assert each.min() >= 1 / (detector.sample_size + 1)
 
 
@@ -128,7 +126,7 @@ def test_the_file_says_what_it_was_made_of(trained: Any) -> None:
     assert provenance["calibration"]["sources"] == 6
     assert set(provenance["cross_validated_auroc"]) == {"grid", "ring"}
     # The resolved configuration can be trained with again: nothing is left to be measured.
-    again = TrainConfig.from_dict(json.loads(json.dumps(provenance["training"])))
+    again = SharedConfig.from_dict(json.loads(json.dumps(provenance["training"])))
     views = replace(
         trained.config.views,
         first_qualities=again.views.first_qualities,
@@ -158,7 +156,7 @@ def test_the_same_inputs_give_the_same_file(trained: Any, tmp_path: Path) -> Non
     shuffled = Manifest(trained.manifest.rows[::-1], trained.manifest.root)
     file, fit = train_shared(shuffled, tmp_path / "again", trained.config, cache=trained.cache)
     assert file.sha256 == trained.file.sha256
-    np.testing.assert_array_equal(fit.real_similarities, trained.fit.real_similarities)
+    np.testing.assert_array_equal(fit.similarities, trained.fit.similarities)
     for name in ("heads.safetensors", "calibration.safetensors", "residual-0.onnx"):
         assert (tmp_path / "again" / name).read_bytes() == (trained.folder / name).read_bytes()
     with pytest.raises(UsageError, match="overwrite"):
@@ -201,10 +199,10 @@ def test_a_manifest_without_photos_or_with_few_images_is_refused(
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"sede": 1}, "training configuration: .'sede'"),
-        ({"views": {"shares_": 1}}, "configuration of views: .'shares_'"),
+        ({"sede": 1}, "configuration of the training: .'sede'"),
+        ({"views": {"shares_": 1}}, "configuration of the training: views: .'shares_'"),
         ({"features": {"hop": 1}}, "configuration of features: .'hop'"),
-        ({"heads": {"ridges": 1}}, "configuration of heads: .'ridges'"),
+        ({"heads": {"ridges": 1}}, "configuration of the training: heads: .'ridges'"),
         ({"views": 4}, "views must be a table, got 4"),
         ({"heads": "none"}, "heads must be a table"),
         ({"heads": {"ridge": "much"}}, "ridge must be a number"),
@@ -215,7 +213,7 @@ def test_a_manifest_without_photos_or_with_few_images_is_refused(
 )
 def test_unknown_keys_fail(values: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=message):
-        TrainConfig.from_dict(values)
+        SharedConfig.from_dict(values)
 
 
 def test_a_configuration_is_read_from_toml(tmp_path: Path) -> None:
@@ -232,7 +230,7 @@ def test_a_configuration_is_read_from_toml(tmp_path: Path) -> None:
     assert config.features.window == 256
     assert config.heads == HeadConfig(ridge=2.5)
     path.write_text("")
-    assert read_config(path) == TrainConfig()
+    assert read_config(path) == SharedConfig()
 
 
 def test_configurations_that_cannot_be_read(tmp_path: Path) -> None:
@@ -463,7 +461,7 @@ def test_statistics_of_reals() -> None:
         atol=1e-2,
     )
     real, weights = rng.random(50) < 0.6, rng.uniform(0, 2, 50)
-    mean, deviation = real_statistics(free, real, weights)
+    mean, deviation = statistics(free[real], weights[real])
     expected = np.average(free[real], axis=0, weights=weights[real])
     np.testing.assert_allclose(mean, expected, atol=1e-6)
     variance = np.average((free[real] - expected) ** 2, axis=0, weights=weights[real])
@@ -531,12 +529,12 @@ COUNTS = {
 def test_fit_leaves_small_classes_out() -> None:
     data = table(COUNTS)
     photos = table({pair: n for pair, n in COUNTS.items() if pair[0] == REAL}, seed=1, views=1)
-    fit = fit_heads(data, photos, TrainConfig(folds=3))
+    fit = fit_heads(data, photos, SharedConfig(folds=3))
     assert fit.generators == ("x", "yy")  # zzz has 29 images
-    assert fit.real_similarities.shape == (60, 2)
+    assert fit.similarities.shape == (60, 2)
     assert fit.tensors["masks"].shape == (2, 2, 8, 4)
-    assert min(fit.cross_validated_auroc.values()) > 0.95
-    assert (np.abs(fit.real_similarities) <= 1).all()
+    assert min(fit.auroc.values()) > 0.95
+    assert (np.abs(fit.similarities) <= 1).all()
 
 
 def test_calibration_scores_come_from_heads_that_did_not_see_the_source() -> None:
@@ -548,36 +546,36 @@ def test_calibration_scores_come_from_heads_that_did_not_see_the_source() -> Non
     photos = table({(REAL, s): 10 for s in "abcd"}, seed=3, views=1)
     odd = photos.sources == "d"
     photos.features[odd, 0, len("x"), :] += 3
-    fit = fit_heads(data, photos, TrainConfig(folds=4, heads=HeadConfig(ridge=0.1)))
+    fit = fit_heads(data, photos, SharedConfig(folds=4, heads=HeadConfig(ridge=0.1)))
     naive = SharedHeads.from_tensors(fit.tensors, 6.0).similarities(
         photos.features.astype(np.float32)
     )
-    assert fit.real_similarities[odd, 0].mean() > naive[odd, 0].mean() + 0.05
-    assert abs(fit.real_similarities[~odd, 0].mean() - naive[~odd, 0].mean()) < 0.05
+    assert fit.similarities[odd, 0].mean() > naive[odd, 0].mean() + 0.05
+    assert abs(fit.similarities[~odd, 0].mean() - naive[~odd, 0].mean()) < 0.05
 
 
 def test_more_folds_than_sources_of_photos() -> None:
     counts = {(REAL, "a"): 30, (REAL, "b"): 30, ("x", "p"): 40}
     photos = table({(REAL, "a"): 10, (REAL, "b"): 10}, seed=1, views=1)
-    fit = fit_heads(table(counts), photos, TrainConfig(folds=5))
-    assert np.abs(fit.real_similarities).min(axis=1).all()  # every photo has been scored
+    fit = fit_heads(table(counts), photos, SharedConfig(folds=5))
+    assert np.abs(fit.similarities).min(axis=1).all()  # every photo has been scored
     with pytest.raises(DataError, match="one source"):
         fit_heads(
             table({(REAL, "a"): 30, ("x", "p"): 40}),
             table({(REAL, "a"): 10}, views=1),
-            TrainConfig(folds=3),
+            SharedConfig(folds=3),
         )
 
 
 @pytest.mark.parametrize("folds", [0, 1])
 def test_cross_validation_needs_folds(folds: int) -> None:
     with pytest.raises(UsageError, match="at least two folds"):
-        fit_heads(table(COUNTS), table(COUNTS), TrainConfig(folds=folds))
+        fit_heads(table(COUNTS), table(COUNTS), SharedConfig(folds=folds))
 
 
 def test_a_table_without_photos_or_generators_is_refused() -> None:
     photos = table({(REAL, "a"): 5}, views=1)
     with pytest.raises(DataError, match="needs real photos"):
-        fit_heads(table({("x", "p"): 40}), photos, TrainConfig())
+        fit_heads(table({("x", "p"): 40}), photos, SharedConfig())
     with pytest.raises(DataError, match="no generator has 30 training images"):
-        fit_heads(table({(REAL, "a"): 40, ("x", "p"): 29}), photos, TrainConfig())
+        fit_heads(table({(REAL, "a"): 40, ("x", "p"): 29}), photos, SharedConfig())

@@ -16,11 +16,14 @@ from masksim.cli.console import (
     Format,
     Json,
     Overwrite,
+    Population,
+    Quick,
     Workers,
     cache_folder,
     errors,
     images_of,
     need_for_files,
+    option,
     say,
     stages,
     to_json,
@@ -41,12 +44,9 @@ class By(str, Enum):
 
 def calibrate(
     detector: DetectorArgument,
-    real: Annotated[
-        list[Path],
-        typer.Option("--real", metavar="DIR", help="Real photos; a sub-folder is a source."),
-    ],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The detector to write.")],
-    name: Annotated[str, typer.Option("--name", help="Of these photos.")] = "own",
+    real: Annotated[list[Path], option("Real photos; a sub-folder is a source.", metavar="DIR")],
+    out: Annotated[Path, option("The detector to write.", metavar="DIR")],
+    name: Annotated[str, option("Of these photos.")] = "own",
     cache: Cache = None,
     workers: Workers = 1,
     overwrite: Overwrite = False,
@@ -90,24 +90,18 @@ def calibrate(
 def audit(
     detector: DetectorArgument,
     real: Annotated[
-        list[Path] | None,
-        typer.Option("--real", metavar="DIR", help="Real photos; a sub-folder is a source."),
+        list[Path] | None, option("Real photos; a sub-folder is a source.", metavar="DIR")
     ] = None,
     manifest: Annotated[
-        Path | None,
-        typer.Option("--manifest", metavar="FILE", help="Instead: the real photos of a manifest."),
+        Path | None, option("Instead: the real photos of a manifest.", metavar="FILE")
     ] = None,
-    split: Annotated[str, typer.Option("--split", help="Of the manifest.")] = "val",
-    by: Annotated[By, typer.Option("--by", help="Rows of the table.")] = By.source,
-    format: Annotated[Format, typer.Option("--format", help="Of the table.")] = Format.text,
-    population: Annotated[
-        str, typer.Option("--population", help="See `masksim detect --help`.")
-    ] = "auto",
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Without the re-encodings that check verdicts.")
-    ] = False,
+    split: Annotated[str, option("Of the manifest.")] = "val",
+    by: Annotated[By, option("Rows of the table.")] = By.source,
+    format: Annotated[Format, option("Of the table.")] = Format.text,
+    population: Population = "auto",
+    quick: Quick = False,
     strict: Annotated[
-        bool, typer.Option("--strict", help=f"Exit with {NOT_HELD} if a claim is exceeded.")
+        bool, option(f"Exit with {NOT_HELD} if a claim is exceeded.", "--strict")
     ] = False,
     cache: Cache = None,
     workers: Workers = 1,

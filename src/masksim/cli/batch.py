@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -18,11 +14,13 @@ from masksim.cli.console import (
     Json,
     Model,
     Overwrite,
-    bars,
+    argument,
     errors,
     need,
     need_for_files,
+    option,
     say,
+    stages,
     to_json,
     write,
 )
@@ -30,8 +28,6 @@ from masksim.errors import ImageError, UsageError
 
 if TYPE_CHECKING:
     from masksim.batch.run import Summary
-
-    Progress = Callable[[int, int, int], None]
 
 FOUND = 10
 """Exit code where ``--fail-on`` asks for a level and a verdict reaches it."""
@@ -60,54 +56,29 @@ class Engine(str, Enum):
 def batch(
     images: Annotated[
         list[str],
-        typer.Argument(
-            metavar="DIR|GLOB|LIST|-...",
-            help="Folders, patterns, lists (.txt, .csv, .parquet), images; - is a list on stdin.",
+        argument(
+            "Folders, patterns, lists (.txt, .csv, .parquet), images; - is a list on stdin.",
+            "DIR|GLOB|LIST|-...",
         ),
     ],
-    out: Annotated[
-        Path, typer.Option("--out", metavar="FILE", help="Results: .jsonl, .csv or .parquet.")
-    ],
+    out: Annotated[Path, option("Results: .jsonl, .csv or .parquet.", metavar="FILE")],
     model: Model = None,
-    workers: Annotated[
-        int | None, typer.Option("--workers", min=1, help="Processes; default: one a core.")
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the results that are there.")
-    ] = False,
+    workers: Annotated[int | None, option("Processes; default: one a core.", min=1)] = None,
+    resume: Annotated[bool, option("Go on with the results that are there.", "--resume")] = False,
     overwrite: Overwrite = False,
-    shard: Annotated[
-        str | None, typer.Option("--shard", metavar="I/N", help="Only the I-th of N parts.")
-    ] = None,
+    shard: Annotated[str | None, option("Only the I-th of N parts.", metavar="I/N")] = None,
     fail_on: Annotated[
-        list[FailOn] | None,
-        typer.Option("--fail-on", help="Exit code 10 from this level on; error: 3. Repeatable."),
+        list[FailOn] | None, option("Exit code 10 from this level on; error: 3. Repeatable.")
     ] = None,
-    recursive: Annotated[
-        bool, typer.Option("--recursive/--no-recursive", help="Folders below a folder, too.")
-    ] = True,
-    column: Annotated[
-        str, typer.Option("--column", metavar="NAME", help="Of .csv and .parquet: the paths.")
-    ] = "path",
+    recursive: Annotated[bool, option("Folders below a folder, too.")] = True,
+    column: Annotated[str, option("Of .csv and .parquet: the paths.", metavar="NAME")] = "path",
     root: Annotated[
-        Path | None,
-        typer.Option("--root", metavar="DIR", help="Where relative paths of lists start."),
+        Path | None, option("Where relative paths of lists start.", metavar="DIR")
     ] = None,
-    engine: Annotated[
-        Engine, typer.Option("--engine", help="ray: Ray Data, the extra ray.")
-    ] = Engine.local,
-    ray_address: Annotated[
-        str | None, typer.Option("--ray-address", metavar="ADDRESS", help="Of a Ray cluster.")
-    ] = None,
-    timeout: Annotated[
-        float, typer.Option("--timeout", metavar="SECONDS", help="That one image may take.")
-    ] = 300.0,
-    metadata: Annotated[
-        bool,
-        typer.Option(
-            "--metadata/--no-metadata", help="Also tell what files say of their own origin."
-        ),
-    ] = True,
+    engine: Annotated[Engine, option("ray: Ray Data, the extra ray.")] = Engine.local,
+    ray_address: Annotated[str | None, option("Of a Ray cluster.", metavar="ADDRESS")] = None,
+    timeout: Annotated[float, option("That one image may take.", metavar="SECONDS")] = 300.0,
+    metadata: Annotated[bool, option("Also tell what files say of their own origin.")] = True,
     as_json: Json = False,
 ) -> None:
     """Analyse many images into one file: a row an image, errors too; can be gone on with."""
@@ -128,7 +99,7 @@ def batch(
         found = inputs.list_inputs(images, recursive=recursive, column=column, root=root)
         if shard is not None:
             found = replace(found, paths=inputs.shard(found.paths, *_part(shard)))
-        with _progress() as progress:
+        with stages(every=EVERY) as progress:
             summary = run_batch(
                 found, out, load=load, workers=workers, resume=resume, overwrite=overwrite,
                 engine=engine.value, ray_address=ray_address, timeout=timeout, progress=progress,
@@ -158,51 +129,3 @@ def _report(summary: Summary) -> None:
         say(f"  {level}: {count}")
     for code, count in sorted(summary.errors.items(), key=lambda item: -item[1]):
         say(f"  not analysed, {code}: {count}")
-
-
-@contextmanager
-def _progress() -> Iterator[Progress]:
-    """Show how many are done, how fast, how long it will take: a bar, or a line now and then."""
-    if not sys.stderr.isatty():
-        yield _Lines()
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-    from rich.progress import TimeRemainingColumn as Remaining
-
-    columns = (
-        BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]:.1f} images/s"),
-        Remaining(),
-    )  # fmt: skip
-    start = time.monotonic()
-    with bars(*columns) as bar:
-        task = bar.add_task("images", total=None, rate=0.0)
-
-        def draw(done: int, total: int, before: int) -> None:
-            rate = (done - before) / max(time.monotonic() - start, 1e-9)
-            bar.update(task, completed=done, total=total or None, rate=rate)
-
-        yield draw
-
-
-class _Lines:
-    """Progress as a line on stderr every `EVERY` seconds."""
-
-    def __init__(self) -> None:
-        self.start = self.said = time.monotonic()
-
-    def __call__(self, done: int, total: int, before: int) -> None:
-        now = time.monotonic()
-        if now - self.said < EVERY or done == before:
-            return
-        self.said = now
-        rate = (done - before) / (now - self.start)
-        left = (total - done) / rate
-        say(f"{done} of {total} images, {rate:.1f} images/s, {_duration(left)} left")
-
-
-def _duration(seconds: float) -> str:
-    """Write seconds as ``1 h 05 min``, ``5 min`` or ``40 s``."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

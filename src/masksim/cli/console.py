@@ -9,11 +9,13 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from enum import Enum
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -22,8 +24,10 @@ from masksim import __version__
 from masksim.errors import DataError, ImageError, MasksimError, UsageError, extra_missing
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
+    from rich.progress import Progress as Drawing
+    from rich.progress import TaskID
 
+    from masksim.config import Progress
     from masksim.data.manifest import Manifest
 
 INTERRUPTED, NO_READER = 130, 141  # as shells count SIGINT and SIGPIPE
@@ -33,6 +37,16 @@ CACHE = "MASKSIM_CACHE"
 
 BUNDLED = "default"
 """The word for the detector of the package, wherever a command takes a detector."""
+
+
+def option(help: str, *names: str, **more: Any) -> Any:
+    """Describe an option of a command; without names it is called as its parameter."""
+    return typer.Option(*names, help=help, **more)
+
+
+def argument(help: str, metavar: str | None = None, **more: Any) -> Any:
+    """Describe an argument of a command."""
+    return typer.Argument(help=help, metavar=metavar, **more)
 
 
 def detector_path(text: str) -> Path:
@@ -73,18 +87,30 @@ DetectorArgument = Annotated[
     ),
 ]
 ManifestFile = Annotated[
-    Path, typer.Option("--manifest", metavar="FILE", help="From `masksim data prepare`, or alike.")
+    Path, option("From `masksim data prepare`, or alike.", "--manifest", metavar="FILE")
 ]
 Cache = Annotated[
     Path | None,
-    typer.Option(
+    option(
+        "Finished pieces, so that a killed run goes on; default: see `masksim cache`.",
         "--cache",
         metavar="DIR",
-        help="Finished pieces, so that a killed run goes on; default: see `masksim cache`.",
     ),
 ]
-Workers = Annotated[int, typer.Option("--workers", min=1, help="Processes.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object.")]
+Quick = Annotated[bool, option("Without the small re-encodings that check a verdict.", "--quick")]
+Population = Annotated[
+    str,
+    option(
+        "Photos that rates are measured on: auto (all, the largest rate counts), built-in, or a "
+        "name from `masksim calibrate`.",
+        "--population",
+    ),
+]
+LikelihoodRatio = Annotated[
+    bool, option("Give verdicts a bounded likelihood ratio.", "--likelihood-ratio")
+]
+Workers = Annotated[int, option("Processes.", "--workers", min=1)]
+Json = Annotated[bool, option("One JSON object.", "--json")]
 
 
 class Format(str, Enum):
@@ -96,20 +122,29 @@ class Format(str, Enum):
     csv = "csv"
 
 
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+Overwrite = Annotated[bool, option("Replace what is there.", "--overwrite")]
 
 
 def leads() -> bool:
-    """Tell whether this process speaks: of several that train together (``torchrun``) one does."""
+    """Tell whether this process reports: of several that train together (torchrun) one does."""
     return os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager
-def errors() -> Iterator[None]:
-    """Turn what is expected to go wrong into one line on stderr and an exit code."""
+def errors(as_json: bool = False) -> Iterator[None]:
+    """Turn expected errors into one line on stderr and an exit code.
+
+    Parameters
+    ----------
+    as_json
+        Also write the error to stdout, as the one JSON document that the command promises.
+    """
     try:
         yield
     except MasksimError as error:
+        if as_json:
+            problem = {"code": error.code, "message": error.message}
+            write(to_json({"ok": False, "error": problem}, indent=2))
         say(f"error: {error.message} [{error.code}]")
         raise typer.Exit(error.exit_code) from error
     except BrokenPipeError as error:
@@ -205,16 +240,16 @@ def check_free(*paths: Path, overwrite: bool) -> None:
 
 
 def cache_folder(given: Path | None, *inputs: Path) -> Path:
-    """Find where the finished pieces of a run are kept; tell so if nobody has asked for that place.
+    """Find where the finished pieces of a run are kept; say so unless ``--cache`` names it.
 
     Parameters
     ----------
     given
         What ``--cache`` names.
     *inputs
-        The manifest or the folders that the run is about. A piece is known by what a manifest says
-        of its images, not by where they are, nor by what has computed it; so in the user's cache,
-        which all runs share, each of these, and each set of versions, has a folder of its own.
+        The manifest or the folders that the run is about. The name of a piece says nothing of the
+        images' folder, nor of the versions that computed it. All runs share the user's cache, so
+        there each input, with each set of versions, has a folder of its own.
     """
     if given is not None:
         return given
@@ -225,7 +260,7 @@ def cache_folder(given: Path | None, *inputs: Path) -> Path:
 
 
 def _versions() -> Iterator[str]:
-    """Tell all that a computed number may depend on."""
+    """Name the versions that a computed number may depend on."""
     yield __version__
     for name in ("numpy", "onnxruntime", "onnxruntime-gpu", "pillow", "pillow-heif"):
         with suppress(PackageNotFoundError):  # of the two runtimes one is there
@@ -233,7 +268,7 @@ def _versions() -> Iterator[str]:
 
 
 def archive_folder(given: Path | None) -> Path:
-    """Find where the archives of public sets are kept; tell so if nobody has asked for it."""
+    """Find where the archives of public sets are kept; say so unless ``--cache`` names it."""
     if given is not None:
         return given
     _tell_cache(user_cache() / "archives")
@@ -277,7 +312,7 @@ def explained(source: str, error: ImageError) -> str:
 
 
 def forget_stdout() -> None:
-    """Lead stdout to nowhere, so that what waits in its buffer fails no more."""
+    """Point stdout at nothing, so that flushing its buffer no longer fails."""
     with suppress(OSError, ValueError):  # not a file, or closed
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -301,55 +336,92 @@ def to_json(value: Any, *, indent: int | None = None) -> str:
     return json.dumps(value, indent=indent, ensure_ascii=True, allow_nan=False)
 
 
-def bars(*columns: Any, shown: bool = True, console: Any = None) -> Progress:
-    """Make progress bars that draw on stderr and leave stdout alone.
-
-    By default rich leads stdout through the bars' own terminal while they show: results meant for
-    a file or a pipe would go to stderr.
+@contextmanager
+def stages(
+    shown: bool = True, *, every: float | None = None, in_bytes: bool = False
+) -> Iterator[Progress]:
+    """Show how far a run is: on a terminal a bar for each stage, else lines.
 
     Parameters
     ----------
-    *columns
-        Of `rich.progress`; none: the usual ones.
     shown
-        Whether to draw at all.
-    console
-        A `rich.console.Console` of stderr; None: a new one.
+        Whether to show anything at all.
+    every
+        Without a terminal, the seconds from a line to the next; None: a line where a stage begins.
+    in_bytes
+        What is counted are bytes, of several files at once: bars alone, no lines.
     """
-    from rich.console import Console
-    from rich.progress import Progress
-
-    return Progress(
-        *columns,
-        console=console or Console(stderr=True),
-        transient=True,
-        redirect_stdout=False,
-        disable=not shown,
-    )
-
-
-@contextmanager
-def stages(shown: bool = True) -> Iterator[Callable[[str, int, int], None]]:
-    """Progress of the stages of a run: a bar on a terminal, else a line a stage."""
-    if not shown or not leads():
+    if not shown or not leads() or (in_bytes and not sys.stderr.isatty()):
         yield lambda stage, done, count: None
-        return
-    if not sys.stderr.isatty():
-        said: set[str] = set()
+    elif not sys.stderr.isatty():
+        yield _Lines(every)
+    else:
+        from rich import progress as rich
+        from rich.console import Console
 
-        def line(stage: str, done: int, count: int) -> None:
-            if stage not in said:
-                said.add(stage)
+        amount: list[Any] = (
+            [rich.DownloadColumn(), rich.TransferSpeedColumn()]
+            if in_bytes
+            else [rich.MofNCompleteColumn(), rich.TextColumn("{task.fields[rate]:.1f}/s")]
+        )
+        columns = rich.TextColumn("{task.description}"), rich.BarColumn(), *amount
+        # By default rich leads stdout through the bars' own terminal while they show: results meant
+        # for a file or a pipe would go to stderr.
+        with rich.Progress(
+            *columns, rich.TimeRemainingColumn(),
+            console=Console(stderr=True), transient=True, redirect_stdout=False,
+        ) as drawing:  # fmt: skip
+            yield _Bars(drawing)
+
+
+class _Bars:
+    """A bar for each stage that is under way; may be called by several threads."""
+
+    def __init__(self, drawing: Drawing) -> None:
+        self.drawing = drawing
+        self.lock = Lock()
+        self.tasks: dict[str, tuple[TaskID, int, float]] = {}
+
+    def __call__(self, stage: str, done: int, count: int) -> None:
+        with self.lock:
+            if stage not in self.tasks:
+                if len(self.tasks) == 8:  # the first is of a file that failed
+                    self.drawing.remove_task(self.tasks.pop(next(iter(self.tasks)))[0])
+                task = self.drawing.add_task(stage, total=count or None, rate=0.0)
+                self.tasks[stage] = task, done, time.monotonic()
+            task, before, start = self.tasks[stage]
+            rate = (done - before) / max(time.monotonic() - start, 1e-9)
+            self.drawing.update(task, completed=done, total=count or None, rate=rate)
+            if 0 < count <= done and len(self.tasks) > 1:
+                self.drawing.remove_task(self.tasks.pop(stage)[0])
+
+
+class _Lines:
+    """The same as lines on stderr, for logs."""
+
+    def __init__(self, every: float | None) -> None:
+        self.every = every
+        self.stages: dict[str, tuple[int, float]] = {}
+        self.said = time.monotonic()
+
+    def __call__(self, stage: str, done: int, count: int) -> None:
+        now = time.monotonic()
+        if stage not in self.stages:
+            self.stages[stage] = done, now
+            if self.every is None:
                 say(f"{stage}: {count} parts, {done} done before")
+        before, start = self.stages[stage]
+        if self.every is None or now - self.said < self.every or done == before:
+            return
+        self.said = now
+        rate = (done - before) / (now - start)
+        left = _duration((count - done) / rate)
+        say(f"{done} of {count} {stage}, {rate:.1f} {stage}/s, {left} left")
 
-        yield line
-        return
-    with bars() as bar:
-        tasks: dict[str, TaskID] = {}
 
-        def draw(stage: str, done: int, count: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bar.add_task(stage, total=count)
-            bar.update(tasks[stage], completed=done)
-
-        yield draw
+def _duration(seconds: float) -> str:
+    """Write seconds as ``1 h 05 min``, ``5 min`` or ``40 s``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -6,23 +6,35 @@ codes: 0 done, 2 wrong usage, 5 the data cannot be had or used.
 
 from __future__ import annotations
 
-import json
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from masksim.cli.console import archive_folder, bars, errors, images_of, need, need_for_files, write
-from masksim.errors import MasksimError, UsageError
+from masksim.cli.console import (
+    Json,
+    Overwrite,
+    archive_folder,
+    argument,
+    check_free,
+    errors,
+    images_of,
+    need,
+    need_for_files,
+    option,
+    say,
+    stages,
+    to_json,
+    write,
+)
+from masksim.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
+    from masksim.config import Progress
     from masksim.data.prepare import Item
-    from masksim.data.sources import Source
 
 app = typer.Typer(
     name="data",
@@ -31,112 +43,36 @@ app = typer.Typer(
     add_completion=False,
 )
 
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no messages.")]
-Workers = Annotated[int | None, typer.Option(min=1, help="Threads; default: one a core.")]
-Table = Annotated[
-    Path | None, typer.Option("--sources", help="A table of sets of your own (TOML).")
-]
+Quiet = Annotated[bool, option("No progress, no messages.", "--quiet", "-q")]
+Workers = Annotated[int | None, option("Threads; default: one a core.", min=1)]
+Table = Annotated[Path | None, option("A table of sets of your own (TOML).", "--sources")]
+
+_SHOWN = 20  # problems of a set that are told one by one
 
 
-def _stderr() -> Console:
-    from rich.console import Console
-
-    return Console(stderr=True, highlight=False, soft_wrap=True)
-
-
-def _print_json(value: Any) -> None:
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=True) + "\n")
-
-
-@contextmanager
-def _errors(as_json: bool) -> Iterator[None]:
-    """Turn what goes wrong into a message and an exit code, as `errors`; into JSON if wanted."""
-    with errors():
-        try:
-            yield
-        except MasksimError as error:
-            if as_json:
-                _print_json({"ok": False, "error": {"code": error.code, "message": str(error)}})
-            raise
-
-
-def _bytes(n: int) -> str:
-    size = float(n)
+def _bytes(n: float) -> str:
     for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"
+        if n < 1000:
+            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
+        n /= 1000
+    return f"{n:.1f} TB"
 
 
-@contextmanager
-def _transfers(console: Console, quiet: bool) -> Iterator[Callable[[str, int, int | None], None]]:
-    """Draw a bar for each file under way; nothing where stderr is no terminal."""
-    from threading import Lock
-
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        TaskID,
-        TextColumn,
-        TransferSpeedColumn,
-    )
-
-    drawn = not quiet and console.is_terminal
-    drawing = bars(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        console=console,
-        shown=drawn,
-    )
-    tasks: dict[str, TaskID] = {}
-    lock = Lock()
-
-    def show(name: str, done: int, total: int | None) -> None:
-        if not drawn:
-            return
-        with lock:
-            if name not in tasks:
-                if len(tasks) >= 8:  # bars of transfers that failed, or whose end is not known
-                    drawing.remove_task(tasks.pop(next(iter(tasks))))
-                tasks[name] = drawing.add_task(name, total=total)
-            drawing.update(tasks[name], completed=done, total=total)
-            if total is not None and done >= total:
-                drawing.remove_task(tasks.pop(name))
-
-    with drawing:
-        yield show
+def _document(value: Mapping[str, Any]) -> None:
+    write(to_json(value, indent=2))
 
 
-@contextmanager
-def _counter(console: Console, quiet: bool, text: str) -> Iterator[Callable[[int, int, int], None]]:
-    """Draw one bar for a run over many images."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        TextColumn,
-        TimeRemainingColumn,
-    )
+def _say_problems(problems: Sequence[str], before: str = "", more: str = "") -> None:
+    """Say the first problems, and how many more there are."""
+    for problem in problems[:_SHOWN]:
+        say(before + problem)
+    if len(problems) > _SHOWN:
+        say(f"{before}and {len(problems) - _SHOWN} more{more}")
 
-    drawing = bars(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        shown=not quiet and console.is_terminal,
-    )
-    with drawing:
-        task = drawing.add_task(text, total=None)
 
-        def show(done: int, total: int, bad: int) -> None:
-            label = f"{text} ({bad} bad)" if bad else text
-            drawing.update(task, completed=done, total=total, description=label)
-
-        yield show
+def _sized(progress: Progress) -> Callable[[str, int, int | None], None]:
+    """Take sizes that are not known."""
+    return lambda name, done, count: progress(name, done, count or 0)
 
 
 # ---------------------------------------------------------------- list
@@ -145,12 +81,12 @@ def _counter(console: Console, quiet: bool, text: str) -> Iterator[Callable[[int
 @app.command("list")
 def list_sets(sources: Table = None, as_json: Json = False) -> None:
     """List the public sets: home, licence, use, size, and how to get them."""
-    with _errors(as_json):
+    with errors(as_json):
         from masksim.data.sources import load_sources
 
         known = load_sources(sources)
         if as_json:
-            _print_json({"sets": [source.as_dict() for source in known.values()]})
+            _document({"sets": [source.as_dict() for source in known.values()]})
             return
         rows = [("set", "use", "size", "access", "licence")]
         rows += [
@@ -177,48 +113,40 @@ def list_sets(sources: Table = None, as_json: Json = False) -> None:
 
 @app.command("label")
 def label_files(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="With folders below it.")],
-    out: Annotated[
-        Path, typer.Option("--out", "-o", metavar="FILE", help="The manifest: .csv or .parquet.")
-    ],
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a manifest that is there.")
-    ] = False,
+    folder: Annotated[Path, argument("With folders below it.", "FOLDER")],
+    out: Annotated[Path, option("The manifest: .csv or .parquet.", "--out", "-o", metavar="FILE")],
+    overwrite: Overwrite = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Make a manifest of your own files by what each says of its origin, with the evidence."""
-    console = _stderr()
-    with _errors(as_json):
+    with errors(as_json):
         from masksim.data.label import label_folder
         from masksim.data.manifest import REAL, write_manifest
 
         if out.suffix.lower() not in (".csv", ".parquet"):
             raise UsageError(f"--out {out}: a manifest is .csv or .parquet")
-        if out.exists() and not overwrite:
-            raise UsageError(f"{out} is there already: --overwrite replaces it")
-        with _counter(console, quiet, "labelling") as progress:
-            found = label_folder(folder, root=out.parent, progress=progress)
+        check_free(out, overwrite=overwrite)
+        with stages(not quiet) as progress:
+            found = label_folder(
+                folder, root=out.parent,
+                progress=lambda done, count, _: progress("labelling", done, count),
+            )  # fmt: skip
         digest = write_manifest(out, found.rows)
-        counts: dict[str, int] = {}
-        for row in found.rows:
-            counts[row.generator] = counts.get(row.generator, 0) + 1
+        counts = Counter(row.generator for row in found.rows)
         if as_json:
-            _print_json(
+            _document(
                 {
-                    "manifest": str(out),
-                    "hash": digest,
-                    "images": len(found.rows),
-                    "generators": counts,
-                    "without": dict(found.without),
+                    "manifest": str(out), "hash": digest, "images": len(found.rows),
+                    "generators": counts, "without": dict(found.without),
                 }
-            )
+            )  # fmt: skip
             return
-        typer.echo(f"{out}: {len(found.rows)} images, hash {digest}")
+        write(f"{out}: {len(found.rows)} images, hash {digest}")
         for name, count in sorted(counts.items(), key=lambda item: (item[0] == REAL, -item[1])):
-            typer.echo(f"  {name}: {count}")
+            write(f"  {name}: {count}")
         for why, count in found.without.items():
-            typer.echo(f"  without a row: {count}, {why}")
+            write(f"  without a row: {count}, {why}")
 
 
 # ---------------------------------------------------------------- download
@@ -226,33 +154,30 @@ def label_files(
 
 @app.command("download")
 def download_sets(
-    names: Annotated[list[str], typer.Argument(metavar="SET...", help="Names, or all.")],
-    data: Annotated[Path, typer.Option(help="Where the images go.")] = Path("data"),
+    names: Annotated[list[str], argument("Names, or all.", "SET...")],
+    data: Annotated[Path, option("Where the images go.")] = Path("data"),
     cache: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Where archives go; default: see `masksim cache`."),
+        Path | None, option("Where archives go; default: see `masksim cache`.", metavar="DIR")
     ] = None,
     url: Annotated[
-        list[str] | None,
-        typer.Option(help="Another address for a moved file: URL, or FILE=URL (repeatable)."),
+        list[str] | None, option("Another address for a moved file: URL, or FILE=URL (repeatable).")
     ] = None,
     table: Annotated[
-        Path | None, typer.Option(help="A CSV of URLs for a set whose list comes by a form.")
+        Path | None, option("A CSV of URLs for a set whose list comes by a form.")
     ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Files at a time.")] = 4,
+    workers: Annotated[int, option("Files at a time.", min=1)] = 4,
     attempts: Annotated[
-        int, typer.Option(min=1, help="Tries in a row without a new byte before giving up.")
+        int, option("Tries in a row without a new byte before giving up.", min=1)
     ] = 6,
     keep_archives: Annotated[
-        bool, typer.Option("--keep-archives/--drop-archives", help="Keep archives once unpacked.")
+        bool, option("Keep archives once unpacked.", "--keep-archives/--drop-archives")
     ] = True,
     sources: Table = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Download and unpack public sets; run it again to go on after an interruption."""
-    console = _stderr()
-    with _errors(as_json):
+    with errors(as_json):
         need("data", "downloading", "httpx")
         from masksim.data.manifest import image_problem
         from masksim.data.sources import (
@@ -264,58 +189,116 @@ def download_sets(
             pick_sources,
         )
 
-        known = load_sources(sources)
-        wanted = pick_sources(known, names)
+        wanted = pick_sources(load_sources(sources), names)
         if (url or table) and len(wanted) > 1:
             raise UsageError("--url and --table go with one set")
         place = archive_folder(cache)
         reports = []
-        for source in wanted:
-            source = apply_overrides(source, url or [])
+        for source in (apply_overrides(one, url or []) for one in wanted):
             if source.table and source.table.file is None and table is None:
-                report = SourceReport(
-                    source.name, problems=((source.name, "needs_request", source.manual),)
-                )
+                problem = (source.name, "needs_request", source.manual)
+                report = SourceReport(source.name, problems=(problem,))
             else:
-                with _transfers(console, quiet) as progress:
+                with stages(not quiet, in_bytes=True) as progress:
                     report = download_source(
-                        source,
-                        data=data,
-                        cache=place,
-                        table=table,
-                        workers=workers,
-                        retry=Retry(attempts=attempts),
-                        progress=progress,
-                        check_image=image_problem,
-                        keep_archives=keep_archives,
-                    )
+                        source, data=data, cache=place, table=table, workers=workers,
+                        retry=Retry(attempts=attempts), keep_archives=keep_archives,
+                        progress=_sized(progress), check_image=image_problem,
+                    )  # fmt: skip
             reports.append(report)
             if not quiet:
-                for file, code, message in report.problems[:20]:
-                    console.print(f"{source.name}: {file}: {message} [{code}]", markup=False)
-                if len(report.problems) > 20:
-                    console.print(f"{source.name}: and {len(report.problems) - 20} more")
+                problems = [f"{file}: {text} [{code}]" for file, code, text in report.problems]
+                _say_problems(problems, f"{source.name}: ")
         ok = all(report.ok for report in reports)
         if as_json:
-            _print_json({"ok": ok, "sets": [report.as_dict() for report in reports]})
+            _document({"ok": ok, "sets": [report.as_dict() for report in reports]})
         else:
             for report in reports:
                 d = report.as_dict()
-                typer.echo(
+                write(
                     f"{d['set']}: {d['downloaded']} files downloaded ({_bytes(d['bytes'])}), "
                     f"{d['present']} there before, {d['unpacked']} unpacked, {d['failed']} missing"
                 )
         if not ok:
-            raise typer.Exit(5)
+            raise typer.Exit(DataError.exit_code)
 
 
 # ---------------------------------------------------------------- prepare
 
 
+@dataclass(frozen=True)
+class _Wanted:
+    """What is to be prepared: one of public sets, own folders, a list, a folder of the original."""
+
+    names: list[str]
+    real: list[Path]
+    synthetic: list[str]
+    manifest: Path | None
+    original: Path | None
+    variant: list[str]
+    data: Path
+    out: Path
+    sources: Path | None
+    all_folders: bool
+    shares: str
+    single_source: str
+    split: str
+    in_place: bool
+
+    def plan(self) -> tuple[list[Item], list[str]]:
+        """List the images to make, and what is odd about the list.
+
+        Raises
+        ------
+        UsageError
+            The options do not go together.
+        """
+        from masksim.data.manifest import scan_folders
+        from masksim.data.prepare import plan_manifest, plan_original, plan_sets
+        from masksim.data.sources import load_sources, pick_sources
+
+        own = bool(self.real or self.synthetic)
+        if sum((bool(self.names), own, bool(self.manifest), bool(self.original))) > 1:
+            raise UsageError(
+                "give one of: names of sets, --real/--synthetic, --manifest, --original"
+            )
+        if own:
+            found, warnings = scan_folders(
+                self.real, [_pair(text) for text in self.synthetic],
+                shares=_shares(self.shares), single_source=self.single_source,
+            )  # fmt: skip
+            return plan_manifest(found, self.variant or ["files"]), warnings
+        if self.manifest is not None:
+            return self._plan_manifest(self.manifest)
+        known = load_sources(self.sources)
+        if self.original is not None:
+            chosen = self.variant or ["JPEG_Qrandom"]
+            if len(chosen) > 1:
+                raise UsageError("--original takes one --variant")
+            return plan_original(self.original, known, chosen[0]), []
+        sets = pick_sources(known, self.names) if self.names else list(known.values())
+        variants = self.variant or ["train", "JPEG_Qrandom"]
+        return plan_sets(sets, self.data, variants, all_folders=self.all_folders)
+
+    def _plan_manifest(self, manifest: Path) -> tuple[list[Item], list[str]]:
+        from masksim.data.manifest import read_manifest
+        from masksim.data.prepare import plan_manifest
+
+        if not self.in_place and manifest.absolute() == (self.out / "manifest.csv").absolute():
+            raise UsageError(f"--out {self.out} would overwrite {manifest}; give another folder")
+        listed = read_manifest(manifest, split=self.split)
+        warnings = []
+        if len({row.split for row in listed.rows}) == 1:
+            warnings = [
+                f"all {len(listed.rows)} images are in the split {listed.rows[0].split}; where the "
+                "list has no column of splits, --split names it"
+            ]
+        return plan_manifest(listed, self.variant or ["files"]), warnings
+
+
 def _shares(text: str) -> dict[str, float]:
-    parts = text.split("/")
     try:
-        numbers = [float(part) for part in parts]
+        numbers = [float(part) for part in text.split("/")]
     except ValueError:
         numbers = []
     if len(numbers) != 3 or min(numbers) < 0 or sum(numbers) <= 0:
@@ -334,156 +317,96 @@ def _pair(text: str) -> tuple[str, str]:
 def prepare_sets(
     names: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="[SET...]", help="Public sets in --data; default: all that are there."
-        ),
+        argument("Public sets in --data; default: all that are there.", "[SET...]"),
     ] = None,
-    data: Annotated[Path, typer.Option(help="Where the raw sets are.")] = Path("data"),
-    out: Annotated[Path, typer.Option(help="Where prepared images and the manifest go.")] = Path(
+    data: Annotated[Path, option("Where the raw sets are.")] = Path("data"),
+    out: Annotated[Path, option("Where prepared images and the manifest go.")] = Path(
         "processed_data"
     ),
     real: Annotated[
-        list[Path] | None, typer.Option(help="A folder of photographs of your own (repeatable).")
+        list[Path] | None, option("A folder of photographs of your own (repeatable).")
     ] = None,
     synthetic: Annotated[
-        list[str] | None,
-        typer.Option(help="NAME=DIR: a folder of images made by NAME (repeatable)."),
+        list[str] | None, option("NAME=DIR: a folder of images made by NAME (repeatable).")
     ] = None,
     manifest: Annotated[
-        Path | None, typer.Option(help="Prepare what a manifest or a filename,typ CSV lists.")
+        Path | None, option("Prepare what a manifest or a filename,typ CSV lists.")
     ] = None,
     original: Annotated[
-        Path | None,
-        typer.Option(help="List a processed_data folder of the original, where it is."),
+        Path | None, option("List a processed_data folder of the original, where it is.")
     ] = None,
     variant: Annotated[
         list[str] | None,
-        typer.Option(
-            help="train, files, uncompressed, JPEG_Qrandom, JPEG_Q90, JPEG_Q70-90, WEBP_Qrandom, "
-            "... (repeatable). Public sets: train and JPEG_Qrandom; others: files."
+        option(
+            "train, files, uncompressed, JPEG_Qrandom, JPEG_Q90, JPEG_Q70-90, WEBP_Qrandom, ... "
+            "(repeatable). Public sets: train and JPEG_Qrandom; others: files."
         ),
     ] = None,
     all_folders: Annotated[
-        bool, typer.Option(help="Every variant for every folder, not test folders alone.")
+        bool, option("Every variant for every folder, not test folders alone.")
     ] = False,
-    window: Annotated[int, typer.Option(min=8, help="Side of the window, pixels.")] = 512,
+    window: Annotated[int, option("Side of the window, pixels.", min=8)] = 512,
     cut: Annotated[
-        str, typer.Option(help="aligned (to the 8-pixel grid) or original (exact centre).")
+        str, option("aligned (to the 8-pixel grid) or original (exact centre).")
     ] = "aligned",
-    subsampling: Annotated[str, typer.Option(help="Chroma of JPEG.")] = "4:2:0",
-    place: Annotated[
-        str, typer.Option(help="Images that keep their bytes: link, copy or in-place.")
-    ] = "link",
+    subsampling: Annotated[str, option("Chroma of JPEG.")] = "4:2:0",
+    place: Annotated[str, option("Images that keep their bytes: link, copy or in-place.")] = "link",
     shares: Annotated[
-        str, typer.Option(help="Own folders: TRAIN/VAL/TEST shares of the images.")
+        str, option("Own folders: TRAIN/VAL/TEST shares of the images.")
     ] = "80/10/10",
     single_source: Annotated[
-        str, typer.Option(help="Own folders, one source only: blocks or error.")
+        str, option("Own folders, one source only: blocks or error.")
     ] = "blocks",
-    split: Annotated[str, typer.Option(help="Split of a filename,typ CSV.")] = "test",
-    seed: Annotated[int, typer.Option(help="Another draw of the random qualities.")] = 0,
-    parquet: Annotated[bool, typer.Option(help="manifest.parquet instead of .csv.")] = False,
+    split: Annotated[str, option("Split of a filename,typ CSV.")] = "test",
+    seed: Annotated[int, option("Another draw of the random qualities.")] = 0,
+    parquet: Annotated[bool, option("manifest.parquet instead of .csv.")] = False,
     workers: Workers = None,
-    strict: Annotated[bool, typer.Option(help="Exit with 5 if any image failed.")] = False,
+    strict: Annotated[bool, option("Exit with 5 if any image failed.")] = False,
     sources: Table = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Prepare images and write a manifest; run it again to go on after an interruption."""
-    console = _stderr()
-    with _errors(as_json):
+    with errors(as_json):
         need_for_files(manifest)
         if parquet:
             need("parquet", "--parquet", "pyarrow")
-        from masksim.data.manifest import read_manifest, scan_folders
-        from masksim.data.prepare import (
-            PrepareConfig,
-            plan_manifest,
-            plan_original,
-            plan_sets,
-            prepare,
-        )
-        from masksim.data.sources import load_sources, pick_sources
+        from masksim.data.prepare import PrepareConfig, prepare
 
-        own = bool(real or synthetic)
-        if sum((own, manifest is not None, original is not None)) > 1 or (
-            names and (own or manifest or original)
-        ):
-            raise UsageError(
-                "give one of: names of sets, --real/--synthetic, --manifest, --original"
-            )
-        warnings: list[str] = []
-        items: list[Item]
-        if own:
-            found, warnings = scan_folders(
-                real or [],
-                [_pair(text) for text in synthetic or []],
-                shares=_shares(shares),
-                single_source=single_source,
-            )
-            items = plan_manifest(found, variant or ["files"])
-        elif manifest is not None:
-            if place != "in-place" and manifest.absolute() == (out / "manifest.csv").absolute():
-                raise UsageError(f"--out {out} would overwrite {manifest}; give another folder")
-            listed = read_manifest(manifest, split=split)
-            if len({row.split for row in listed.rows}) == 1:
-                warnings = [
-                    f"all {len(listed.rows)} images are in the split {listed.rows[0].split}; where "
-                    "the list has no column of splits, --split names it"
-                ]
-            items = plan_manifest(listed, variant or ["files"])
-        elif original is not None:
-            chosen = variant or ["JPEG_Qrandom"]
-            if len(chosen) > 1:
-                raise UsageError("--original takes one --variant")
-            items = plan_original(original, load_sources(sources), chosen[0])
+        if original is not None:
             place, out = "in-place", original
-        else:
-            known = load_sources(sources)
-            wanted: list[Source] = pick_sources(known, names) if names else list(known.values())
-            items, warnings = plan_sets(
-                wanted, data, variant or ["train", "JPEG_Qrandom"], all_folders=all_folders
-            )
-        config = PrepareConfig(
-            window=window, cut=cut, subsampling=subsampling, place=place, seed=seed
-        )
-        with _counter(console, quiet, "preparing") as progress:
+        wanted = _Wanted(
+            names or [], real or [], synthetic or [], manifest, original, variant or [], data, out,
+            sources, all_folders, shares, single_source, split, place == "in-place",
+        )  # fmt: skip
+        items, warnings = wanted.plan()
+        name = "manifest.parquet" if parquet else "manifest.csv"
+        with stages(not quiet) as progress:
             report = prepare(
-                items,
-                out,
-                config,
-                workers=workers,
-                progress=progress,
-                warnings=warnings,
-                manifest_name="manifest.parquet" if parquet else "manifest.csv",
-            )
+                items, out, PrepareConfig(window, cut, subsampling, place, seed),
+                workers=workers, warnings=warnings, manifest_name=name,
+                progress=lambda done, count, _: progress("preparing", done, count),
+            )  # fmt: skip
         if not quiet:
             for text in report.warnings:
-                console.print(f"warning: {text}", markup=False)
-            for failure in report.failures[:20]:
-                console.print(f"{failure.path}: {failure.message} [{failure.code}]", markup=False)
-            if len(report.failures) > 20:
-                console.print(f"and {len(report.failures) - 20} more, see report.json")
-        name = "manifest.parquet" if parquet else "manifest.csv"
+                say(f"warning: {text}")
+            problems = [f"{one.path}: {one.message} [{one.code}]" for one in report.failures]
+            _say_problems(problems, more=", see report.json")
+        path = (out / name).as_posix()
         if as_json:
-            _print_json(
+            _document(
                 {
-                    "ok": not report.failures,
-                    "manifest": (out / name).as_posix(),
-                    "made": report.made,
-                    "kept": report.kept,
-                    "seconds": round(report.seconds, 3),
-                    **report.as_dict(),
+                    "ok": not report.failures, "manifest": path, "made": report.made,
+                    "kept": report.kept, "seconds": round(report.seconds, 3), **report.as_dict(),
                 }
-            )
+            )  # fmt: skip
         else:
-            typer.echo(
-                f"{(out / name).as_posix()}: {len(report.manifest.rows)} images "
-                f"({report.made} made, {report.kept} kept), {len(report.failures)} failed, "
-                f"hash {report.hash}"
+            write(
+                f"{path}: {len(report.manifest.rows)} images ({report.made} made, {report.kept} "
+                f"kept), {len(report.failures)} failed, hash {report.hash}"
             )
         if strict and report.failures:
-            raise typer.Exit(5)
+            raise typer.Exit(DataError.exit_code)
 
 
 # ---------------------------------------------------------------- verify
@@ -491,21 +414,20 @@ def prepare_sets(
 
 @app.command("verify")
 def verify_set(
-    manifest: Annotated[Path, typer.Argument(help="A manifest, or the folder it is in.")],
-    window: Annotated[int, typer.Option(min=8, help="Smaller images are reported.")] = 512,
+    manifest: Annotated[Path, argument("A manifest, or the folder it is in.")],
+    window: Annotated[int, option("Smaller images are reported.", min=8)] = 512,
     near: Annotated[
-        int, typer.Option(min=-1, max=15, help="Bits near duplicates may differ; -1: do not look.")
+        int, option("Bits near duplicates may differ; -1: do not look.", min=-1, max=15)
     ] = 6,
-    probe: Annotated[bool, typer.Option("--probe/--no-probe", help="The leak probe.")] = True,
-    split: Annotated[str | None, typer.Option(help="Only the images of this split.")] = None,
+    probe: Annotated[bool, option("The leak probe.")] = True,
+    split: Annotated[str | None, option("Only the images of this split.")] = None,
     workers: Workers = None,
-    strict: Annotated[bool, typer.Option(help="Exit with 5 on warnings, too.")] = False,
+    strict: Annotated[bool, option("Exit with 5 on warnings, too.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Verify a prepared set: files, duplicates, balance, and what gives the answer away."""
-    console = _stderr()
-    with _errors(as_json):
+    with errors(as_json):
         if near >= 0:
             need("data", "the search for near duplicates", "imagehash")
         if probe:
@@ -519,38 +441,34 @@ def verify_set(
             found = [path / f"manifest.{suffix}" for suffix in ("csv", "parquet")]
             path = next((p for p in found if p.is_file()), found[0])
         listed = read_manifest(path) if split is None else images_of(path, split)
-        with _counter(console, quiet, "verifying") as progress:
+        with stages(not quiet) as progress:
             report = verify(
-                listed,
-                window=window,
-                near_distance=None if near < 0 else near,
-                probe=probe,
-                workers=workers,
-                progress=progress,
-            )
+                listed, window=window, near_distance=None if near < 0 else near, probe=probe,
+                workers=workers, progress=lambda done, count, _: progress("verifying", done, count),
+            )  # fmt: skip
         if as_json:
-            _print_json(report.as_dict())
+            _document(report.as_dict())
         else:
             for finding in report.findings:
                 if finding.level != "note":
                     where = f"{finding.path}: " if finding.path else ""
-                    typer.echo(f"{finding.level}: {where}{finding.message} [{finding.code}]")
+                    write(f"{finding.level}: {where}{finding.message} [{finding.code}]")
             for result in report.probes:
                 if result.auroc is None:
-                    typer.echo(f"leak probe, {result.name}: not measured ({result.reason})")
+                    write(f"leak probe, {result.name}: not measured ({result.reason})")
                 else:
-                    typer.echo(
+                    write(
                         f"leak probe, {result.name}: AUROC {result.auroc:.3f} "
                         f"[{result.low:.3f}, {result.high:.3f}], {result.folds} folds by "
                         f"{result.groups}, {result.images} images"
                     )
             notes = len(report.findings) - report.errors - report.warnings
-            typer.echo(
+            write(
                 f"{report.images} images, {report.readable} readable: {report.errors} errors, "
                 f"{report.warnings} warnings, {notes} notes"
             )
         if report.errors or (strict and report.warnings):
-            raise typer.Exit(5)
+            raise typer.Exit(DataError.exit_code)
 
 
 if __name__ == "__main__":

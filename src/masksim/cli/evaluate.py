@@ -9,8 +9,6 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from masksim.cli.console import (
     Cache,
     Format,
@@ -24,6 +22,7 @@ from masksim.cli.console import (
     images_of,
     need,
     need_for_files,
+    option,
     say,
     stages,
     to_json,
@@ -55,57 +54,40 @@ class ProtocolName(str, Enum):
 
 
 def evaluate(
-    manifest: Annotated[
-        Path | None,
-        typer.Option("--manifest", metavar="FILE", help="Images to score and measure."),
-    ] = None,
-    split: Annotated[str, typer.Option("--split", help="Which split is measured.")] = "val",
+    manifest: Annotated[Path | None, option("Images to score and measure.", metavar="FILE")] = None,
+    split: Annotated[str, option("Which split is measured.")] = "val",
     scores: Annotated[
-        Path | None,
-        typer.Option("--scores", metavar="FILE", help="A saved scores.csv: no image is scored."),
+        Path | None, option("A saved scores.csv: no image is scored.", metavar="FILE")
     ] = None,
     original_scores: Annotated[
-        Path | None,
-        typer.Option("--original-scores", metavar="DIR", help="The original's output/score/...."),
+        Path | None, option("The original's output/score/....", metavar="DIR")
     ] = None,
     model: Model = None,
     calibration: Annotated[
-        Path | None,
-        typer.Option("--calibration", metavar="FILE", help="Scores of real photos, by head."),
+        Path | None, option("Scores of real photos, by head.", metavar="FILE")
     ] = None,
     protocol: Annotated[
-        ProtocolName, typer.Option("--protocol", help="none: only what is asked for beside.")
+        ProtocolName, option("none: only what is asked for beside.")
     ] = ProtocolName.all,
     degrade: Annotated[
-        str | None,
-        typer.Option(
-            "--degrade", metavar="LIST", help="Degradations or families, with commas; or all."
-        ),
+        str | None, option("Degradations or families, with commas; or all.", metavar="LIST")
     ] = None,
     per_class: Annotated[
-        int | None,
-        typer.Option("--per-class", metavar="N", min=1, help="Images a class for --degrade."),
+        int | None, option("Images a class for --degrade.", metavar="N", min=1)
     ] = None,
     peer: Annotated[
         list[str] | None,
-        typer.Option(
-            "--peer",
-            metavar="NAME=SPEC",
-            help="Another detector; NAME alone: a column of --scores.",
-        ),
+        option("Another detector; NAME alone: a column of --scores.", metavar="NAME=SPEC"),
     ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", metavar="DIR", help="Write scores, results, tables."),
-    ] = None,
+    out: Annotated[Path | None, option("Write scores, results, tables.", metavar="DIR")] = None,
     pictures: Annotated[
-        bool, typer.Option("--pictures", help="Write DIR/pictures too; needs matplotlib.")
+        bool, option("Write DIR/pictures too; needs matplotlib.", "--pictures")
     ] = False,
     overwrite: Overwrite = False,
-    format: Annotated[Format, typer.Option("--format", help="Of the tables.")] = Format.text,
+    format: Annotated[Format, option("Of the tables.")] = Format.text,
     cache: Cache = None,
     workers: Workers = 1,
-    samples: Annotated[int, typer.Option("--samples", min=10, help="Of the bootstrap.")] = 500,
+    samples: Annotated[int, option("Of the bootstrap.", min=10)] = 500,
     as_json: Json = False,
 ) -> None:
     """Measure a detector: protocols, confusion, break-downs, degradations, second opinions."""
@@ -305,10 +287,10 @@ def _scores(
     progress: Progress,
 ) -> tuple[ScoreTable, Scale, list[str]]:
     """Score images or read scores; say what they mean, and which columns are other detectors'."""
+    from masksim.data.views import ViewConfig
     from masksim.evaluation.scale import Scale
     from masksim.evaluation.score_table import read_original_scores, read_scores
     from masksim.evaluation.scoring import score_manifest, score_peer, views_of
-    from masksim.training.dataset import ViewConfig
 
     if asked.original_scores is not None:
         table = read_original_scores(asked.original_scores)

@@ -12,11 +12,14 @@ from masksim.cli.console import (
     DetectorArgument,
     Json,
     Overwrite,
+    Population,
+    argument,
     check_free,
     errors,
     images_of,
     need,
     need_for_files,
+    option,
     say,
     stages,
     to_json,
@@ -36,10 +39,7 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-_Maps = Annotated[bool, typer.Option("--maps", help="Similarity maps as an output, too.")]
-_Population = Annotated[
-    str, typer.Option("--population", help="Photos of the rates: see `masksim detect --help`.")
-]
+_Maps = Annotated[bool, option("Similarity maps as an output, too.", "--maps")]
 
 
 class Backend(str, Enum):
@@ -70,9 +70,9 @@ def _written(made: dict[str, Any], detector: Detector, as_json: bool) -> None:
 @app.command("onnx")
 def export_onnx(
     detector: DetectorArgument,
-    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The .onnx file to write.")],
+    out: Annotated[Path, option("The .onnx file to write.", metavar="FILE")],
     maps: _Maps = False,
-    population: _Population = "auto",
+    population: Population = "auto",
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -89,11 +89,9 @@ def export_onnx(
 @app.command("openvino")
 def export_openvino(
     detector: DetectorArgument,
-    out: Annotated[
-        Path, typer.Option("--out", metavar="FILE_OR_DIR", help="The .xml file, or its folder.")
-    ],
+    out: Annotated[Path, option("The .xml file, or its folder.", metavar="FILE_OR_DIR")],
     maps: _Maps = False,
-    population: _Population = "auto",
+    population: Population = "auto",
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -112,29 +110,18 @@ def export_openvino(
 
 @app.command()
 def verify(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The .onnx or .xml file.")],
+    file: Annotated[Path, argument("The .onnx or .xml file.", "FILE")],
     detector: DetectorArgument,
-    images: Annotated[
-        list[Path] | None, typer.Argument(metavar="IMAGE...", help="Images to compare on.")
-    ] = None,
-    manifest: Annotated[
-        Path | None, typer.Option("--manifest", metavar="FILE", help="Instead: of a manifest.")
-    ] = None,
-    split: Annotated[str, typer.Option("--split", help="Of the manifest.")] = "val",
-    count: Annotated[
-        int, typer.Option("--count", min=1, help="At most so many of it, evenly spread.")
-    ] = 100,
+    images: Annotated[list[Path] | None, argument("Images to compare on.", "IMAGE...")] = None,
+    manifest: Annotated[Path | None, option("Instead: of a manifest.", metavar="FILE")] = None,
+    split: Annotated[str, option("Of the manifest.")] = "val",
+    count: Annotated[int, option("At most so many of it, evenly spread.", min=1)] = 100,
     backend: Annotated[
-        Backend | None,
-        typer.Option("--backend", help="What runs it; default: openvino for .xml, else ort-cpu."),
+        Backend | None, option("What runs it; default: openvino for .xml, else ort-cpu.")
     ] = None,
-    tolerance: Annotated[
-        float, typer.Option("--tolerance", min=0.0, help="Of similarities, absolute.")
-    ] = 1e-5,
-    population: _Population = "auto",
-    threads: Annotated[
-        int | None, typer.Option("--threads", min=1, help="Of both; default: one a core.")
-    ] = None,
+    tolerance: Annotated[float, option("Of similarities, absolute.", min=0.0)] = 1e-5,
+    population: Population = "auto",
+    threads: Annotated[int | None, option("Of both; default: one a core.", min=1)] = None,
     as_json: Json = False,
 ) -> None:
     """Compare a graph with its detector on images; exit with 1 if they are not the same."""

@@ -34,20 +34,26 @@ from masksim.cli import train as cli_train
 from masksim.cli.console import (
     NO_READER,
     Json,
+    LikelihoodRatio,
     Model,
     Overwrite,
-    bars,
+    Population,
+    Quick,
+    argument,
     check_free,
     errors,
     explained,
     forget_stdout,
     need,
+    option,
     say,
+    stages,
     to_json,
     user_cache,
     write,
 )
 from masksim.errors import ImageError, UsageError
+from masksim.files import make_folder
 
 if TYPE_CHECKING:
     from masksim.detector import Detector
@@ -114,7 +120,7 @@ def _without_colours() -> None:
 
 @app.callback(invoke_without_command=True)
 def _masksim(
-    version: Annotated[bool, typer.Option("--version", "-V", help="Show the version.")] = False,
+    version: Annotated[bool, option("Show the version.", "--version", "-V")] = False,
 ) -> None:
     if version:
         write(f"masksim {__version__}")
@@ -140,55 +146,28 @@ def _load(model: Path | None, threads: int | None, device: Device, **options: An
 
 @app.command()
 def detect(
-    images: Annotated[
-        list[str],
-        typer.Argument(metavar="IMAGE...", help="Image files; - is one image on stdin."),
-    ],
+    images: Annotated[list[str], argument("Image files; - is one image on stdin.", "IMAGE...")],
     as_json: Annotated[
-        bool, typer.Option("--json", help="JSON Lines: one object an image, on one line.")
+        bool, option("JSON Lines: one object an image, on one line.", "--json")
     ] = False,
     maps: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Write the pictures of the similarity maps there."),
+        Path | None, option("Write the pictures of the similarity maps there.", metavar="DIR")
     ] = None,
     overwrite: Overwrite = False,
     model: Model = None,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Processor threads; default: one a core.")
-    ] = None,
-    device: Annotated[Device, typer.Option(help="Where the network runs.")] = Device.cpu,
-    quick: Annotated[
-        bool,
-        typer.Option("--quick", help="Without the small re-encodings that check a verdict."),
-    ] = False,
-    population: Annotated[
-        str,
-        typer.Option(
-            "--population",
-            help="Photos that rates are measured on: auto (all, the largest rate counts), "
-            "built-in, or a name from `masksim calibrate`.",
-        ),
-    ] = "auto",
-    likelihood_ratio: Annotated[
-        bool,
-        typer.Option("--likelihood-ratio", help="Give verdicts a bounded likelihood ratio."),
-    ] = False,
-    metadata: Annotated[
-        bool,
-        typer.Option(
-            "--metadata/--no-metadata", help="Also tell what the file says of its own origin."
-        ),
-    ] = True,
+    threads: Annotated[int | None, option("Processor threads; default: one a core.", min=1)] = None,
+    device: Annotated[Device, option("Where the network runs.")] = Device.cpu,
+    quick: Quick = False,
+    population: Population = "auto",
+    likelihood_ratio: LikelihoodRatio = False,
+    metadata: Annotated[bool, option("Also tell what the file says of its own origin.")] = True,
 ) -> None:
     """Say of each image which generator's spectral pattern it carries, and how rare that is."""
     with errors():
         if images.count("-") > 1:
             raise UsageError("stdin holds one image: give - once")
         if maps is not None:
-            try:
-                maps.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise UsageError(f"--maps {maps} cannot be made: {error.strerror}") from error
+            make_folder(maps)
         detector = _load(
             model, threads, device,
             stability=not quick, population=population, likelihood_ratio=likelihood_ratio,
@@ -269,11 +248,11 @@ def _knows_blocks() -> bool:
 
 def _with_progress(images: list[str]) -> Iterable[str]:
     """Draw a bar on stderr, unless the results themselves show on the same terminal."""
-    if len(images) < _SHOW_PROGRESS_FROM or sys.stdout.isatty() or not sys.stderr.isatty():
-        yield from images
-        return
-    with bars() as bar:
-        yield from bar.track(images, description="detecting")
+    drawn = sys.stderr.isatty() and not sys.stdout.isatty()
+    with stages(drawn and len(images) >= _SHOW_PROGRESS_FROM) as progress:
+        for k, image in enumerate(images):
+            progress("detecting", k, len(images))
+            yield image
 
 
 class _Pictures:
@@ -333,7 +312,9 @@ def info(
 ) -> None:
     """Show a detector: its generators, windows, calibration, digest and where it comes from."""
     with errors():
-        facts = _describe(_load(model, None, Device.cpu))
+        from masksim.detector import describe
+
+        facts = describe(_load(model, None, Device.cpu))
         if as_json:
             write(to_json(facts, indent=2))
             return
@@ -350,39 +331,6 @@ def info(
         _write_nested("provenance", facts["provenance"])
 
 
-def _describe(detector: Detector) -> dict[str, Any]:
-    file = detector.file
-    return {
-        "name": detector.name,
-        "sha256": detector.sha256,
-        "format_version": file.format_version,
-        "generators": list(detector.generators),
-        "calibration": {
-            "sample_size": detector.sample_size,
-            "populations": {
-                name: [
-                    {"stratum": words, "photos": photos, "sources": sources}
-                    for words, photos, sources in calibration.table()
-                ]
-                for name, calibration in detector.calibrations.items()
-            },
-        },
-        "config": dict(file.config),
-        "branches": [
-            {
-                "generators": list(branch.generators),
-                "residual": branch.residual.to_dict(),
-                "preprocess": dict(branch.preprocess),
-                "spectrum": dict(branch.spectrum),
-                "head": branch.head,
-                "head_config": dict(branch.head_config),
-            }
-            for branch in file.branches
-        ],
-        "provenance": dict(file.provenance),
-    }
-
-
 def _write_nested(name: str, values: Mapping[str, Any]) -> None:
     from masksim.show.text import printable
 
@@ -396,16 +344,14 @@ def _write_nested(name: str, values: Mapping[str, Any]) -> None:
 
 @app.command("import-original")
 def import_original(
-    source: Annotated[
-        Path, typer.Argument(metavar="CKPT_OR_FOLDER", help="A .ckpt file, or a folder of them.")
-    ],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="The detector's folder to write.")],
+    source: Annotated[Path, argument("A .ckpt file, or a folder of them.", "CKPT_OR_FOLDER")],
+    out: Annotated[Path, argument("The detector's folder to write.", "OUT")],
     colour: Annotated[
         str | None,
-        typer.Option(
-            metavar="SPACE",
-            help="What they were trained on: YCbCr-BT601-studio-8bit (the default), RGB or "
+        option(
+            "What they were trained on: YCbCr-BT601-studio-8bit (the default), RGB or "
             "YCbCr-BT601-full.",
+            metavar="SPACE",
         ),
     ] = None,
     overwrite: Overwrite = False,
@@ -413,12 +359,12 @@ def import_original(
     """Make a detector of checkpoints of the original MaskSim; needs torch."""
     with errors():
         need("train", "reading the original's checkpoints", "torch", "onnx")
-        from masksim import checkpoint
+        from masksim.original import importer
 
-        made = checkpoint.import_original(
+        made = importer.import_original(
             source,
             out,
-            colour=checkpoint.DEFAULT_COLOUR if colour is None else cast("ColourSpace", colour),
+            colour=importer.DEFAULT_COLOUR if colour is None else cast("ColourSpace", colour),
             overwrite=overwrite,
         )
         for note in made.provenance.get("notes", []):
@@ -431,7 +377,7 @@ def import_original(
 
 @app.command()
 def cache(
-    clear: Annotated[bool, typer.Option("--clear", help="Delete what is in it.")] = False,
+    clear: Annotated[bool, option("Delete what is in it.", "--clear")] = False,
     as_json: Json = False,
 ) -> None:
     """Show, or empty, the folder of what can be made again: pieces of runs, archives of sets."""

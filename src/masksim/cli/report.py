@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
-import secrets
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,14 +14,17 @@ from masksim.cli.console import (
     Json,
     Model,
     Overwrite,
+    argument,
     check_free,
     errors,
     explained,
+    option,
     say,
     to_json,
     write,
 )
 from masksim.errors import ImageError, UsageError
+from masksim.files import write_whole
 
 NOT_VERIFIED = 1
 """Exit code of ``masksim report verify`` where a check failed or could not be made."""
@@ -64,17 +65,15 @@ app = typer.Typer(
 
 @app.command(hidden=True)
 def make(
-    image: Annotated[
-        str, typer.Argument(metavar="IMAGE", help="An image file; - is one on stdin.")
-    ],
-    out: Annotated[
-        Path, typer.Option("--out", "-o", metavar="FILE", help="The HTML file to write.")
-    ],
+    image: Annotated[str, argument("An image file; - is one on stdin.", "IMAGE")],
+    out: Annotated[Path, option("The HTML file to write.", "--out", "-o", metavar="FILE")],
     model: Model = None,
     maps: Annotated[
-        str,
-        typer.Option(metavar="all|N", help="Draw the maps of the N most telling generators."),
+        str, option("Draw the maps of the N most telling generators.", metavar="all|N")
     ] = "3",
+    channels: Annotated[
+        bool, typer.Option("--channels", help="Draw the single channels of these maps, too.")
+    ] = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -95,11 +94,12 @@ def make(
                 _stdin() if image == "-" else image,
                 name="<stdin>" if image == "-" else image,
                 maps="all" if maps == "all" else int(maps),
+                channels=channels,
                 model=None if model is None else model.name or str(model),
             )
         except ImageError as error:
             raise ImageError(explained(image, error), code=error.code) from error
-        _write_whole(out, report.html)
+        write_whole(out, report.html)
         if as_json:
             write(
                 to_json(
@@ -118,31 +118,6 @@ def make(
         write(f"  seal {report.seal}")
 
 
-def _write_whole(out: Path, data: bytes) -> None:
-    """Write a file whole or not at all: what was there stays until all of the new is written."""
-    try:
-        if out.exists() and not out.is_file():  # a device or a pipe, which must not be replaced
-            out.write_bytes(data)
-            return
-        target = Path(os.path.realpath(out))  # a link stays one
-        # Not by `tempfile`, whose files only their owner may read.
-        part = target.with_name(f".masksim-{secrets.token_hex(4)}.part")
-        try:
-            with part.open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(part, target)
-        finally:
-            part.unlink(missing_ok=True)
-    except OSError as error:
-        raise _cannot_write(out, error) from error
-
-
-def _cannot_write(out: Path, error: OSError) -> UsageError:
-    return UsageError(f"cannot write {out}: {error.strerror or error}")
-
-
 def _stdin() -> bytes:
     from masksim.image import Limits
 
@@ -153,8 +128,8 @@ def _stdin() -> bytes:
 
 @app.command()
 def verify(
-    report: Annotated[Path, typer.Argument(metavar="REPORT", help="From `masksim report`.")],
-    image: Annotated[str, typer.Argument(metavar="IMAGE", help="The image it is about.")],
+    report: Annotated[Path, argument("From `masksim report`.", "REPORT")],
+    image: Annotated[str, argument("The image it is about.", "IMAGE")],
     model: Model = None,
     as_json: Json = False,
 ) -> None:

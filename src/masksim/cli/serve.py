@@ -8,9 +8,16 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
-from masksim.cli.console import Model, errors, need, say
+from masksim.cli.console import (
+    LikelihoodRatio,
+    Model,
+    Population,
+    Quick,
+    errors,
+    need,
+    option,
+    say,
+)
 from masksim.errors import UsageError
 
 TOKEN = "MASKSIM_TOKEN"
@@ -21,49 +28,28 @@ _PACKAGES = ("fastapi", "multipart", "prometheus_client", "starlette", "uvicorn"
 
 def serve(
     host: Annotated[
-        str, typer.Option("--host", help="Address to listen on; by default this machine alone.")
+        str, option("Address to listen on; by default this machine alone.")
     ] = "127.0.0.1",
-    port: Annotated[
-        int, typer.Option("--port", min=0, max=65535, help="0 is any that is free.")
-    ] = 8000,
+    port: Annotated[int, option("0 is any that is free.", min=0, max=65535)] = 8000,
     model: Model = None,
-    workers: Annotated[
-        int, typer.Option("--workers", min=0, help="Images at a time; 0: one a core.")
-    ] = 0,
-    queue: Annotated[
-        int, typer.Option("--queue", min=0, help="Requests that may wait; more get 429.")
-    ] = 64,
-    max_mb: Annotated[int, typer.Option("--max-mb", min=1, help="Of one image, MB.")] = 64,
-    max_megapixels: Annotated[
-        int, typer.Option("--max-megapixels", min=1, help="Of one image.")
-    ] = 100,
-    max_files: Annotated[int, typer.Option("--max-files", min=1, help="Of a batch.")] = 32,
-    max_batch_mb: Annotated[
-        int, typer.Option("--max-batch-mb", min=1, help="Of a batch, MB.")
-    ] = 256,
-    max_seconds: Annotated[
-        float, typer.Option("--max-seconds", min=0.1, help="Of one request.")
-    ] = 60.0,
-    max_held_mb: Annotated[
-        int, typer.Option("--max-held-mb", min=1, help="Of all uploads in memory, MB.")
-    ] = 512,
+    workers: Annotated[int, option("Images at a time; 0: one a core.", min=0)] = 0,
+    queue: Annotated[int, option("Requests that may wait; more get 429.", min=0)] = 64,
+    max_mb: Annotated[int, option("Of one image, MB.", min=1)] = 64,
+    max_megapixels: Annotated[int, option("Of one image.", min=1)] = 100,
+    max_files: Annotated[int, option("Of a batch.", min=1)] = 32,
+    max_batch_mb: Annotated[int, option("Of a batch, MB.", min=1)] = 256,
+    max_seconds: Annotated[float, option("Of one request.", min=0.1)] = 60.0,
+    max_held_mb: Annotated[int, option("Of all uploads in memory, MB.", min=1)] = 512,
     token_file: Annotated[
         Path | None,
-        typer.Option(
-            "--token-file",
+        option(
+            f"Its first line is the token that clients must send; else ${TOKEN}, if set.",
             metavar="FILE",
-            help=f"Its first line is the token that clients must send; else ${TOKEN}, if set.",
         ),
     ] = None,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Without the re-encodings that check verdicts.")
-    ] = False,
-    population: Annotated[
-        str, typer.Option("--population", help="See `masksim detect --help`.")
-    ] = "auto",
-    likelihood_ratio: Annotated[
-        bool, typer.Option("--likelihood-ratio", help="See `masksim detect --help`.")
-    ] = False,
+    quick: Quick = False,
+    population: Population = "auto",
+    likelihood_ratio: LikelihoodRatio = False,
 ) -> None:
     """Serve a page to drop images on, and an HTTP API, on this machine."""
     with errors():

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
 
 from masksim.cli.console import (
     Cache,
@@ -16,21 +16,25 @@ from masksim.cli.console import (
     Model,
     Overwrite,
     Workers,
+    argument,
     cache_folder,
     errors,
     images_of,
     leads,
     need,
     need_for_files,
+    option,
     say,
     stages,
     to_json,
     write,
 )
+from masksim.config import read_toml
 from masksim.errors import UsageError, counted
 
 if TYPE_CHECKING:
     from masksim.data.manifest import Manifest
+    from masksim.training.loop import RunOptions
 
 
 class Recipe(str, Enum):
@@ -57,60 +61,51 @@ class Precision(str, Enum):
     bfloat16 = "bfloat16"
 
 
-_OF_ORIGINAL = "Recipe original"  # headings in the help
-_OF_RUN = "Device and run"
+_original = partial(option, rich_help_panel="Recipe original")
+_of_run = partial(option, rich_help_panel="Device and run")
 
-RunDevice = Annotated[Device, typer.Option("--device", help="Where.", rich_help_panel=_OF_RUN)]
+RunDevice = Annotated[Device, _of_run("Where.", "--device")]
 RunPrecision = Annotated[
     Precision,
-    typer.Option(
-        "--precision",
-        help="Of residual networks; auto: float32. bfloat16 rounds what is measured.",
-        rich_help_panel=_OF_RUN,
+    _of_run(
+        "Of residual networks; auto: float32. bfloat16 rounds what is measured.", "--precision"
     ),
 ]
-RunWorkers = Annotated[
-    int, typer.Option("--workers", min=0, help="Processes that read and process images.")
-]
+RunWorkers = Annotated[int, option("Processes that read and process images.", "--workers", min=0)]
 RunFolder = Annotated[
-    Path | None,
-    typer.Option(
-        "--run", metavar="DIR", help="States and logs of the run; default: OUT.run.",
-        rich_help_panel=_OF_RUN,
-    ),
-]  # fmt: skip
-SaveEvery = Annotated[
-    int,
-    typer.Option(
-        "--save-every", min=1, help="Steps between two saved states.", rich_help_panel=_OF_RUN
-    ),
+    Path | None, _of_run("States and logs of the run; default: OUT.run.", "--run", metavar="DIR")
 ]
-TensorBoard = Annotated[
-    bool, typer.Option("--tensorboard", help="Curves for TensorBoard.", rich_help_panel=_OF_RUN)
-]
-Bar = Annotated[bool, typer.Option("--progress/--no-progress", help="Show progress on stderr.")]
-Seed = Annotated[int | None, typer.Option("--seed", help="Of all draws.")]
-LimitSteps = Annotated[
-    int | None,
-    typer.Option(
-        "--limit-steps", min=0, help="Steps in all; 0: no limit.", rich_help_panel=_OF_RUN
-    ),
-]
+SaveEvery = Annotated[int, _of_run("Steps between two saved states.", "--save-every", min=1)]
+TensorBoard = Annotated[bool, _of_run("Curves for TensorBoard.", "--tensorboard")]
+LimitSteps = Annotated[int | None, _of_run("Steps in all; 0: no limit.", "--limit-steps", min=0)]
+Bar = Annotated[bool, option("Show progress on stderr.", "--progress/--no-progress")]
+Seed = Annotated[int | None, option("Of all draws.", "--seed")]
+Config = Annotated[Path | None, argument("A TOML file; options override it.", "[CONFIG]")]
 
 
-def _original(*names: str, help: str, **options: Any) -> Any:
-    return typer.Option(*names, help=help, rich_help_panel=_OF_ORIGINAL, **options)
+@dataclass(frozen=True)
+class _Run:
+    """What the commands that train have in common."""
+
+    manifest: Path
+    out: Path
+    overwrite: bool
+    shown: bool  # progress
+    as_json: bool
+
+    def images(self) -> Manifest:
+        """Read the images; there must be some to train on."""
+        from masksim.data.manifest import read_manifest
+
+        images_of(self.manifest, "train")
+        return read_manifest(self.manifest)
 
 
 def train(
     manifest: ManifestFile,
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The detector to write.")],
-    config: Annotated[
-        Path | None, typer.Argument(metavar="[CONFIG]", help="A TOML file; options override it.")
-    ] = None,
-    recipe: Annotated[
-        Recipe | None, typer.Option("--recipe", help="Default: what CONFIG says, else shared.")
-    ] = None,
+    out: Annotated[Path, option("The detector to write.", metavar="DIR")],
+    config: Config = None,
+    recipe: Annotated[Recipe | None, option("Default: what CONFIG says, else shared.")] = None,
     cache: Cache = None,
     workers: RunWorkers = 1,
     seed: Seed = None,
@@ -118,46 +113,37 @@ def train(
     progress: Bar = True,
     as_json: Json = False,
     window: Annotated[
-        int | None, _original("-w", "--window", help="Side of the window, pixels.")
+        int | None, _original("Side of the window, pixels.", "-w", "--window")
     ] = None,
-    batch: Annotated[int | None, _original("-b", "--batch", help="Images a step.")] = None,
-    epochs: Annotated[int | None, _original("-e", "--epochs", help="Epochs.")] = None,
+    batch: Annotated[int | None, _original("Images a step.", "-b", "--batch")] = None,
+    epochs: Annotated[int | None, _original("Epochs.", "-e", "--epochs")] = None,
     preprocess: Annotated[
         str | None,
-        _original("-p", "--preprocess", help="DnCNN, light, linear3x3, cross_diff or none."),
+        _original("DnCNN, light, linear3x3, cross_diff or none.", "-p", "--preprocess"),
     ] = None,
     quality: Annotated[
-        str | None,
-        _original("-Q", "--quality", help="Of the compression: 90, 65-100 or random."),
+        str | None, _original("Of the compression: 90, 65-100 or random.", "-Q", "--quality")
     ] = None,
-    compression: Annotated[
-        str | None, _original("--compression", help="jpeg, webp or none.")
-    ] = None,
-    colour: Annotated[
-        str | None, _original("--colour", help="Colour space; default: by the compression.")
-    ] = None,
-    tag: Annotated[str | None, _original("-v", "--tag", help="Added to the name.")] = None,
+    compression: Annotated[str | None, _original("jpeg, webp or none.")] = None,
+    colour: Annotated[str | None, _original("Colour space; default: by the compression.")] = None,
+    tag: Annotated[str | None, _original("Added to the name.", "-v", "--tag")] = None,
     multi_class: Annotated[
-        bool | None,
-        _original("--multi-class/--single-class", help="One detector of all generators."),
+        bool | None, _original("One detector of all generators.", "--multi-class/--single-class")
     ] = None,
-    generator: Annotated[
-        list[str] | None, _original("--generator", metavar="G", help="Only this one; repeat.")
-    ] = None,
-    num_masks: Annotated[int | None, _original("--num-masks", help="Masks.")] = None,
+    generator: Annotated[list[str] | None, _original("Only this one; repeat.", metavar="G")] = None,
+    num_masks: Annotated[int | None, _original("Masks.")] = None,
     freeze: Annotated[
-        bool | None, _original("--freeze/--fine-tune", help="Leave the residual as it is.")
+        bool | None, _original("Leave the residual as it is.", "--freeze/--fine-tune")
     ] = None,
     resize_reals: Annotated[
         bool | None,
         _original(
+            "Resize photos only, as the original does: a label leak.",
             "--resize-reals/--resize-both",
-            help="Resize photos only, as the original does: a label leak.",
         ),
     ] = None,
     residual_weights: Annotated[
-        Path | None,
-        _original("--residual-weights", metavar="FILE", help="What the DnCNN starts from."),
+        Path | None, _original("What the DnCNN starts from.", metavar="FILE")
     ] = None,
     limit_steps: LimitSteps = None,
     device: RunDevice = Device.auto,
@@ -170,8 +156,6 @@ def train(
     with errors():
         need("train", "`masksim train`", "sklearn", "scipy", "onnx")
         need_for_files(manifest)
-        from masksim.training.shared import read_toml
-
         values = {} if config is None else read_toml(config)
         named = values.pop("recipe", Recipe.shared.value)
         try:
@@ -187,27 +171,22 @@ def train(
         given = {key: value for key, value in original.items() if value is not None}
         if seed is not None:
             values["seed"] = seed
-        if chosen is not Recipe.original:
-            of_run = {
-                "residual_weights": residual_weights, "run": run,
-                "tensorboard": tensorboard or None,
-                "device": None if device is Device.auto else device,
-                "precision": None if precision is Precision.auto else precision,
-            }  # fmt: skip
-            more = [*given, *(key for key, value in of_run.items() if value is not None)]
-            if more:
-                raise UsageError(
-                    f"{', '.join(sorted(more))}: of the recipe original (--recipe original)"
-                )
-            _train_heads(
-                chosen, values, manifest, out, cache, max(1, workers), overwrite, progress, as_json
-            )
+        this = _Run(manifest, out, overwrite, progress, as_json)
+        if chosen is Recipe.original:
+            options = _options(device, precision, workers, save_every, tensorboard)
+            _train_original({**values, **given}, this, residual_weights, run, options)
             return
-        options = _options(device, precision, workers, save_every, tensorboard)
-        _train_original(
-            {**values, **given}, manifest, out, residual_weights, run, options, overwrite,
-            progress, as_json,
-        )  # fmt: skip
+        of_run = {
+            "residual_weights": residual_weights, "run": run, "tensorboard": tensorboard or None,
+            "device": None if device is Device.auto else device,
+            "precision": None if precision is Precision.auto else precision,
+        }  # fmt: skip
+        more = [*given, *(key for key, value in of_run.items() if value is not None)]
+        if more:
+            raise UsageError(
+                f"{', '.join(sorted(more))}: of the recipe original (--recipe original)"
+            )
+        _train_heads(chosen, values, this, cache, max(1, workers))
 
 
 def _quality(text: str | None) -> Any:
@@ -222,7 +201,7 @@ def _quality(text: str | None) -> Any:
 
 def _options(
     device: Device, precision: Precision, workers: int, save_every: int, tensorboard: bool
-) -> Any:
+) -> RunOptions:
     need("train", "training by gradient", "torch")
     if tensorboard:
         need("tensorboard", "--tensorboard", "tensorboard")
@@ -235,39 +214,29 @@ def _options(
 
 
 def _train_heads(
-    recipe: Recipe,
-    values: Mapping[str, Any],
-    manifest: Path,
-    out: Path,
-    cache: Path | None,
-    workers: int,
-    overwrite: bool,
-    shown: bool,
-    as_json: bool,
+    recipe: Recipe, values: Mapping[str, Any], this: _Run, cache: Path | None, workers: int
 ) -> None:
     from masksim.data.manifest import read_manifest
     from masksim.training.bands import BandsConfig, train_bands
-    from masksim.training.shared import TrainConfig, train_shared
+    from masksim.training.shared import SharedConfig, train_shared
 
-    listed = read_manifest(manifest)
     shared = recipe is Recipe.shared
-    if shared:
-        images_of(manifest, "train")
-    config: Any = (TrainConfig if shared else BandsConfig).from_dict(values)
+    listed = this.images() if shared else read_manifest(this.manifest)
+    config: Any = (SharedConfig if shared else BandsConfig).from_dict(values)
     make: Any = train_shared if shared else train_bands
-    place = cache_folder(cache, manifest)
-    with stages(shown) as progress:
+    place = cache_folder(cache, this.manifest)
+    with stages(this.shown) as progress:
         made, _ = make(
-            listed, out, config,
-            cache=place, workers=workers, overwrite=overwrite, progress=progress,
+            listed, this.out, config,
+            cache=place, workers=workers, overwrite=this.overwrite, progress=progress,
         )  # fmt: skip
     if shared:
         _note_too_few(listed, made.generators, config.smallest_class)
     auroc = made.provenance["cross_validated_auroc"]
-    if as_json:
-        write(to_json({"detector": str(out), "sha256": made.sha256, "auroc": auroc}))
+    if this.as_json:
+        write(to_json({"detector": str(this.out), "sha256": made.sha256, "auroc": auroc}))
         return
-    write(f"{out}: sha256 {made.sha256}")
+    write(f"{this.out}: sha256 {made.sha256}")
     for name, value in auroc.items():
         write(f"  {name}: cross-validated AUROC {value:.3f}")
     _note_skipped(made.provenance["skipped"])
@@ -275,16 +244,11 @@ def _train_heads(
 
 def _train_original(
     values: Mapping[str, Any],
-    manifest: Path,
-    out: Path,
+    this: _Run,
     residual_weights: Path | None,
     run: Path | None,
-    options: Any,
-    overwrite: bool,
-    shown: bool,
-    as_json: bool,
+    options: RunOptions,
 ) -> None:
-    from masksim.data.manifest import read_manifest
     from masksim.original.train import OriginalConfig, train_original
 
     config = OriginalConfig.from_dict(values)
@@ -293,22 +257,21 @@ def _train_original(
             "note: the residual network starts from random numbers; `masksim train-residual` makes "
             "one to start from (--residual-weights)"
         )
-    images_of(manifest, "train")
-    listed = read_manifest(manifest)
-    with stages(shown) as progress:
+    listed = this.images()
+    with stages(this.shown) as progress:
         made = train_original(
-            listed, out, config, residual_weights=residual_weights, run=run,
-            options=options, overwrite=overwrite, progress=progress,
+            listed, this.out, config, residual_weights=residual_weights, run=run,
+            options=options, overwrite=this.overwrite, progress=progress,
         )  # fmt: skip
     if not leads():
         return
     if not config.generators:
         _note_too_few(listed, made.file.generators, config.smallest_class)
     best = {name: dict(values) for name, values in made.best.items()}
-    if as_json:
-        write(to_json({"detector": str(out), "sha256": made.file.sha256, "best": best}))
+    if this.as_json:
+        write(to_json({"detector": str(this.out), "sha256": made.file.sha256, "best": best}))
         return
-    write(f"{out}: sha256 {made.file.sha256}")
+    write(f"{this.out}: sha256 {made.file.sha256}")
     for name, found in best.items():
         write(
             f"  {name}: epoch {found['epoch']}, validation loss {found['valid_loss']:.3f}, "
@@ -337,20 +300,16 @@ def _note_skipped(skipped: Mapping[str, int]) -> None:
 
 def train_residual(
     manifest: ManifestFile,
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The network to write.")],
-    config: Annotated[
-        Path | None, typer.Argument(metavar="[CONFIG]", help="A TOML file; options override it.")
-    ] = None,
-    sigma: Annotated[
-        float | None, typer.Option("--sigma", help="Deviation of the noise, 8-bit levels.")
-    ] = None,
-    light: Annotated[bool, typer.Option("--light", help="The small network.")] = False,
-    depth: Annotated[int | None, typer.Option("--depth", help="Layers.")] = None,
-    features: Annotated[int | None, typer.Option("--features", help="Hidden channels.")] = None,
-    patch: Annotated[int | None, typer.Option("--patch", help="Side of a patch, pixels.")] = None,
-    batch: Annotated[int | None, typer.Option("-b", "--batch", help="Patches a step.")] = None,
-    steps: Annotated[int | None, typer.Option("--steps", help="Steps in all.")] = None,
-    colour: Annotated[str | None, typer.Option("--colour", help="Colour space.")] = None,
+    out: Annotated[Path, option("The network to write.", metavar="DIR")],
+    config: Config = None,
+    sigma: Annotated[float | None, option("Deviation of the noise, 8-bit levels.")] = None,
+    light: Annotated[bool, option("The small network.", "--light")] = False,
+    depth: Annotated[int | None, option("Layers.")] = None,
+    features: Annotated[int | None, option("Hidden channels.")] = None,
+    patch: Annotated[int | None, option("Side of a patch, pixels.")] = None,
+    batch: Annotated[int | None, option("Patches a step.", "-b", "--batch")] = None,
+    steps: Annotated[int | None, option("Steps in all.")] = None,
+    colour: Annotated[str | None, option("Colour space.")] = None,
     workers: RunWorkers = 1,
     seed: Seed = None,
     overwrite: Overwrite = False,
@@ -366,9 +325,7 @@ def train_residual(
     with errors():
         options = _options(device, precision, workers, save_every, tensorboard)
         need_for_files(manifest)
-        from masksim.data.manifest import read_manifest
         from masksim.original.denoiser import DenoiserConfig, train_denoiser
-        from masksim.training.shared import read_toml
 
         given = {
             "sigma": sigma, "depth": depth, "features": features, "patch": patch, "batch": batch,
@@ -382,10 +339,10 @@ def train_residual(
                 **{key: value for key, value in given.items() if value is not None},
             }
         )
-        images_of(manifest, "train")
+        listed = _Run(manifest, out, overwrite, progress, as_json).images()
         with stages(progress) as report:
             made = train_denoiser(
-                read_manifest(manifest), out, chosen, run=run, options=options,
+                listed, out, chosen, run=run, options=options,
                 overwrite=overwrite, progress=report,
             )  # fmt: skip
         if not leads():
@@ -402,18 +359,16 @@ def train_residual(
 
 
 def enroll(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="The new generator's name.")],
+    name: Annotated[str, argument("The new generator's name.", "NAME")],
     images: Annotated[
-        list[Path],
-        typer.Argument(metavar="DIR...", help="Folders of its images; a sub-folder is a source."),
+        list[Path], argument("Folders of its images; a sub-folder is a source.", "DIR...")
     ],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The detector to write.")],
+    out: Annotated[Path, option("The detector to write.", metavar="DIR")],
     real: Annotated[
-        list[Path] | None,
-        typer.Option("--real", metavar="DIR", help="A folder of further real photos; repeatable."),
+        list[Path] | None, option("A folder of further real photos; repeatable.", metavar="DIR")
     ] = None,
     model: Model = None,
-    views: Annotated[int, typer.Option(min=1, help="Draws of processing for each image.")] = 6,
+    views: Annotated[int, option("Draws of processing for each image.", min=1)] = 6,
     cache: Cache = None,
     workers: Workers = 1,
     overwrite: Overwrite = False,

@@ -1,278 +1,394 @@
-"""Images as people meet them: drawn, seeded processing, the same for photos and generated images.
+"""Views: images as detectors are trained and measured on them, and how they are drawn.
 
-On its way an image is compressed, made smaller, sent by messengers, shown and caught as a
-screenshot. What it went through is drawn here, with one last compression, and recorded: what a
-detector learns and is measured on.
+A *view* is an image after a drawn, seeded processing. Photos in the wild have mostly been JPEG
+before and many synthetic images never: a detector trained on files as found learns to count
+compressions. So every view has one of three *histories*, and both classes get the same shares:
+
+``jpeg``      compressed at its present size at least once; synthetic images that come lossless get
+              a first JPEG, with quality and subsampling drawn from those of the real photos;
+``reduced``   made two to four times smaller, which wipes earlier compression out;
+``lossless``  as it came from a lossless file.
+
+Then the same final compression for all. `views` makes every history that an image allows;
+weights (`masksim.training.weights`) give both classes the same shares of each. The purpose
+``"met"`` draws images as people meet them instead, see `masksim.data.ways`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 
-from masksim.augment import reencode, resize
-from masksim.errors import UsageError
+from masksim.augment import rng_for
+from masksim.data.manifest import Manifest, Row
+from masksim.data.ways import View, WayConfig, Work, as_found, centre, met
+from masksim.errors import DataError, UsageError
+from masksim.image import estimate_jpeg_quality, load_image
+from masksim.traits import is_lossy
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Pixels = NDArray[np.uint8]
 
-_FILTERS = ("bilinear", "bicubic", "lanczos", "box")
-_SLOW = 768  # pixels: encoders of films take a second for a megapixel
-_LOSSLESS = "PNG"
+History: TypeAlias = Literal["jpeg", "reduced", "lossless"]
+HISTORIES: tuple[History, ...] = ("jpeg", "reduced", "lossless")
 
-WAYS = ("direct", "reduced", "messenger", "social", "screenshot", "enlarged")
-"""What an image goes through before its last compression; all but the first resample it."""
-
-ENDS = ("lossless", "high", "middle", "low", "webp", "avif", "heic")
-"""The last compression: none; JPEG of quality 86 to 95, 66 to 85, 50 to 65; other formats."""
+Purpose: TypeAlias = Literal["train", "evaluate", "calibrate", "enroll", "as found", "met"]
 
 
 @dataclass(frozen=True)
-class WayConfig:
-    """How processing is drawn.
+class ViewConfig:
+    """How views are drawn: the same for real and synthetic images.
 
     Attributes
     ----------
+    window
+        Side of the analysed windows, pixels.
     region
-        Side of the largest part that is processed, pixels.
-    smallest
-        No side is made smaller than this, pixels.
-    ways, ends
-        Relative shares of `WAYS` and `ENDS`.
-    off_grid
-        Share of images that are cropped off the 8x8 grid of an earlier compression.
-    first_qualities, first_subsampled
-        Of a first JPEG for images that come lossless: qualities, each as likely, and the share of
-        4:2:0 chroma.
-    once_compressed
-        Share of the images that come lossless which get that first JPEG, where nothing is
-        resampled.
+        Side of the central region that is processed for evaluation, pixels (all of a smaller
+        image): bounds the cost of a 12-megapixel photo.
+    shares
+        Of each history, in training and evaluation.
+    reduction
+        Range of the factor by which ``reduced`` views are made smaller, as far as a window is left.
+    final_quality
+        Range of the last compression, both ends included.
+    first_qualities
+        Qualities of the first JPEG of lossless synthetic images; each entry is equally likely.
+    first_subsampled
+        Share of those with 4:2:0 chroma; the others have 4:4:4.
+    aligned
+        Share of training views whose crops keep the 8x8 grid of the first compression.
+    extra_jpeg, extra_webp, resized, final_webp, uncompressed
+        Shares of training views with one more JPEG or WebP compression, a resize by
+        `resize_range`, a last compression by WebP, and none at all.
+    resize_range
+        Range of the factor.
+    views
+        Training views an image, by generator; ``"*"`` for the others.
+    ways
+        How images are processed as people meet them, see `masksim.data.ways`.
     """
 
+    window: int = 512
     region: int = 1536
-    smallest: int = 256
-    ways: Mapping[str, float] = field(
-        default_factory=lambda: {
-            "direct": 0.60, "reduced": 0.18, "messenger": 0.08, "social": 0.06,
-            "screenshot": 0.04, "enlarged": 0.04,
-        }
-    )  # fmt: skip
-    ends: Mapping[str, float] = field(
-        default_factory=lambda: {
-            "lossless": 0.22, "high": 0.25, "middle": 0.25, "low": 0.10, "webp": 0.09,
-            "avif": 0.05, "heic": 0.04,
-        }
-    )  # fmt: skip
-    off_grid: float = 0.3
+    shares: Mapping[str, float] = field(
+        default_factory=lambda: {"jpeg": 0.75, "reduced": 0.20, "lossless": 0.05}
+    )
+    reduction: tuple[float, float] = (2.0, 4.0)
+    final_quality: tuple[int, int] = (65, 100)
     first_qualities: tuple[int, ...] = (75, 80, 85, 90, 92, 93, 94, 95, 96, 97, 98, 99, 100)
     first_subsampled: float = 0.7
-    once_compressed: float = 0.9
+    aligned: float = 0.85
+    extra_jpeg: float = 0.15
+    extra_webp: float = 0.15
+    resized: float = 0.2
+    resize_range: tuple[float, float] = (0.7, 1.5)
+    final_webp: float = 0.12
+    uncompressed: float = 0.04
+    views: Mapping[str, int] = field(default_factory=lambda: {"*": 4})
+    ways: WayConfig = field(default_factory=WayConfig)
 
     def __post_init__(self) -> None:
-        for shares, known in ((self.ways, WAYS), (self.ends, ENDS)):
-            if set(shares) - set(known) or not sum(shares.values()) > 0 or min(shares.values()) < 0:
-                raise UsageError(f"shares must be of {', '.join(known)}, got {dict(shares)}")
-        if not 64 <= self.smallest <= self.region:
-            raise UsageError(f"the smallest side must be 64 to {self.region}, got {self.smallest}")
+        """Refuse what no view can be drawn by.
 
-
-@dataclass(frozen=True)
-class Met:
-    """An image as it is met.
-
-    Attributes
-    ----------
-    pixels
-        uint8 (H, W, 3).
-    way
-        One of `WAYS`.
-    compressed
-        Whether it was compressed at its present size before the last compression.
-    format, quality
-        Of the file that it would be; the quality of a JPEG, else None.
-    steps
-        What was done, in order: ``"jpeg 92 4:2:0"``, ``"resize 0.5 lanczos"``.
-    """
-
-    pixels: Pixels
-    way: str
-    compressed: bool
-    format: str
-    quality: int | None
-    steps: tuple[str, ...]
-
-    @property
-    def history(self) -> str:
-        """What earlier compression can have left: both classes are compared with equal shares.
-
-        ``"jpeg"`` and ``"lossless"`` at the present size, ``"reduced"`` where resampling has wiped
-        it out, ``"shared"`` after a messenger or a social network, ``"enlarged"``.
+        Raises
+        ------
+        UsageError
+            The shares are not of the three histories, or JPEG's is 0 (all images allow it).
         """
-        if self.way == "direct":
-            return "jpeg" if self.compressed else "lossless"
-        if self.way in ("messenger", "social"):
-            return "shared"
-        return "enlarged" if self.way == "enlarged" else "reduced"
+        shares = dict(self.shares)
+        if set(shares) != set(HISTORIES) or min(shares.values()) < 0 or not shares["jpeg"] > 0:
+            raise UsageError(
+                f"shares must give {', '.join(HISTORIES)} each a number that is not negative, "
+                f"jpeg a positive one; got {shares}"
+            )
 
 
-class _Work:
-    """Pixels under way, with the steps that led to them."""
-
-    def __init__(self, pixels: Pixels, rng: np.random.Generator, config: WayConfig) -> None:
-        self.pixels, self.rng, self.config = pixels, rng, config
-        self.steps: list[str] = []
-
-    @property
-    def side(self) -> int:
-        return min(self.pixels.shape[:2])
-
-    def crop(self, side: int, *, aligned: bool) -> None:
-        """Cut a part of at most `side` out at a drawn place."""
-        height, width = self.pixels.shape[:2]
-        high, wide = min(height, side), min(width, side)
-        y = int(self.rng.integers(0, height - high + 1))
-        x = int(self.rng.integers(0, width - wide + 1))
-        if aligned:
-            y, x = y // 8 * 8, x // 8 * 8
-        self.pixels = self.pixels[y : y + high, x : x + wide]
-
-    def resize(self, factor: float) -> None:
-        factor = max(factor, self.config.smallest / self.side)
-        method = str(self.rng.choice(_FILTERS))
-        self.crop(int(np.ceil(self.config.region / min(factor, 1.0))), aligned=True)
-        self.pixels = resize(np.ascontiguousarray(self.pixels), factor, method)
-        self.steps.append(f"resize {factor:.4f} {method}")
-
-    def fit(self, longer: int) -> None:
-        """Reduce to a longer side; never enlarge."""
-        if max(self.pixels.shape[:2]) > longer:
-            self.resize(longer / max(self.pixels.shape[:2]))
-
-    def jpeg(self, quality: int, subsampling: str) -> None:
-        self.pixels = reencode(np.ascontiguousarray(self.pixels), "JPEG", quality, subsampling)
-        self.steps.append(f"jpeg {quality} {subsampling}")
-
-    def other(self, format: str, quality: int) -> None:
-        self.pixels = reencode(np.ascontiguousarray(self.pixels), format, quality)
-        self.steps.append(f"{format.lower()} {quality}")
-
-    def between(self, low: int, high: int) -> int:
-        return int(self.rng.integers(low, high + 1))
-
-    def subsampling(self) -> str:
-        return "4:2:0" if self.rng.random() < self.config.first_subsampled else "4:4:4"
+def histories(row: Row, config: ViewConfig) -> list[History]:
+    """Return the histories that a view of this image can have."""
+    found: list[History] = ["jpeg"]
+    if min(row.width, row.height) >= config.reduction[0] * config.window:
+        found.append("reduced")
+    if not is_lossy(row.format):
+        found.append("lossless")
+    return found
 
 
-def _draw(rng: np.random.Generator, shares: Mapping[str, float], names: tuple[str, ...]) -> str:
-    weights = np.array([shares.get(name, 0.0) for name in names])
-    return str(rng.choice(names, p=weights / weights.sum()))
+def measure_first_qualities(manifest: Manifest) -> tuple[tuple[int, ...], float]:
+    """Qualities and the share of 4:2:0 chroma of the real JPEG photos of a manifest.
+
+    Returns
+    -------
+    qualities
+        101 evenly spaced quantiles, 1..100.
+    subsampled
+        Share of 4:2:0, in [0, 1].
+
+    Raises
+    ------
+    DataError
+        There is no real JPEG.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    qualities, subsampled = [], []
+    for row in manifest.rows:
+        if not row.is_real or row.format not in ("JPEG", "MPO"):
+            continue
+        try:
+            with Image.open(manifest.file(row)) as image:
+                tables = getattr(image, "quantization", None)
+                layers = getattr(image, "layer", None)
+        except (OSError, UnidentifiedImageError):
+            continue
+        if tables:
+            qualities.append(estimate_jpeg_quality(tables[min(tables)]))
+            subsampled.append(layers is not None and tuple(layers[0][1:3]) == (2, 2))
+    if not qualities:
+        raise DataError(
+            f"among the {sum(row.is_real for row in manifest.rows)} real photos there is no JPEG, "
+            "and training draws the qualities of first compressions from those: add some, or give "
+            "first_qualities in the configuration",
+            code="manifest_invalid",
+        )
+    grid = np.quantile(qualities, np.linspace(0, 1, 101), method="nearest")
+    return tuple(int(q) for q in grid), float(np.mean(subsampled))
 
 
-def met(
-    pixels: Pixels,
-    format: str,
-    quality: int | None,
-    rng: np.random.Generator,
-    config: WayConfig,
-) -> Met:
-    """Draw what an image goes through.
+def _first_jpeg(work: Work, config: ViewConfig) -> None:
+    """Compress an image that came lossless as photos are when they are taken."""
+    quality = int(work.rng.choice(config.first_qualities))
+    work.jpeg(quality, work.subsampling(config.first_subsampled))
+
+
+def _last_jpeg(work: Work, config: ViewConfig) -> None:
+    subsampling = work.subsampling(config.first_subsampled)
+    work.jpeg(work.between(*config.final_quality), subsampling)
+
+
+def _reduce(work: Work, config: ViewConfig, region: int, *, central: bool) -> None:
+    low, high = config.reduction
+    most = max(low, min(high, work.side / config.window))
+    factor = float(work.rng.uniform(low, most))
+    if central:
+        work.pixels = centre(work.pixels, int(region * factor))
+    else:
+        work.crop(int(region * factor))
+    work.resize(1 / factor, work.filter())
+
+
+def training_view(
+    pixels: Pixels, row: Row, history: History, rng: np.random.Generator, config: ViewConfig
+) -> View:
+    """Draw one window of an image, processed for training.
 
     Parameters
     ----------
     pixels
-        The image, uint8 (H, W, 3), both sides at least `WayConfig.smallest`.
-    format, quality
-        Of its file; the quality of a JPEG, else None.
+        The image, uint8 (H, W, 3).
+    row
+        Its row of the manifest.
+    history
+        One that `histories` allows.
     rng
         From `masksim.augment.rng_for`.
     config
-        Shares.
+        The shares.
 
     Returns
     -------
-    Met
+    View
+        uint8 (window, window, 3), or the whole of a smaller image.
     """
-    work = _Work(pixels, rng, config)
-    lossy = is_lossy(format)
-    way = _draw(rng, config.ways, WAYS)
-    end = _draw(rng, config.ends, ENDS)
-    compressed = False
-    if way == "direct":
-        compressed = lossy
-        if not lossy and rng.random() < config.once_compressed:
-            work.crop(2 * config.region, aligned=True)
-            work.jpeg(int(rng.choice(config.first_qualities)), work.subsampling())
-            compressed = True
-    elif way == "messenger":
-        work.fit(int(rng.choice((1280, 1600, 2048))))
-        end = str(rng.choice(("middle", "middle", "low")))
-    elif way == "social":
-        work.fit(int(rng.choice((1080, 1200, 2048))))
-        work.jpeg(work.between(70, 90), "4:2:0")
-        compressed = True
-    elif way == "screenshot":
-        work.resize(float(rng.uniform(0.35, 1.0)))
-        work.crop(config.region, aligned=False)
-        end = str(rng.choice(("lossless", "lossless", "high")))
-    elif way == "reduced":
-        work.resize(float(np.exp(rng.uniform(np.log(0.25), np.log(0.95)))))
+    work = Work(pixels, rng, row.format)
+    aligned = bool(rng.random() < config.aligned)
+    if history == "reduced":
+        _reduce(work, config, config.window * 3 // 2, central=False)
     else:
-        work.resize(float(rng.uniform(1.05, 2.0)))
-    side = min(config.region, _SLOW) if end in ("avif", "heic") else config.region
-    # Smaller than a part that is looked at anyway: crops are met, too.
-    if rng.random() < 0.25 and work.side > 2 * config.smallest:
-        side = min(side, work.between(config.smallest, min(side, work.side)))
-    work.crop(max(side, config.smallest), aligned=bool(rng.random() >= config.off_grid))
-    final = _finish(work, end)
-    return Met(np.ascontiguousarray(work.pixels), way, compressed, *final, tuple(work.steps))
+        if history == "jpeg" and not is_lossy(row.format):
+            _first_jpeg(work, config)
+        work.crop(2 * config.window, aligned=aligned)
+        chance = float(rng.random())
+        if chance < config.extra_webp:
+            work.other("WEBP", work.between(*config.final_quality))
+        elif chance < config.extra_webp + config.extra_jpeg:
+            _last_jpeg(work, config)
+        if rng.random() < config.resized:
+            factor = float(rng.uniform(*config.resize_range))
+            if work.side * factor >= config.window:
+                work.resize(factor, work.filter())
+    work.crop(config.window, aligned=aligned)
+    if rng.random() >= config.uncompressed:
+        if rng.random() < config.final_webp:
+            work.other("WEBP", work.between(*config.final_quality))
+        else:
+            _last_jpeg(work, config)
+    return work.view(history)
 
 
-def _finish(work: _Work, end: str) -> tuple[str, int | None]:
-    """Compress for the last time: format and quality of the file."""
-    if end == "lossless":
-        # Of either class: what was compressed once may be saved without loss, as screenshots and
-        # editors do. The file as it was is a view of its own (`as_found`).
-        return _LOSSLESS, None
-    if end in ("high", "middle", "low"):
-        low, high = {"high": (86, 95), "middle": (66, 85), "low": (50, 65)}[end]
-        last = work.between(low, high)
-        work.jpeg(last, work.subsampling())
-        return "JPEG", last
-    format, low, high = {
-        "webp": ("WEBP", 60, 95), "avif": ("AVIF", 40, 80), "heic": ("HEIF", 40, 80)
-    }[end]  # fmt: skip
-    work.other(format, work.between(low, high))
-    return format, None
+def evaluation_view(
+    pixels: Pixels, row: Row, history: History, rng: np.random.Generator, config: ViewConfig
+) -> View:
+    """Process the central region of an image for evaluation: its history, then one JPEG."""
+    work = Work(pixels, rng, row.format)
+    if history == "reduced":
+        _reduce(work, config, config.region, central=True)
+    else:
+        if history == "jpeg" and not is_lossy(row.format):
+            _first_jpeg(work, config)
+        work.pixels = centre(work.pixels, config.region)
+    _last_jpeg(work, config)
+    return work.view(history)
 
 
-def is_lossy(format: str) -> bool:
-    """Tell whether files of a format (Pillow's name) are usually compressed with loss."""
-    return format in ("JPEG", "MPO", "WEBP", "AVIF", "HEIF")
+def calibration_view(
+    pixels: Pixels,
+    row: Row,
+    rng: np.random.Generator,
+    config: ViewConfig,
+    *,
+    once: bool = False,
+) -> View:
+    """Process an image as photos come: a third as it is, the others as for evaluation.
+
+    With `once` an image that comes lossless gets one JPEG in most of the draws in which a photo,
+    which mostly was a JPEG, stays as it is: so that both were compressed once as often.
+    """
+    if rng.random() < 1 / 3:
+        if once and not is_lossy(row.format):
+            one, none = config.shares["jpeg"], config.shares["lossless"]
+            if rng.random() < one / (one + none):
+                work = Work(centre(pixels, config.region), rng, row.format)
+                _first_jpeg(work, config)
+                return work.view("jpeg")
+        return as_found(pixels, row.format, None, config.region)
+    allowed = histories(row, config)
+    shares = np.array([config.shares[h] for h in allowed])
+    return evaluation_view(
+        pixels, row, allowed[int(rng.choice(len(allowed), p=shares / shares.sum()))], rng, config
+    )
 
 
-def as_found(pixels: Pixels, format: str, quality: int | None, config: WayConfig) -> Met:
-    """Take the central part of an image as it is."""
-    height, width = pixels.shape[:2]
-    y, x = ((n - min(n, config.region)) // 2 // 8 * 8 for n in (height, width))
-    part = np.ascontiguousarray(pixels[y : y + config.region, x : x + config.region])
-    return Met(part, "direct", is_lossy(format), format, quality, ())
+def views(
+    pixels: Pixels, row: Row, purpose: Purpose, config: ViewConfig, seed: int
+) -> Iterator[View]:
+    """Make the views of one image for a purpose, seeded by its content.
+
+    Parameters
+    ----------
+    pixels
+        uint8 (H, W, 3).
+    row
+        Its row; `Row.sha256` or, failing that, its path seeds the draw.
+    purpose
+        ``"train"``: as many as `ViewConfig.views` says; ``"evaluate"``: one each history;
+        ``"calibrate"``: one; ``"enroll"``: as many as `ViewConfig.views` says, all processed as for
+        calibration; ``"as found"``: one, without any processing. ``"met"``, which depends on the
+        file, is only for `views_of_file`.
+    config
+        The shares.
+    seed
+        Of the whole run.
+
+    Yields
+    ------
+    View
+        One without any processing has no quality: that is the file's.
+    """
+    key = row.key
+    allowed = histories(row, config)
+    if purpose == "evaluate":
+        for history in allowed:
+            rng = rng_for(seed, key, "evaluate", history)
+            yield evaluation_view(pixels, row, history, rng, config)
+    elif purpose == "as found":
+        yield as_found(pixels, row.format, None, config.region)
+    elif purpose == "calibrate":
+        yield calibration_view(pixels, row, rng_for(seed, key, "calibrate"), config)
+    else:
+        for number in range(_count(row, config)):
+            rng = rng_for(seed, key, purpose, number)
+            if purpose == "enroll":
+                yield calibration_view(pixels, row, rng, config, once=True)
+                continue
+            # Rare histories are drawn more often than their share; the weights put that right.
+            drawn = allowed[0]
+            if len(allowed) > 1 and rng.random() < 0.4:
+                drawn = allowed[1 + int(rng.integers(len(allowed) - 1))]
+            yield training_view(pixels, row, drawn, rng, config)
 
 
-def from_plain(values: Mapping[str, Any]) -> WayConfig:
-    """Make a configuration of plain values; unknown keys fail.
+def _count(row: Row, config: ViewConfig) -> int:
+    return config.views.get(row.generator, config.views.get("*", 1))
+
+
+def views_of_file(
+    file: str | os.PathLike[str], row: Row, purpose: Purpose, config: ViewConfig, seed: int
+) -> Iterator[tuple[Row, View]]:
+    """Decode an image and make its views.
+
+    Yields
+    ------
+    Row, View
+        The row with the size, and where it lacks it the format, of the file; the view with its
+        quality. Of the purpose ``"met"`` the first is the file as found.
 
     Raises
     ------
-    UsageError
-        On an unknown key, or shares that cannot be.
+    ImageError
+        See `masksim.image.load_image`.
     """
-    unknown = sorted(set(values) - set(WayConfig.__dataclass_fields__))
-    if unknown:
-        raise UsageError(f"unknown keys in the configuration of ways: {unknown}")
-    plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    return WayConfig(**plain)
+    loaded = load_image(file)
+    facts, pixels = loaded.facts, loaded.pixels
+    if purpose == "met":
+        sized = replace(row, width=facts.width, height=facts.height, format=facts.format)
+        for number in range(_count(row, config)):
+            if number:
+                rng = rng_for(seed, row.key, "met", number)
+                yield sized, met(pixels, facts.format, facts.jpeg_quality, rng, config.ways)
+            else:
+                region = config.ways.region
+                yield sized, as_found(pixels, facts.format, facts.jpeg_quality, region)
+        return
+    height, width = pixels.shape[:2]
+    sized = replace(row, width=width, height=height, format=row.format or facts.format)
+    for view in views(pixels, sized, purpose, config, seed):
+        if not view.processing:
+            view = replace(view, quality=facts.jpeg_quality, format=facts.format)
+        yield sized, view
+
+
+def at_most(rows: Sequence[Row], counts: Mapping[str, int]) -> tuple[Row, ...]:
+    """Choose rows so that no source gives more images of a generator than a number.
+
+    Parameters
+    ----------
+    rows
+        In any order.
+    counts
+        Images a source, by generator; ``"*"`` for the others. Which ones depends on their content.
+
+    Returns
+    -------
+    tuple of Row
+        In the order of `rows`.
+    """
+    order = sorted(
+        range(len(rows)), key=lambda i: (rng_for("spread", rows[i].key).random(), rows[i].path)
+    )
+    taken: Counter[tuple[str, str]] = Counter()
+    chosen = []
+    for i in order:
+        row = rows[i]
+        most = counts.get(row.generator, counts.get("*", len(rows)))
+        if taken[row.generator, row.source] < most:
+            taken[row.generator, row.source] += 1
+            chosen.append(i)
+    return tuple(rows[i] for i in sorted(chosen))

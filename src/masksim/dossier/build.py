@@ -24,14 +24,15 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from masksim import __version__
+from masksim.detector import describe
 from masksim.dossier import page as dossier_html
 from masksim.errors import ImageError, UsageError
 from masksim.image import Limits, LoadedImage, load_image, to_display
-from masksim.intervals import Interval
 from masksim.provenance import origin as origins
 from masksim.provenance.metadata import read_metadata, statements_of
+from masksim.show.composed import axis_end, compose, marks
 from masksim.show.text import colour_limit, colour_scale, diverging_colours, printable, to_json
-from masksim.verdict import format_interval, format_rate
+from masksim.verdict import words
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Check", "Report", "Verification", "make_report", "verify_report"]
 
-FORMAT, FORMAT_VERSION = "masksim-report", 1
+FORMAT, FORMAT_VERSION = "masksim-report", 2
 
 SIMILARITY_TOLERANCE = 1e-5
 """Similarities that differ by no more are equal: processors round differently."""
@@ -63,11 +64,11 @@ LARGEST = 64 * 1024 * 1024
 
 Maps: TypeAlias = "int | Literal['all']"
 
-_LONGER_SIDE = 1000  # of the picture of the image, pixels
-_WINDOWS_SIDE = 900  # of the picture of the windows
+_LONGER_SIDE = 800  # of the picture of the image, pixels
+_WINDOWS_SIDE = 640  # of the picture of the windows
+_IMAGE_BYTES, _WINDOWS_BYTES = 150_000, 60_000  # that their files have at most, if they can
 _GRID = 36  # windows over the whole image, at most
-_MARKS, _PLANES = 5, 3  # frequencies marked and channels drawn, a generator
-_NEAR = 0.02  # cycles per pixel of a channel's own axis: half the side of a marked spot
+_PLANES = 3  # channels drawn, a generator
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,6 +163,7 @@ def make_report(
     *,
     name: str | None = None,
     maps: Maps = 3,
+    channels: bool = False,
     model: str | None = None,
     created: datetime | None = None,
 ) -> Report:
@@ -176,8 +178,10 @@ def make_report(
     name
         What to call the image; by default its file name. Folders are never shown.
     maps
-        For how many generators, the most telling first, similarity maps are drawn; ``"all"`` draws
-        them for all, those beyond the third folded in.
+        For how many generators, the most telling first, similarity maps are drawn.
+    channels
+        Draw the single channels of these, too: the three that add most, beside the learned pattern
+        and the image's own spectrum. About 130 kB a generator.
     model
         How the detector's folder is called in the commands that the report shows; None for the
         detector of the package.
@@ -203,14 +207,18 @@ def make_report(
     if name is None:
         name = "<bytes>" if isinstance(image, bytes) else os.fspath(image)
     shown = printable(PurePath(name).name or name)
-    detection, values, pictures = _gather(detector, data, shown, maps)
+    detection, values, pictures = _gather(detector, data, shown, maps, channels)
     at = when.astimezone(timezone.utc).replace(microsecond=0).isoformat()
     values |= {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "created": at.replace("+00:00", "Z"),
         "versions": _versions(),
-        "options": {"maps": maps, "model": None if model is None else printable(model)},
+        "options": {
+            "maps": maps,
+            "channels": channels,
+            "model": None if model is None else printable(model),
+        },
     }
     values |= _commands(values)
     # Through JSON and back: what is drawn is what will be read from the file.
@@ -234,10 +242,13 @@ def _commands(values: Mapping[str, Any]) -> dict[str, str]:
     if not (model is None or isinstance(model, str)):
         raise ValueError("options.model is no text")
     with_model = "" if model is None else f" --model {_argument(model)}"
+    drawn = f"--maps {values['options']['maps']}"
+    if values["options"]["channels"]:
+        drawn += " --channels"
     file = _argument(values["detection"]["image"]["name"])
     return {
         "command": f"SOURCE_DATE_EPOCH={int(when.timestamp())} masksim report {file} "
-        f"-o report.html --maps {values['options']['maps']}{with_model}",
+        f"-o report.html {drawn}{with_model}",
         "check": f"masksim report verify report.html {file}{with_model}",
     }
 
@@ -288,7 +299,7 @@ def _versions() -> dict[str, str]:
 
 
 def _gather(
-    detector: Detector, data: bytes, name: str, maps: Maps
+    detector: Detector, data: bytes, name: str, maps: Maps, channels: bool
 ) -> tuple[Detection, dict[str, Any], dict[str, bytes]]:
     """Compute all that a report shows of an image: plain values, and pictures by name."""
     loaded = load_image(data, name=name, part=detector.part, whole=True)
@@ -299,7 +310,7 @@ def _gather(
     found = to_json(detection)
     del found["seconds"]  # it is of the machine, not of the image
     shown = _displayed(loaded, _LONGER_SIDE)
-    pictures["image"] = _jpeg(shown)
+    pictures["image"] = _jpeg(shown, _IMAGE_BYTES)
     ranked = [score.generator for score in detection.scores]
     count = len(ranked) if maps == "all" else maps
     values = {
@@ -311,7 +322,7 @@ def _gather(
             "reduced": max(loaded.facts.width, loaded.facts.height) > _LONGER_SIDE,
         },
         "maps": [
-            _explained(explained[generator], k, pictures, drawn=k < count, opened=k < 3)
+            _explained(explained[generator], k, pictures, drawn=k < count, channels=channels)
             for k, generator in enumerate(ranked)
         ],
         "windows": _by_window(detector, detection, loaded, pictures),
@@ -331,16 +342,18 @@ def _described(detector: Detector) -> dict[str, Any]:
 
 
 def _describe(detector: Detector) -> dict[str, Any]:
+    facts = describe(detector)
+    found = facts["calibration"]
     return {
-        "name": detector.name,
-        "sha256": detector.sha256,
+        "name": facts["name"],
+        "sha256": facts["sha256"],
         "parts": dict(sorted(detector.file.parts.items())),
-        "generators": list(detector.generators),
-        "sample_size": detector.sample_size,
+        "generators": facts["generators"],
+        "sample_size": found["sample_size"],
         "calibration": [
-            {"population": name, "stratum": words, "photos": photos, "sources": sources}
-            for name, calibration in detector.calibrations.items()
-            for words, photos, sources in calibration.table()
+            {"population": name, **row}
+            for name, rows in found["populations"].items()
+            for row in rows
         ],
     }
 
@@ -373,9 +386,13 @@ def _displayed(loaded: LoadedImage, side: int) -> Image.Image:
 _BYTES_AT_ONCE = 1 << 24
 
 
-def _jpeg(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=85, optimize=True)
+def _jpeg(image: Image.Image, most: int) -> bytes:
+    """Write an image with the best quality by which it takes up `most` bytes, or else the least."""
+    for quality in (85, 75, 65, 55, 45, 35):
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=quality, optimize=True)
+        if buffer.tell() <= most:
+            break
     return buffer.getvalue()
 
 
@@ -383,47 +400,55 @@ def _jpeg(image: Image.Image) -> bytes:
 
 
 def _explained(
-    item: SimilarityMap, k: int, pictures: dict[str, bytes], *, drawn: bool, opened: bool
+    item: SimilarityMap, k: int, pictures: dict[str, bytes], *, drawn: bool, channels: bool
 ) -> dict[str, Any]:
-    """Describe one generator's map: channels, marked frequencies, pictures of some channels."""
-    marks = _marks(item.planes)
-    # Those with marks first, then those that add most.
-    order = list(dict.fromkeys(mark["plane"] for mark in marks))
+    """Describe one generator's map: all channels in one, marked frequencies, and each channel."""
+    composed = compose(item.planes)
     sums = [float(np.sum(plane.values, dtype=np.float64)) for plane in item.planes]
-    order += [p for p in np.argsort(sums)[::-1].tolist() if p not in order]
-    shown = order[:_PLANES] if drawn else []
-    limit = (
-        colour_limit(np.stack([_shrunk(item.planes[p].values) for p in shown])) if shown else 1.0
-    )
-    planes = []
-    for p, plane in enumerate(item.planes):
-        panels: list[dict[str, Any]] = []
-        if p in shown:
-            for kind, values, scale in (
-                ("contribution", plane.values, (0.0, limit)),
-                ("reference", plane.reference, None),
-                ("spectrum", plane.spectrum, None),
-            ):
-                small = _shrunk(values)
-                centre, end = scale or colour_scale(small)
-                key = f"map-{k}-{p}-{kind}"
-                pictures[key] = _panel_png(small - centre, end)
-                panels.append({"kind": kind, "picture": key, "centre": centre, "limit": end})
-        planes.append(
+    picture = None
+    if drawn:
+        shown = composed.coarser()
+        limit = colour_limit(shown)
+        picture = {"picture": f"map-{k}", "limit": limit}
+        pictures[f"map-{k}"] = _panel_png(shown, limit)
+    panels = _panels(item, k, sums, pictures) if drawn and channels else {}
+    return {
+        "generator": item.generator,
+        "map": picture,
+        "marks": [asdict(mark) for mark in marks(composed)],
+        "bands": _bands(item.planes),
+        "planes": [
             {
                 "name": plane.name,
                 "sum": sums[p],
-                "end": {"fx": _end(plane.fx), "fy": _end(plane.fy)},
-                "panels": panels,
+                "end": {"fx": axis_end(plane.fx), "fy": axis_end(plane.fy)},
+                "panels": panels.get(p, []),
             }
-        )
-    return {
-        "generator": item.generator,
-        "open": opened,
-        "marks": marks,
-        "bands": _bands(item.planes),
-        "planes": planes,
+            for p, plane in enumerate(item.planes)
+        ],
     }
+
+
+def _panels(
+    item: SimilarityMap, k: int, sums: Sequence[float], pictures: dict[str, bytes]
+) -> dict[int, list[dict[str, Any]]]:
+    """Draw the channels that add most, each in three pictures; by the channel's number."""
+    chosen = np.argsort(sums)[::-1][:_PLANES].tolist()
+    limit = colour_limit(np.stack([_shrunk(item.planes[p].values) for p in chosen]))
+    found: dict[int, list[dict[str, Any]]] = {}
+    for p in chosen:
+        plane, found[p] = item.planes[p], []
+        for kind, values, scale in (
+            ("contribution", plane.values, (0.0, limit)),
+            ("reference", plane.reference, None),
+            ("spectrum", plane.spectrum, None),
+        ):
+            small = _shrunk(values)
+            centre, end = scale or colour_scale(small)
+            key = f"map-{k}-{p}-{kind}"
+            pictures[key] = _panel_png(small - centre, end)
+            found[p].append({"kind": kind, "picture": key, "centre": centre, "limit": end})
+    return found
 
 
 _BANDS = (
@@ -448,106 +473,6 @@ def _bands(planes: Sequence[PlaneMap]) -> list[dict[str, Any]]:
         }
         for low, high, words in _BANDS
     ]
-
-
-def _marks(planes: Sequence[PlaneMap]) -> list[dict[str, Any]]:
-    """Find the spots of the spectra that raised the similarity most, in at most three channels.
-
-    A spot is a square of frequencies and its mirror image: single frequencies are mostly noise.
-    """
-    raised = sum(float(np.sum(np.maximum(p.values, 0), dtype=np.float64)) for p in planes)
-    if raised <= 0:
-        return []
-    spots = [_spots(plane) for plane in planes]
-    found: list[dict[str, Any]] = []
-    for _ in range(_MARKS):
-        used = {mark["plane"] for mark in found}
-        allowed = [p for p in range(len(planes)) if len(used) < _PLANES or p in used]
-        p = max(allowed, key=lambda p: float(spots[p].max()))
-        y, x = np.unravel_index(int(spots[p].argmax()), spots[p].shape)
-        if spots[p][y, x] <= 0:
-            break
-        plane = planes[p]
-        near = _square(plane, float(plane.fy[y]), float(plane.fx[x]), 2)
-        fy, fx = _middle_of(plane, float(plane.fy[y]), float(plane.fx[x]))
-        there = _square(plane, fy, fx) | _square(plane, -fy, -fx)
-        found.append(
-            {
-                "plane": p,
-                "fx": fx,
-                "fy": fy,
-                "share": float(np.sum(plane.values[there], dtype=np.float64)) / raised,
-                "words": _in_words(fx, fy),
-            }
-        )
-        spots[p][near] = -np.inf
-    return found
-
-
-def _half(n: int) -> int:
-    """Half the side of a spot, in places of an axis of n."""
-    return max(1, round(_NEAR * n))
-
-
-def _square(plane: PlaneMap, fy: float, fx: float, times: int = 1) -> NDArray[np.bool_]:
-    """Tell which frequencies lie in the spot around one, or in a larger one."""
-    inside = []
-    for axis, middle in ((plane.fy, fy), (plane.fx, fx)):
-        step = 2 * _end(axis) / len(axis)
-        inside.append(np.abs(axis - middle) <= (times * _half(len(axis)) + 0.01) * step)
-    return np.asarray(inside[0][:, None] & inside[1][None])
-
-
-def _middle_of(plane: PlaneMap, fy: float, fx: float) -> tuple[float, float]:
-    """Move a spot to the middle of what raises the similarity in it."""
-    weights = np.where(_square(plane, fy, fx), np.maximum(plane.values, 0), 0).astype(np.float64)
-    total = float(weights.sum())
-    moved = []
-    for axis, along in ((plane.fy, weights.sum(axis=1)), (plane.fx, weights.sum(axis=0))):
-        middle = float(along @ axis) / total
-        moved.append(float(axis[int(np.abs(axis - middle).argmin())]))
-    return moved[0], moved[1]
-
-
-def _spots(plane: PlaneMap) -> NDArray[np.float64]:
-    """Sum over a square around each frequency; -inf in the half that mirrors the other."""
-    values = np.asarray(plane.values, dtype=np.float64)
-    height, width = values.shape
-    half = [_half(height), _half(width)]
-    padded = np.pad(values, [(half[0] + 1, half[0]), (half[1] + 1, half[1])])
-    sums = padded.cumsum(axis=0).cumsum(axis=1)
-    y, x = 2 * half[0] + 1, 2 * half[1] + 1
-    found = sums[y:, x:] - sums[:-y, x:] - sums[y:, :-x] + sums[:-y, :-x]
-    # The mirror image counts as well, but for what both have in common.
-    common = []
-    for axis in (plane.fy, plane.fx):
-        side = (2 * _half(len(axis)) + 1) * 2 * _end(axis) / len(axis)
-        common.append(np.maximum(0, 1 - 2 * np.abs(axis) / side))
-    found *= 2 - common[0][:, None] * common[1][None]
-    mirrored = (plane.fx[None] < 0) | ((plane.fx[None] == 0) & (plane.fy[:, None] < 0))
-    found[np.broadcast_to(mirrored, found.shape)] = -np.inf
-    return np.asarray(found)
-
-
-def _in_words(fx: float, fy: float) -> str:
-    """Say how a frequency looks in the image."""
-    radius = math.hypot(fx, fy)
-    if radius < 1e-9:
-        return "the mean level"
-    period = f"every {1 / radius:.1f} pixels"
-    angle = math.degrees(math.atan2(abs(fy), abs(fx)))
-    if angle < 8:
-        return f"upright, {period}"
-    if angle > 82:
-        return f"level, {period}"
-    # Rows count downwards: along (fx, fy) is down to the right, so that stripes rise to the right.
-    return f"{'rising' if fx * fy > 0 else 'falling'} to the right, {period}"
-
-
-def _end(axis: NDArray[Any]) -> float:
-    """Where an axis of frequencies ends: 0.5, or 0.25 where chroma has half the resolution."""
-    n = len(axis)
-    return (float(axis[-1]) - float(axis[0])) / max(n - 1, 1) * n / 2 if n > 1 else 0.5
 
 
 def _shrunk(values: NDArray[Any], most: int = 128) -> NDArray[np.float64]:
@@ -615,7 +540,7 @@ def _by_window(
     grid = [w for w in grid if w["similarity"] is not None]
     limit = max((abs(w["similarity"]) for w in analysed + grid), default=0.0) or 1.0
     picture = _windows_picture(loaded, analysed, grid, limit)
-    pictures["windows"] = _jpeg(picture)
+    pictures["windows"] = _jpeg(picture, _WINDOWS_BYTES)
     return {
         "generator": generator,
         "limit": limit,
@@ -766,9 +691,10 @@ def verify_report(
         made_by = str(stated["versions"]["masksim"])
         digest = str(stated["detector"]["sha256"])
         named = str(stated["detection"]["detector"]["sha256"])
-        maps = stated["options"]["maps"]
+        maps, channels = stated["options"]["maps"], stated["options"]["channels"]
         _require(printable(name) == name, "the image's name has letters that are not printable")
         _require(maps == "all" or (type(maps) is int and maps >= 0), "options.maps is no number")
+        _require(type(channels) is bool, "options.channels is neither true nor false")
     except (dossier_html.UnreadableError, KeyError, TypeError, AttributeError) as error:
         why = f"the data in the report cannot be read: {error}"
         return Verification((*checks, Check("content", False, why)))
@@ -800,7 +726,7 @@ def verify_report(
             for part in ("scores", "verdict", "metadata", "windows", "maps", "pictures")
         ]
         return Verification(tuple(checks))
-    _, found, drawn = _gather(detector, data, name, maps)
+    _, found, drawn = _gather(detector, data, name, maps, channels)
     found = json.loads(json.dumps(found))
     for part, compare in _COMPARED.items():
         try:
@@ -817,7 +743,7 @@ def verify_report(
             values = stated["windows"]
             own = load_image(data, name=name, part=detector.part, whole=True)
             again = _windows_picture(own, values["analysed"], values["grid"], values["limit"])
-            drawn = {**drawn, "windows": _jpeg(again)}
+            drawn = {**drawn, "windows": _jpeg(again, _WINDOWS_BYTES)}
     checks.append(_check_pictures(pictures, drawn))
     return Verification(tuple(checks))
 
@@ -948,21 +874,11 @@ def _compare_verdict(stated: Mapping[str, Any], found: Mapping[str, Any]) -> str
         scale = generators if field == "number_of_false_alarms" else 1
         return field in rates and abs(a - b) <= scale * 2.01 / (n + 1)
 
-    other["verdict"] = {**other["verdict"], "text": _text(other["verdict"], one["verdict"])}
+    # Where a number's last digit falls otherwise the sentences do, too: they must fit the report's.
+    measured = ("false_positive_rate", "interval", "as_found", "stability")
+    mixed = {**other["verdict"], **{key: one["verdict"][key] for key in measured}}
+    other["verdict"] |= words(mixed)
     return _told(_differences(one, other, near))
-
-
-def _text(found: Mapping[str, Any], stated: Mapping[str, Any]) -> str:
-    """Write the sentence computed anew with the stated numbers: a digit may fall otherwise."""
-    text, n = str(found["text"]), found["sample_size"]
-    if found["false_positive_rate"] is None:
-        return text
-    old, new = (f"{format_rate(v['false_positive_rate'], n)} of {n} " for v in (found, stated))
-    text = text.replace(old, new, 1)
-    if found["interval"] is not None:
-        old, new = (format_interval(Interval(**v["interval"])) for v in (found, stated))
-        text = text.replace(old, new, 1)
-    return text
 
 
 def _compare_metadata(stated: Mapping[str, Any], found: Mapping[str, Any]) -> str:
@@ -983,7 +899,7 @@ def _compare_origin(stated: Mapping[str, Any]) -> str:
     """Compare the block beside the verdict with what the report's own metadata amount to."""
     verdict = stated["detection"]["verdict"]
     said = origins.origin_of_values(stated["metadata"])
-    beside = origins.beside(verdict["level"], verdict["generator"], said)
+    beside = origins.beside(verdict["level"], verdict["headline"], verdict["generator"], said)
     plain = json.loads(json.dumps({**said.to_dict(), "beside": beside}))
     return _told(_differences(stated["detection"]["origin"], plain, lambda *_: False, "origin."))
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from masksim.provenance import origin as origins
 from masksim.show.text import MEANING, UNCALIBRATED, channel_words, diverging_colours
-from masksim.verdict import format_rate
+from masksim.verdict import format_rate, telling
 
 __all__ = ["SEAL", "UnreadableError", "embedded", "render", "seal_of"]
 
@@ -34,18 +34,7 @@ _PICTURE = re.compile(
 )
 _OPEN_SEAL = "0" * 64
 
-HEADLINES: Mapping[str, str] = {
-    "strong evidence": "Strong evidence of a generator's pattern",
-    "evidence": "Evidence of a generator's pattern",
-    "weak evidence": "Weak evidence of a generator's pattern",
-    "no evidence": "No evidence of a known generator's pattern",
-    "fragile": "A generator's pattern is there, but does not survive a small re-encoding",
-    "inconclusive": "Inconclusive: this image does not allow an answer",
-    "uncalibrated": "Not calibrated: nothing can be said about how rare this is",
-}
-
 _TRAITS: Mapping[str, str] = {
-    "side": "the shorter side, in pixels",
     "energy": "how strong the finest noise is, on a logarithmic scale",
     "sharpness": "how much fine detail there is, on a logarithmic scale; enlarged images have less",
     "chroma": "how colourful the image is; 0 is greyscale",
@@ -145,7 +134,7 @@ def _e(value: Any) -> str:
 
 
 def _json_block(data: Mapping[str, Any]) -> str:
-    text = json.dumps(data, ensure_ascii=True, allow_nan=False, indent=1)
+    text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     # "<" and "&" in a string of JSON can be written as escapes: nothing here can end the block.
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
@@ -187,6 +176,12 @@ def _table(caption: str, heads: Sequence[str], rows: Iterable[Sequence[str]]) ->
     )
 
 
+def _folded(title: str, body: str, kind: str = "") -> str:
+    """Fold a part of the annex in; an empty one is left out."""
+    kind = f' class="{kind}"' if kind else ""
+    return f"<details{kind}><summary>{_e(title)}</summary>{body}</details>" if body else ""
+
+
 def _list(items: Iterable[str]) -> str:
     return "<ul>" + "".join(f"<li>{_e(item)}</li>" for item in items) + "</ul>"
 
@@ -197,8 +192,12 @@ def _percent(rate: float) -> str:
 
 
 def _rate(rate: float, n: int) -> str:
-    """Write a rate as HTML that no line breaks before its sign."""
-    return _e(format_rate(rate, n)).replace(" %", "&nbsp;%")
+    return _kept(format_rate(rate, n))
+
+
+def _kept(text: str) -> str:
+    """Escape a text, with no line break between a number and its sign."""
+    return _e(text).replace(" %", "&nbsp;%")
 
 
 # ---------------------------------------------------------------------------------------- page
@@ -207,16 +206,21 @@ def _rate(rate: float, n: int) -> str:
 def _page(data: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
     detection = data["detection"]
     name = detection["image"]["name"]
+    shown = _telling(data)
     sections = [
         _head(data, pictures),
-        _meaning(data),
-        _generators(data),
-        *(_map_section(data, pictures, k) for k, m in enumerate(data["maps"]) if m["open"]),
-        _other_maps(data, pictures),
-        _windows(data, pictures),
-        _file(data),
-        _origin(data),
-        _making(data),
+        _why(data, pictures, shown),
+        '<section class="annex" aria-label="Details">',
+        _folded("What this does and does not mean", _meaning(data)),
+        _folded("Does it hold after small changes of the image?", _stability(detection)),
+        _folded("All generators", _generators(data)),
+        _folded("Maps and numbers of each generator", _maps(data, pictures, shown), "maps"),
+        _folded("Where in the image", _windows(data, pictures)),
+        _folded("The file", _file(data)),
+        _folded("Everything that the file says of its origin", _origin(data)),
+        _folded("What this report was made with", _making(data)),
+        "</section>",
+        _check(data),
     ]
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -251,6 +255,7 @@ def _head(data: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
     picture = _img(
         "image", pictures, f"The analysed image, {facts['name']}", shown["width"], shown["height"]
     )
+    rated = verdict["false_positive_rate"] is not None
     return (
         f'<header><p class="kind">Report on one image &middot; masksim</p>'
         f"<h1>{_e(facts['name'])}</h1>"
@@ -259,10 +264,17 @@ def _head(data: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
         f'<div class="top"><figure class="photo">{picture}<figcaption>{_e(smaller + turned)}'
         f"</figcaption></figure>"
         f'<section class="verdict {_e(level.replace(" ", "-"))}" aria-labelledby="verdict">'
-        f'<p class="kind">Verdict</p><h2 id="verdict">{_e(HEADLINES.get(level, level))}</h2>'
-        f"{_verdict(verdict)}</section>{_watermarks(detection.get('watermarks', ()))}"
-        f"{_said(detection['origin'])}</div>"
+        f'<p class="kind">Verdict</p><h2 id="verdict">{_e(verdict["headline"])}</h2>'
+        f"{_verdict(verdict)}"
+        f'<p class="soft">{_e(_NOT_MEANT if rated else UNCALIBRATED)}</p></section>'
+        f"{_said(detection['origin'])}{_watermarks(detection.get('watermarks', ()))}</div>"
     )
+
+
+_NOT_MEANT = (
+    "This is not the probability that the image is fake, and finding no evidence does not prove "
+    "that it is a photo."
+)
 
 
 def _watermarks(marks: Sequence[Mapping[str, Any]]) -> str:
@@ -290,51 +302,15 @@ def _said(values: Mapping[str, Any] | None) -> str:
 
 
 def _verdict(verdict: Mapping[str, Any]) -> str:
-    parts = []
-    if verdict["generator"] is not None and verdict["level"] != "uncalibrated":
-        parts.append(
-            f"<p>The pattern is most like that of <strong>{_e(verdict['generator'])}</strong>.</p>"
-        )
-    elif verdict["unknown_generator"]:
-        parts.append("<p>It is not clearly the pattern of a generator this detector knows.</p>")
-    rate, n = verdict["false_positive_rate"], verdict["sample_size"]
-    if rate is None:
-        parts.append(f"<p>{_e(verdict['text'])}</p>")
-    else:
-        parts.append(f"<p>{_rate_sentence(verdict, rate, n)}</p>")
-    if reasons := verdict["reasons"]:
-        inconclusive = verdict["level"] == "inconclusive"
-        title = "Why there is no answer" if inconclusive else "What may hide a pattern"
-        items = [f"{r['text'][:1].upper()}{r['text'][1:]}." for r in reasons]
-        parts.append(f"<h3>{title}</h3>{_list(items)}")
+    parts = [f"<p>{_kept(verdict['explanation'])}</p>"]
     if verdict["cautions"]:
-        parts.append(f"<h3>Cautions</h3>{_list(verdict['cautions'])}")
+        parts.append(_list(verdict["cautions"]))
     if (ratio := verdict["likelihood_ratio"]) is not None:
         parts.append(
             f"<p>Likelihood ratio {ratio['value']:.2g} (the data support {ratio['low']:.2g} to "
             f"{ratio['high']:.2g}): {_e(ratio['words'])}.</p>"
         )
     return "".join(parts)
-
-
-def _rate_sentence(verdict: Mapping[str, Any], rate: float, n: int) -> str:
-    interval, sources = verdict["interval"], verdict["sources"]
-    within = (
-        ""
-        if interval is None
-        else f" (95 % interval: {_percent(interval['low'])} to {_percent(interval['high'])})"
-    )
-    of = f" of {int(sources)} sources" if sources else ""
-    seen = "this image" if verdict.get("as_found") is None else "the image so changed"
-    kind = (
-        ""
-        if verdict["stratum"] == "all"
-        else f" of the same kind as {seen} ({_e(verdict['stratum'])})"
-    )
-    return (
-        f"<strong>{_rate(rate, n)} of real photos</strong> score at least this high for "
-        f"some generator{within}. This was measured on {int(n)} real photos{of}{kind}."
-    )
 
 
 def _meaning(data: Mapping[str, Any]) -> str:
@@ -350,27 +326,33 @@ def _meaning(data: Mapping[str, Any]) -> str:
         "The image was judged as a whole: a small generated part in a photo can go unseen.",
         "The rate holds for photos like those it was measured on.",
     ]
-    parts = [f'<section aria-labelledby="meaning"><h2 id="meaning">What this does and does not mean'
-             f"</h2>{_list(items)}"]  # fmt: skip
+    parts = [_list(items)]
+    if verdict["sample_size"]:
+        stratum = "" if verdict["stratum"] == "all" else f": {verdict['stratum']}"
+        parts.append(
+            f"<p>Measured on {int(verdict['sample_size'])} real photos from "
+            f"{int(verdict['sources'])} sources{_e(stratum)}.</p>"
+        )
     named = verdict["stratum"].split()
     words = [f"{trait}: {what}." for trait, what in _TRAITS.items() if trait in named]
     if words:
-        parts.append(
-            "<p>Rates are measured among photos of the same kind. What the words for this "
-            f"image's kind mean:</p>{_list(words)}"
-        )
-    if verdict["stability"]:
-        rows = [
-            (_e(name), _rate(rate, verdict["sample_size"]))
-            for name, rate in verdict["stability"].items()
-        ]
-        parts.append(
-            "<h3>Does it hold after small changes?</h3><p>The image was changed a little, and the "
-            "rate measured again. Evidence should last: where a change takes it away, the largest "
-            "rate is given.</p>"
-            + _table("Rate after each small change", ("Change", "Real photos as high"), rows)
-        )
-    return "".join(parts) + "</section>"
+        parts.append(f"<p>What the words for this kind of photos mean:</p>{_list(words)}")
+    return "".join(parts)
+
+
+def _stability(detection: Mapping[str, Any]) -> str:
+    verdict = detection["verdict"]
+    if not verdict["stability"]:
+        return ""
+    rows = [
+        (_e(name), _rate(rate, verdict["sample_size"]))
+        for name, rate in verdict["stability"].items()
+    ]
+    return (
+        "<p>The image was changed a little, and the rate measured again. Evidence should last: "
+        "where a change takes it away, the largest rate is given.</p>"
+        + _table("Rate after each small change", ("Change", "Real photos as high"), rows)
+    )
 
 
 def _generators(data: Mapping[str, Any]) -> str:
@@ -390,7 +372,6 @@ def _generators(data: Mapping[str, Any]) -> str:
     rated = any(score["false_positive_rate"] is not None for score in detection["scores"])
     meaning = f"; the rate says how rare it is. {_e(MEANING)}" if rated else f". {_e(UNCALIBRATED)}"
     return (
-        '<section aria-labelledby="generators"><h2 id="generators">The generators</h2>'
         "<p>Similarity is between -1 and 1: how alike the image's spectrum is to the generator's "
         f"pattern. By itself it says little{meaning}</p>"
         + _table(
@@ -398,25 +379,7 @@ def _generators(data: Mapping[str, Any]) -> str:
             ("Generator", "Similarity", "Real photos as high", "Rarer: longer", "Photos"),
             rows,
         )
-        + (
-            _READING + _legend()
-            if any(p["panels"] for m in data["maps"] for p in m["planes"])
-            else ""
-        )
-        + "</section>"
     )
-
-
-_READING = (
-    "<h3>How to read the maps that follow</h3><p>Generators leave faint regular patterns in the "
-    "finest noise of an image. A spectrum shows which: each picture is a map of frequencies, 0 in "
-    "the middle, the finest detail at the edges; to the left and right patterns that change across "
-    "the image, above and below those that change down it. Left: what each frequency added to the "
-    "similarity, red raised it, blue lowered it. Middle: the pattern that was learned from the "
-    "generator's images, red where power speaks for it, blue where against it. Right: this image's "
-    "own spectrum, red where there is more power, blue where less. Circles with numbers are the "
-    "spots that added most; each stands twice, for the halves of a spectrum mirror each other.</p>"
-)
 
 
 def _bar(rate: float, n: int) -> str:
@@ -432,72 +395,87 @@ def _bar(rate: float, n: int) -> str:
 # ---------------------------------------------------------------------------------------- maps
 
 
-def _map_section(data: Mapping[str, Any], pictures: Mapping[str, bytes], k: int) -> str:
-    item = data["maps"][k]
-    generator = item["generator"]
-    score = next(s for s in data["detection"]["scores"] if s["generator"] == generator)
-    rate = score["false_positive_rate"]
-    measured = "" if rate is None else f", {format_rate(rate, score['sample_size'])} of real photos"
-    title = f"{generator}: similarity {score['similarity']:.4f}{measured}"
-    body = _marks(item) + _planes(item, pictures) + _channels(item)
-    if item["open"]:
-        return (
-            f'<section class="map" aria-labelledby="map-{k}"><p class="kind">Why</p>'
-            f'<h2 id="map-{k}">{_e(title)}</h2>{body}</section>'
-        )
-    return f"<details><summary>{_e(title)}</summary>{body}</details>"
+def _telling(data: Mapping[str, Any]) -> list[int]:
+    """Which generators' maps stand on the first screen, of those that are drawn."""
+    detection = data["detection"]
+    rates = [score["false_positive_rate"] for score in detection["scores"]]
+    shown = range(telling(detection["verdict"]["level"], rates))
+    return [k for k in shown if data["maps"][k]["map"] is not None]
 
 
-def _other_maps(data: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
-    folded = [k for k, item in enumerate(data["maps"]) if not item["open"]]
-    if not folded:
+def _why(data: Mapping[str, Any], pictures: Mapping[str, bytes], shown: Sequence[int]) -> str:
+    """Draw what counted, for the generators that matter."""
+    if not shown:
         return ""
-    return (
-        '<section class="others" aria-labelledby="others"><h2 id="others">The other generators</h2>'
-        f"{''.join(_map_section(data, pictures, k) for k in folded)}</section>"
+    cards = "".join(
+        f'<div class="card">{_map(data["maps"][k], pictures)}<div><h3>{_matched(data, k)}</h3>'
+        f"{_marks(data['maps'][k])}</div></div>"
+        for k in shown
     )
+    return (
+        '<section class="why" aria-labelledby="why"><h2 id="why">What counted</h2>'
+        "<p>Generators leave faint regular patterns in the finest noise of an image. A map shows "
+        "them from coarse ones in the middle to fine ones at the edges: red where this image has "
+        "what the generator's images have, blue where it has not. A spot and its mirror image are "
+        f"one pattern.</p>{cards}</section>"
+    )
+
+
+def _matched(data: Mapping[str, Any], k: int) -> str:
+    score = data["detection"]["scores"][k]
+    rate = score["false_positive_rate"]
+    text = f"similarity {score['similarity']:.4f}"
+    if rate is not None:
+        text = f"{_rate(rate, score['sample_size'])} of real photos match it as well"
+    return f'{_e(score["generator"])} <span class="soft">{text}</span>'
+
+
+def _maps(data: Mapping[str, Any], pictures: Mapping[str, bytes], shown: Sequence[int]) -> str:
+    """Draw the maps of the other generators, and what each channel added for all of them."""
+    parts = [_legend()]
+    if any(panels := [p["panels"] for item in data["maps"] for p in item["planes"]]):
+        parts.append(_READING)
+    for k, item in enumerate(data["maps"]):
+        body = ""
+        if item["map"] is not None and k not in shown:
+            body = f'<div class="card">{_map(item, pictures)}<div>{_marks(item)}</div></div>'
+        planes = _planes(item, pictures) if any(panels) else ""
+        parts.append(
+            f"<details><summary>{_matched(data, k)}</summary>{body}{_numbers(item)}{planes}"
+            "</details>"
+        )
+    return "".join(parts)
+
+
+_READING = (
+    "<p>Of single channels there are three pictures each. Left: what each frequency added to the "
+    "similarity, red raised it, blue lowered it. Middle: the pattern that was learned from the "
+    "generator's images, red where power speaks for it, blue where against it. Right: this image's "
+    "own spectrum, red where there is more power, blue where less.</p>"
+)
 
 
 def _marks(item: Mapping[str, Any]) -> str:
     marks = item["marks"]
     if not marks:
-        return "<p>No frequency raised the similarity.</p>"
+        return "<p>Nothing raised the similarity.</p>"
     total = sum(mark["share"] for mark in marks)
-    rows = [
-        (
-            str(k),
-            _e(channel_words(item["planes"][mark["plane"]]["name"])),
-            f"{mark['fx']:+.3f}",
-            f"{mark['fy']:+.3f}",
-            _e(mark["words"]),
-            _percent(mark["share"]),
-        )
-        for k, mark in enumerate(marks, 1)
-    ]
     spread = (
-        "The evidence is spread over many frequencies"
+        f"What speaks for it is spread over many patterns; these make up {_percent(total)} of it:"
         if total < 0.5
-        else "A few frequencies carry most of the evidence"
+        else f"A few patterns carry most of what speaks for it, {_percent(total)}:"
     )
-    return (
-        f"<p>{spread}: the {len(marks)} marked ones, where most was added, make up "
-        f"{_percent(total)} of all that raised the similarity.</p>"
-        + _table(
-            f"The frequencies that contributed most to {item['generator']}, in cycles/pixel",
-            ("Mark", "Channel", "Across", "Down", "Stripes in the image", "Share"),
-            rows,
-        )
-    )  # fmt: skip
+    items = "".join(f"<li>{_e(mark['words'])} ({_percent(mark['share'])})</li>" for mark in marks)
+    return f"<p>{spread}</p><ol>{items}</ol>"
 
 
 def _planes(item: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
     parts = []
-    for number, plane in enumerate(item["planes"]):
+    for plane in item["planes"]:
         if not plane["panels"]:
             continue
-        marks = [(k, mark) for k, mark in enumerate(item["marks"], 1) if mark["plane"] == number]
         figures = "".join(
-            _panel(panel, plane, marks, pictures, item["generator"]) for panel in plane["panels"]
+            _panel(panel, plane, pictures, item["generator"]) for panel in plane["panels"]
         )
         parts.append(
             f'<div class="plane"><h3>{_e(channel_words(plane["name"]))} '
@@ -515,54 +493,84 @@ _TITLES = {
 _AT, _SIDE = (38, 8), 176  # of a panel's picture in its drawing
 
 
+def _square(picture: str, pictures: Mapping[str, bytes]) -> str:
+    (x, y), side = _AT, _SIDE
+    return (
+        f'<image data-picture="{_e(picture)}" href="{_uri(pictures[picture])}" '
+        f'x="{x}" y="{y}" width="{side}" height="{side}" preserveAspectRatio="none"/>'
+        f'<rect class="frame" x="{x}" y="{y}" width="{side}" height="{side}"/>'
+    )
+
+
+def _ticks(across: Sequence[tuple[float, str]], down: Sequence[tuple[float, str]]) -> str:
+    """Write along both axes: a place in [-1, 1], and a text."""
+    (x0, y0), side = _AT, _SIDE
+    parts = []
+    for place, text in across:
+        x = x0 + (place + 1) / 2 * side
+        parts.append(
+            f'<line class="tick" x1="{x:.1f}" x2="{x:.1f}" y1="{y0 + side}" y2="{y0 + side + 4}"/>'
+            f'<text x="{x:.1f}" y="{y0 + side + 15}" text-anchor="middle">{text}</text>'
+        )
+    for place, text in down:
+        y = y0 + (place + 1) / 2 * side
+        parts.append(
+            f'<line class="tick" x1="{x0 - 4}" x2="{x0}" y1="{y:.1f}" y2="{y:.1f}"/>'
+            f'<text x="{x0 - 6}" y="{y + 3:.1f}" text-anchor="end">{text}</text>'
+        )
+    return "".join(parts)
+
+
+def _unit(text: str) -> str:
+    x, y = _AT[0] + _SIDE / 2, _AT[1] + _SIDE + 29
+    return f'<text x="{x}" y="{y}" text-anchor="middle">{text}</text>'
+
+
+_PERIODS = tuple((sign * 2 / n, str(n)) for n in (2, 4, 8) for sign in (-1, 1))
+
+
+def _map(item: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
+    """Draw a generator's map of all channels, with its marks."""
+    (x0, y0), side = _AT, _SIDE
+    parts = [
+        _square(item["map"]["picture"], pictures),
+        _ticks(_PERIODS, _PERIODS),
+        _unit("repeating every &#8230; pixels"),
+    ]
+    for number, mark in enumerate(item["marks"], 1):
+        x = x0 + (2 * mark["fx"] + 1) / 2 * side
+        y = y0 + (2 * mark["fy"] + 1) / 2 * side
+        left = x > x0 + side - 18  # inside the map, whatever edge the mark is at
+        parts.append(
+            f'<circle class="halo" cx="{x:.1f}" cy="{y:.1f}" r="7"/>'
+            f'<circle class="mark" cx="{x:.1f}" cy="{y:.1f}" r="7"/>'
+            f'<text class="number" x="{x + (-10 if left else 10):.1f}" y="{y + 4:.1f}" '
+            f'text-anchor="{"end" if left else "start"}">{number}</text>'
+        )
+    marked = "; ".join(f"{k}: {mark['words']}" for k, mark in enumerate(item["marks"], 1))
+    alt = f"What counted for {item['generator']}. Marked: {marked or 'nothing'}."
+    return (
+        f'<figure><svg class="spectrum" viewBox="0 0 228 218" role="img" aria-label="{_e(alt)}">'
+        f"{''.join(parts)}</svg></figure>"
+    )
+
+
 def _panel(
     panel: Mapping[str, Any],
     plane: Mapping[str, Any],
-    marks: Sequence[tuple[int, Mapping[str, Any]]],
     pictures: Mapping[str, bytes],
     generator: str,
 ) -> str:
     title, legend = _TITLES[panel["kind"]]
-    (x0, y0), side = _AT, _SIDE
-    end_x, end_y = plane["end"]["fx"], plane["end"]["fy"]
-    parts = [
-        f'<image data-picture="{_e(panel["picture"])}" href="{_uri(pictures[panel["picture"]])}" '
-        f'x="{x0}" y="{y0}" width="{side}" height="{side}" preserveAspectRatio="none"/>',
-        f'<rect class="frame" x="{x0}" y="{y0}" width="{side}" height="{side}"/>',
-    ]
-    for share in (-1.0, -0.5, 0.0, 0.5, 1.0):
-        at = (share + 1) / 2 * side
-        parts.append(
-            f'<line class="tick" x1="{x0 + at:.1f}" x2="{x0 + at:.1f}" y1="{y0 + side}" '
-            f'y2="{y0 + side + 4}"/><text x="{x0 + at:.1f}" y="{y0 + side + 15}" '
-            f'text-anchor="middle">{share * end_x:.4g}</text>'
-            f'<line class="tick" x1="{x0 - 4}" x2="{x0}" y1="{y0 + at:.1f}" y2="{y0 + at:.1f}"/>'
-            f'<text x="{x0 - 6}" y="{y0 + at + 3:.1f}" text-anchor="end">{share * end_y:.4g}</text>'
-        )
-    parts.append(
-        f'<text x="{x0 + side / 2}" y="{y0 + side + 29}" text-anchor="middle">cycles/pixel</text>'
+    places = (-1.0, -0.5, 0.0, 0.5, 1.0)
+    across, down = (
+        [(place, f"{place * plane['end'][axis]:.4g}") for place in places] for axis in ("fx", "fy")
     )
-    for number, mark in marks:
-        for sign in (1, -1):
-            x = x0 + (sign * mark["fx"] / end_x + 1) / 2 * side
-            y = y0 + (sign * mark["fy"] / end_y + 1) / 2 * side
-            parts.append(
-                f'<circle class="halo" cx="{x:.1f}" cy="{y:.1f}" r="7"/>'
-                f'<circle class="mark" cx="{x:.1f}" cy="{y:.1f}" r="7"/>'
-            )
-            if sign == 1:
-                # Inside the panel, whatever edge the mark is at.
-                left = x > x0 + side - 18
-                parts.append(
-                    f'<text class="number" x="{x + (-10 if left else 10):.1f}" y="{y + 4:.1f}" '
-                    f'text-anchor="{"end" if left else "start"}">{number}</text>'
-                )
-    alt = f"{title} for {generator}, {channel_words(plane['name'])}: {legend}. " + (
-        f"Marked: {', '.join(str(k) for k, _ in marks)}." if marks else "No mark here."
-    )
+    drawn = _square(panel["picture"], pictures) + _ticks(across, down) + _unit("cycles/pixel")
+    alt = f"{title} for {generator}, {channel_words(plane['name'])}: {legend}."
     return (
         f'<figure><svg class="spectrum" viewBox="0 0 228 218" role="img" aria-label="{_e(alt)}">'
-        f"{''.join(parts)}</svg><figcaption><strong>{title}</strong>; white "
+        f"{drawn}</svg><figcaption><strong>{title}</strong>; white "
         f"{panel['centre']:.2g}, full colour &plusmn;{panel['limit']:.2g}</figcaption></figure>"
     )
 
@@ -575,19 +583,17 @@ def _legend() -> str:
     )
 
 
-def _channels(item: Mapping[str, Any]) -> str:
+def _numbers(item: Mapping[str, Any]) -> str:
     rows = [(_e(channel_words(p["name"])), f"{p['sum']:+.4f}") for p in item["planes"]]
     return (
-        "<details><summary>What each channel and each fineness added</summary>"
         "<p>The noise is taken out of the image in several ways (after the comma), from brightness "
         "and from colour. Together they add up to the similarity.</p>"
-        + _table(f"Channels of {item['generator']}", ("Channel", "Added"), rows)
         + _table(
             f"Fineness: what frequencies added to {item['generator']}",
             ("Pattern repeats every", "Added"),
             [(_e(band["words"]), f"{band['sum']:+.4f}") for band in item["bands"]],
         )
-        + "</details>"
+        + _table(f"Channels of {item['generator']}", ("Channel", "Added"), rows)
     )
 
 
@@ -598,8 +604,7 @@ def _windows(data: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
     found = data["windows"]
     if found is None:
         return (
-            '<section aria-labelledby="where"><h2 id="where">Where in the image</h2><p>The image '
-            "has room for one window only, so no map over the image can be drawn.</p></section>"
+            "<p>The image has room for one window only, so no map over the image can be drawn.</p>"
         )
     generator, limit = found["generator"], found["limit"]
     alt = (
@@ -608,13 +613,12 @@ def _windows(data: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
     )
     picture = _img("windows", pictures, alt, found["width"], found["height"])
     parts = [
-        '<section class="where" aria-labelledby="where"><h2 id="where">Where in the image</h2>'
         f"<p>Similarity to <strong>{_e(generator)}</strong>, the most telling generator, window by "
         "window. Frames with a full line are the windows that the verdict rests on. "
         "<strong>None of these values is calibrated</strong>: rates were measured on the verdict's "
         "windows together, so a single window says little, and one outside the middle of the image "
         "less. A strong colour is no proof that this part was made or changed.</p>"
-        f'<figure class="photo">{picture}<figcaption>Colours end at {-limit:+.3f} (blue) and '
+        f'<figure class="photo where">{picture}<figcaption>Colours end at {-limit:+.3f} (blue) and '
         f"{limit:+.3f} (red); white is 0.</figcaption></figure>{_legend()}"
     ]
     rows = [
@@ -629,7 +633,7 @@ def _windows(data: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
             ("Left, top", "Size", "Similarity", "Part of the verdict"),
             rows,
         )
-        + "</details></section>"
+        + "</details>"
     )
     return "".join(parts)
 
@@ -667,10 +671,7 @@ def _file(data: Mapping[str, Any]) -> str:
             ),
         )
     )
-    return (
-        '<section aria-labelledby="file"><h2 id="file">The file</h2>'
-        f"{_facts('Facts of the file', pairs)}</section>"
-    )
+    return _facts("Facts of the file", pairs)
 
 
 _NAMES = (
@@ -723,12 +724,10 @@ def _origin(data: Mapping[str, Any]) -> str:
         said = f"<p>{origins.NOTHING} That is common: most sites remove it.</p>"
     table = _facts("What the file holds", pairs) if pairs else ""
     return (
-        '<section class="origin" aria-labelledby="origin">'
-        '<h2 id="origin">What the file says of its origin</h2>'
         '<p class="note"><strong>A separate line of evidence.</strong> Nothing here went into the '
         "verdict or any score above. Such entries are easily removed or forged; only an unbroken "
         "C2PA manifest of a trusted signer cannot be forged, but it, too, can be removed."
-        f"</p>{said}{table}</section>"
+        f"</p>{said}{table}"
     )
 
 
@@ -737,7 +736,6 @@ def _making(data: Mapping[str, Any]) -> str:
     pairs = [
         ("Made", f"{_e(data['created'])} (UTC)"),
         ("Detector", _e(detector["name"])),
-        ("Detector SHA-256", f"<code>{_e(detector['sha256'])}</code>"),
         *(
             (f"Part {name}", f"<code>{_e(digest)}</code>")
             for name, digest in detector["parts"].items()
@@ -765,14 +763,27 @@ def _making(data: Mapping[str, Any]) -> str:
         else "<p>This detector has no scores of real photos.</p>"
     )
     return (
-        '<section aria-labelledby="making"><h2 id="making">How this report was made, and how to '
-        f"check it</h2>{_facts('Made with', pairs)}{calibration}"
+        f"{_facts('Made with', pairs)}{calibration}"
         f"<p>The command that makes it again:</p><pre><code>{_e(data['command'])}</code></pre>"
-        "<p>The command that checks it against the image: the seal, the text and pictures, and "
-        f"all numbers computed anew:</p><pre><code>{_e(data['check'])}</code></pre>"
-        "<p>Seal: SHA-256 of this file with zeros in place of the seal. It shows damage and "
-        "careless changes; a forger could compute another, so check the numbers with the command, "
-        f'too.</p><p><code id="masksim-seal">{_OPEN_SEAL}</code></p></section>'
+    )
+
+
+def _check(data: Mapping[str, Any]) -> str:
+    """Write what identifies the image and this report; it is never folded."""
+    image, detector = data["detection"]["image"], data["detector"]
+    of = "Image" if image["sha256_of"] == "file" else "Pixels of the image"
+    pairs = [
+        (f"{of}, SHA-256", f"<code>{_e(image['sha256'])}</code>"),
+        ("Detector, SHA-256", f"<code>{_e(detector['sha256'])}</code>"),
+        ("Seal of this report", f'<code id="masksim-seal">{_OPEN_SEAL}</code>'),
+        ("Check it by", f"<code>{_e(data['check'])}</code>"),
+    ]
+    return (
+        '<section class="check" aria-labelledby="check"><h2 id="check">To check this report</h2>'
+        f"{_facts('What was analysed, and with what', pairs)}"
+        '<p class="soft">The command compares the seal, the text, the pictures, and all numbers, '
+        "computed anew from the image. The seal (SHA-256 of this file with zeros in its place) "
+        "alone shows damage and careless changes; a forger could compute another.</p></section>"
     )
 
 
@@ -797,16 +808,20 @@ grid-template-rows:auto 1fr;align-items:start;margin-top:1rem}
 .verdict{margin:0;border-left:.4rem solid var(--accent);background:var(--panel);
 padding:1rem 1.2rem}
 .verdict h2{font-size:1.45rem}.verdict p{font-size:1.05rem}.verdict .kind{font-size:.78rem}
+.verdict ul{font-size:.93rem}.verdict .soft{font-size:.85rem;margin-bottom:0}
 .verdict.inconclusive,.verdict.no-evidence,.verdict.uncalibrated{border-left-color:var(--soft)}
-.verdict.weak-evidence{border-left-style:dashed}
+.verdict.fragile{border-left-color:var(--soft)}.verdict.weak-evidence{border-left-style:dashed}
 .said{margin:0;border-left:.4rem solid var(--line);padding:.6rem 1.2rem;grid-column:2}
 .said h2{font-size:1.05rem}.said ul,.said p:not(.kind){font-size:.93rem}
 .said li{overflow-wrap:anywhere}
 figure{margin:0}.top .photo{grid-row:1/span 2}
 figcaption{font-size:.85rem;line-height:1.4;margin-top:.3rem}
 .photo img{display:block;max-width:100%;height:auto;border:1px solid var(--line)}
-.top .photo img{max-height:32rem;width:auto}
-.where .photo img{max-height:46rem;width:auto}
+.top .photo img{max-height:26rem;width:auto}
+.photo.where img{max-height:40rem;width:auto}
+.card{display:grid;grid-template-columns:14rem minmax(0,1fr);gap:.5rem 1.5rem;margin-top:1rem}
+.card h3{margin-top:.2rem}h3 .soft{display:block;font-size:.93rem}
+ol{margin:.3rem 0 .8rem;padding-left:1.4rem}
 .wide{overflow-x:auto}
 table{border-collapse:collapse;width:100%;margin:.4rem 0 1rem;font-size:.93rem}
 caption{text-align:left;font-size:.85rem;padding-bottom:.3rem}
@@ -830,11 +845,14 @@ pre{background:var(--panel);padding:.7rem .9rem;white-space:pre-wrap;margin:.3re
 paint-order:stroke}
 .legend{display:flex;align-items:center;gap:.5rem;font-size:.85rem;color:var(--soft)}
 .scale{width:10rem;height:.7rem;background:linear-gradient(90deg,GRADIENT)}
-summary{cursor:pointer;font-weight:600;padding:.4rem 0}
+summary{cursor:pointer;font-weight:600;padding:.55rem 0}summary .soft{margin-left:.4rem}
+.annex{border-bottom:1px solid var(--line)}.annex>details{border-top:1px solid var(--line)}
+.annex details details{padding-left:1rem}.annex details[open]{padding-bottom:.8rem}
+.check h2{font-size:1.05rem}
 summary:focus-visible{outline:3px solid var(--accent);outline-offset:2px}
 .note{background:var(--note);padding:.6rem .9rem}
 @media (max-width:44rem){.top{grid-template-columns:minmax(0,1fr)}
-.said{grid-column:1}.top .photo{grid-row:auto}.panels{grid-template-columns:minmax(0,1fr)}
+.said{grid-column:1}.top .photo{grid-row:2}.panels,.card{grid-template-columns:minmax(0,1fr)}
 .facts th{width:8rem}.spectrum{max-width:24rem}}
 @media print{:root{--ink:#000;--soft:#444;--line:#bbb;--paper:#fff;--panel:#f4f5f7;
 --accent:#1f5fa8;--fill:#1f5fa8;--note:#fff6df}
@@ -847,12 +865,14 @@ table{font-size:8.5pt;margin:1mm 0 3mm}th,td{padding:.8mm 3mm .8mm 0}thead th{fo
 .top{grid-template-columns:minmax(0,5fr) minmax(0,6fr)}.top .photo img{max-height:9cm}
 .panels{grid-template-columns:repeat(3,50mm);justify-content:space-between}
 .spectrum{max-width:none}figcaption{font-size:7.5pt;margin-top:0}
-.map{break-before:page;margin-top:0}
-.where .photo img{max-height:14cm}
+.card{grid-template-columns:45mm minmax(0,1fr)}.photo.where img{max-height:12cm}
 h2,h3,summary,caption,thead,p:has(+pre){break-after:avoid}
-figure,tr,.wide,.plane,.verdict,.note,pre,li{break-inside:avoid}
-.wide.long{break-inside:auto}.wide{overflow:visible}section{margin-top:6mm}
-details:not([open]),.others:not(:has(details[open])){display:none}}
+figure,tr,.card,.plane,.verdict,.note,pre,li,.check{break-inside:avoid}
+.wide{overflow:visible}section{margin-top:5mm}
+details:not([open]){display:none}
+@supports selector(::details-content){.annex>details:not([open]):not(.maps){display:block}
+.annex>details::details-content{content-visibility:visible;block-size:auto}
+summary{list-style:none}}}
 """.strip().replace(
     "GRADIENT",
     ",".join(

@@ -20,11 +20,12 @@ from masksim.config import Progress
 from masksim.data.manifest import REAL, Manifest, Row, manifest_hash
 from masksim.detector import Detector, bundled_path, load_detector
 from masksim.errors import DataError, MasksimError, UsageError, counted
+from masksim.evaluation.measures import EVIDENT
 from masksim.evaluation.scoring import in_pieces, write_piece
 from masksim.intervals import Interval, clopper_pearson, grouped_interval
 from masksim.metrics import Estimate
 from masksim.show.tables import Cell, Column, Table
-from masksim.verdict import EVIDENCE, LEVELS
+from masksim.verdict import LEVELS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,8 +35,6 @@ CLAIMS = tuple(limit for limit, _ in LEVELS)
 
 SMALLEST = 50
 """Sources of fewer photos share a row: their intervals would hold nearly everything."""
-
-_EVIDENT = [level for limit, level in LEVELS if limit <= EVIDENCE]
 
 
 # --- what was found ------------------------------------------------------------------------------
@@ -374,7 +373,7 @@ def table(found: Audit, *, by: str = "source", smallest: int = SMALLEST) -> Tabl
 def _row(group: Group) -> tuple[Cell, ...]:
     cells = [Estimate(c.rate, c.interval.low, c.interval.high) for c in group.claims]
     wrong = [f"{100 * c.claimed:g} % ({c.held})" for c in group.claims if c.held != "inside"]
-    evidence = sum(group.verdicts.get(level, 0) for level in _EVIDENT) / group.photos
+    evidence = sum(group.verdicts.get(level, 0) for level in EVIDENT) / group.photos
     inconclusive = group.verdicts.get("inconclusive", 0) / group.photos
     held = ", ".join(wrong) or "none"
     return (group.name, group.photos, *cells, held, evidence, inconclusive)

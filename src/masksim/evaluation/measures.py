@@ -12,12 +12,13 @@ import numpy as np
 
 from masksim import metrics
 from masksim.data.manifest import REAL
+from masksim.data.views import HISTORIES, ViewConfig
 from masksim.errors import DataError
 from masksim.evaluation.scale import Evidence, Scale, joint_evidence
 from masksim.evaluation.score_table import ScoreTable
 from masksim.metrics import Estimate
-from masksim.training.dataset import HISTORIES, ViewConfig, history_weights
-from masksim.verdict import EVIDENCE, LEVELS
+from masksim.training.weights import history_weights
+from masksim.verdict import EVIDENCE, LEVELS, level_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 
 CLAIMED = tuple(limit for limit, _ in LEVELS if limit <= EVIDENCE)
 """False-positive rates whose claims are measured: those of evidence and strong evidence."""
+
+EVIDENT = frozenset(level for limit, level in LEVELS if limit <= EVIDENCE)
+"""Levels of evidence or stronger."""
 
 
 def percent(rate: float) -> str:
@@ -205,7 +209,14 @@ class Evaluation:
         None without a calibration. What makes a verdict inconclusive, and whether evidence survives
         small re-encodings, is for `masksim.evaluation.audit` to count, which has the images.
         """
-        return self.joint.claims(EVIDENCE)
+        found, ranked = self.joint.claims(EVIDENCE), self.scale.calibration
+        if found is None or ranked is None:
+            return None
+        for k in np.flatnonzero(found):  # the interval has a say, too
+            traits = None if self.table.traits is None else self.table.traits[k]
+            rates = ranked.rates(self.table.similarities[k], traits)
+            found[k] = level_of(rates.joint, rates.interval) in EVIDENT
+        return found
 
     def auroc(self, found: Evidence, synthetic: Bools, real: Bools) -> Estimate | None:
         """AUROC of some views (n,) against some real ones; None if they cannot be compared."""

@@ -6,6 +6,7 @@ them (`masksim.calibration.Populations`).
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,7 @@ from masksim.evaluation.score_table import ScoreTable
 from masksim.evaluation.scoring import score_manifest
 from masksim.files import file_digest
 from masksim.populations import BUILT_IN, JOINT_ARRAYS
+from masksim.verdict import LEVELS, MARGIN
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -171,10 +173,16 @@ def _warnings(file: DetectorFile, photos: int, sources: int) -> tuple[str, ...]:
     warnings = []
     # One number for some generator is one test, the best of their ranks as many as there are.
     tests = 1 if set(JOINT_ARRAYS) <= set(file.calibration or {}) else generators
-    if photos < 100 * tests - 1:
+    # Where no photo scores as high, the rate, and the upper end of its interval, are low enough.
+    strong = LEVELS[0][0]
+    needed = max(
+        math.ceil(tests / strong) - 1, math.ceil(math.log(0.025) / math.log1p(-MARGIN * strong))
+    )
+    if photos < needed:
         warnings.append(
             f"{photos} photos for {generators} generator{'s' * (generators > 1)}: strong evidence "
-            f"may be out of reach; {100 * tests - 1} photos are sure to be enough."
+            f"may be out of reach, which needs {needed} photos, and more where they are of few "
+            "sources."
         )
     if sources < 5:
         warnings.append(

@@ -1,13 +1,12 @@
 """Score images once, and keep the scores: everything that is measured comes from the saved table.
 
-The images of a split are processed in every history they allow (`masksim.training.dataset.views`)
+The images of a split are processed in every history they allow (`masksim.data.views.views`)
 and scored by the detector that a user has. `score_manifest`, `score_degraded` and `score_peer` make
 tables of scores (`masksim.evaluation.score_table`); a run that is killed goes on where it was.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,25 +18,18 @@ from typing import Any
 import numpy as np
 
 from masksim.augment import rng_for
-from masksim.config import Progress
+from masksim.config import Progress, from_plain
 from masksim.data.manifest import REAL, Manifest, Row, manifest_hash
+from masksim.data.views import Purpose, ViewConfig, views_of_file
+from masksim.data.ways import View, history_as_found
 from masksim.detector import Detector, load_detector
 from masksim.errors import DataError, MasksimError, UsageError
 from masksim.evaluation.degrade import GRID, Degradation
 from masksim.evaluation.other_detectors import Peer, open_peer
 from masksim.evaluation.score_table import FACTS, ScoreTable
-from masksim.files import make_folder, written_whole
+from masksim.files import written_whole
 from masksim.image import load_image
-from masksim.training.dataset import (
-    History,
-    Purpose,
-    View,
-    ViewConfig,
-    chunked,
-    history_of,
-    run_chunks,
-    views_of_file,
-)
+from masksim.training.chunks import chunk_folder, chunked, run_chunks
 from masksim.traits import TRAITS
 
 # --- pieces that are kept ------------------------------------------------------------------------
@@ -94,9 +86,7 @@ def in_pieces(
     failures
         Path to error code.
     """
-    text = json.dumps(key[1], sort_keys=True)
-    folder = Path(cache) / (key[0] + hashlib.sha256(text.encode()).hexdigest()[:16])
-    make_folder(folder)
+    folder = chunk_folder(cache, key[1], prefix=key[0])
     chunks = chunked(rows)
     targets = [folder / f"{i:06d}.json" for i in range(len(chunks))]
     jobs = [
@@ -147,7 +137,7 @@ class _Views:
         height, width = loaded.pixels.shape[:2]
         sized = replace(row, width=width, height=height, format=row.format or loaded.facts.format)
         rng = rng_for(self.seed, row.key, "degrade", self.degradation)
-        history: History = "lossless" if history_of(sized.format) == "lossless" else "jpeg"
+        history = history_as_found(sized.format)
         one = GRID[self.degradation]
         format, quality = one.saved_as or (loaded.facts.format, loaded.facts.jpeg_quality)
         yield sized, View(one.apply(loaded.pixels, rng), history, (one.name,), quality, format)
@@ -424,7 +414,7 @@ def views_of(detector: Detector) -> ViewConfig:
     """Return how the detector's training drew views; the defaults where its file does not say."""
     training = detector.file.provenance.get("training")
     if isinstance(training, Mapping) and "views" in training:
-        return ViewConfig.from_dict(training["views"])
+        return from_plain(ViewConfig, training["views"], "views")
     return ViewConfig()  # of the recipe `original`, too, which has none
 
 

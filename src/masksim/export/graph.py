@@ -10,6 +10,7 @@ two matrix products: the operator ``DFT`` is younger, and slower in ONNX Runtime
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import json
 import os
@@ -923,8 +924,16 @@ def export_onnx(detector: Detector, *, maps: bool = False) -> bytes:
         own, joint = _rates(g, calibration, found["similarity"], leaf, traits)
         rates = [own, joint, g("Add", leaf, g.ints(len(strata)))]
         strata += [
-            {"population": population, "photos_are": words, "photos": photos, "sources": sources}
-            for words, photos, sources in calibration.table()
+            {
+                "population": population,
+                "photos_are": words,
+                "photos": photos,
+                "sources": sources,
+                "levels": _levels(calibration, node, photos),
+            }
+            for (words, photos, sources), node in zip(
+                calibration.table(), calibration.tree.leaves(), strict=True
+            )
         ]
         if best:  # the population with the largest joint rate counts, of equal ones the first
             worse = g("Greater", joint, best[1])
@@ -1012,6 +1021,25 @@ def export_onnx(detector: Detector, *, maps: bool = False) -> bytes:
     checker.check_model(model, full_check=True)
     onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
     return bytes(model.SerializeToString(deterministic=True))
+
+
+def _levels(calibration: Calibration, leaf: Node, photos: int) -> dict[str, float]:
+    """Largest joint rate at which each level is reached among the photos of a stratum.
+
+    The interval of a rate depends on which photos it counts: here the best among themselves.
+    """
+    found: dict[str, float] = {}
+    for limit, level in verdict.LEVELS:
+
+        def missed(count: int, limit: float = limit) -> bool:
+            rate, interval = calibration.rate_of(leaf, count)
+            return rate > limit or interval.high > verdict.MARGIN * limit
+
+        counts = range(round(limit * photos) + 1)
+        reached = bisect.bisect_left(counts, True, key=missed)
+        if reached:
+            found[level] = calibration.rate_of(leaf, reached - 1)[0]
+    return found
 
 
 def _output_texts(shared: bool) -> dict[str, str]:

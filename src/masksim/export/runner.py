@@ -294,14 +294,6 @@ class _Difference:
         self.counts[name] += not apart <= _RATES
 
 
-def _level(rate: float) -> str:
-    """Level of a rate in single precision."""
-    return next(
-        (level for limit, level in verdict.LEVELS if np.float32(rate) <= np.float32(limit)),
-        "no evidence",
-    )
-
-
 def verify(
     graph: GraphRunner,
     detector: Detector,
@@ -384,17 +376,20 @@ def verify(
         own, joint = out["false_positive_rate"][0], float(out["joint_rate"][0])
         found.add("own_rate", own, rates.own)
         found.add("joint_rate", joint, rates.joint)
-        found.counts["level"] += _level(joint) != _level(rates.joint)
         seen = traits.copy()
         for name, value in zip(names, out["traits"][0].astype(np.float64), strict=True):
             seen[TRAITS.index(name)] = value
         again = detector.rates(out["similarity"][0].astype(np.float64), seen)
+        assert again is not None  # as `rates` is not
         row = strata[int(out["stratum"][0])]
-        found.counts["ranks"] += again is None or not (
+        found.counts["ranks"] += not (
             np.allclose(again.own, own, rtol=0, atol=_RATES)
             and abs(again.joint - joint) <= _RATES
-            and (again.population, again.stratum) == (row["population"], row["photos_are"])
+            and (again.population or row["population"]) == row["population"]
+            and again.stratum == row["photos_are"]
         )
+        levels = [verdict.level_of(r.joint, r.interval) for r in (again, rates)]
+        found.counts["level"] += levels[0] != levels[1]
     if progress is not None:
         progress("verify", len(listed), len(listed))
     if not done:

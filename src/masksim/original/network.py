@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import pickle  # for the exception alone: nothing is unpickled with it
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +24,7 @@ from torch.nn import functional
 
 from masksim import model
 from masksim.errors import ModelError, UsageError
+from masksim.original.importer import load_tensors
 from masksim.residual import (
     BATCH_NORM_EPSILON,
     CHANNELS,
@@ -324,7 +324,7 @@ def read_residual(
         except (safetensors.SafetensorError, ValueError, KeyError) as error:
             raise ModelError(f"{file} is no safetensors file: {error}") from error
     else:
-        state = _load_torch(file)
+        state = load_tensors(data, str(file))
     for key in ("network", "state_dict", "model"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
@@ -335,14 +335,3 @@ def read_residual(
         config = describe_stack(weights)
     check_weights(config, weights)
     return config, weights, {"file": path.name, "sha256": digest, **colour}
-
-
-def _load_torch(file: Path) -> Any:
-    try:
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = re.search(r"WeightsUnpickler error: ([^\n]+)", str(error))
-        detail = reason[1].strip() if reason else "it holds more than tensors and plain data"
-        raise ModelError(f"{file} is refused: {detail}", code="model_unsafe") from error
-    except Exception as error:  # damaged archives raise many kinds
-        raise ModelError(f"{file} is damaged or is no state dict: {error}") from error

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias
 
 from masksim.provenance import generators
-from masksim.provenance.credentials import UNBROKEN
+from masksim.provenance.credentials import UNBROKEN, State
 from masksim.provenance.metadata import (
     Metadata,
     Statement,
@@ -96,7 +96,7 @@ class Origin:
     generator: str | None = None
     device: str | None = None
     software: str | None = None
-    c2pa: str = "absent"
+    c2pa: State = "absent"
     checked: Literal["trusted", "unbroken", "broken", "unchecked"] = "unchecked"
     statements: tuple[Statement, ...] = ()
     problems: tuple[str, ...] = ()
@@ -278,12 +278,12 @@ def _summary(
 _FOUND = ("strong evidence", "evidence", "weak evidence")
 
 
-def beside(level: str, generator: str | None, origin: Origin | None) -> str | None:
+def beside(level: str, headline: str, generator: str | None, origin: Origin | None) -> str | None:
     """Put verdict and file next to each other where they disagree.
 
     Parameters
     ----------
-    level, generator
+    level, headline, generator
         Of the verdict; see `masksim.verdict.Verdict`.
     origin
         None where the file was not asked.
@@ -291,31 +291,30 @@ def beside(level: str, generator: str | None, origin: Origin | None) -> str | No
     Returns
     -------
     str or None
-        Two sentences, such as "No evidence of a known pattern. But the file carries an unchecked
-        claim that ChatGPT made it."; None where they do not disagree, or the verdict is none.
+        Two sentences, such as "No evidence of a known generator's pattern. But the file carries an
+        unchecked claim that ChatGPT made it."; None where they do not disagree, or the verdict is
+        none.
     """
     if origin is None:
         return None
     claim = _claim(origin.says, origin.generator, origin.checked)
     claims = origin.says in ("generator", "part", "both")
     if level == "no evidence" and claims:
-        return f"No evidence of a known pattern. But the file carries {claim}."
+        return f"{headline}. But the file carries {claim}."
     if level == "fragile" and claims:
-        return f"A pattern is there that does not last. The file carries {claim}."
+        return f"{headline}. The file carries {claim}."
     if level not in _FOUND:
         return None
-    pattern = f"{generator}'s pattern" if generator else "a generator's pattern"
-    seen = f"{level[0].upper()}{level[1:]} of {pattern}."
     if origin.says == "device":
         named = f"names a device ({origin.device})" if origin.device else "says a camera took it"
-        return f"{seen} But the file {named}, and no generator."
+        return f"{headline}. But the file {named}, and no generator."
     other = (
         claims
         and origin.generator is not None
         and generator is not None
         and generators.contradicts(origin.generator, generator)
     )
-    return f"{seen} But the file carries {claim}." if other else None
+    return f"{headline}. But the file carries {claim}." if other else None
 
 
 def words(origin: Origin, *, most: int = MOST_LINES) -> list[str]:

@@ -1,14 +1,26 @@
 """The shapes of what the service answers, for its OpenAPI description.
 
-The service writes its answers itself, from `Detection.to_dict`; a test holds them to these shapes.
-Nothing but pydantic is needed here.
+What a detection is made of is taken from its own classes, and so is what each field means. The
+service writes its answers itself, from `Detection.to_dict`; a test holds them to these shapes.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import inspect
+import re
+from dataclasses import dataclass, field
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from masksim.evidence import LikelihoodRatio
+from masksim.image import ImageFacts
+from masksim.intervals import Interval
+from masksim.provenance.metadata import Statement
+from masksim.provenance.origin import Origin
+from masksim.provenance.watermark import WatermarkMatch
+from masksim.results import GeneratorScore
+from masksim.verdict import Reason, Verdict
 
 
 class _Shape(BaseModel):
@@ -28,94 +40,30 @@ class ErrorAnswer(_Shape):
     error: ErrorBody
 
 
-class Image(_Shape):
-    """Facts of the uploaded file."""
+@dataclass(frozen=True)
+class OriginAnswer(Origin):
+    """What the file says of its own origin: no part of the verdict, easily forged and lost.
 
-    name: str = Field(description="As the client called it; `<upload>` for raw bytes.")
-    format: str
-    width: int = Field(description="Pixels, as stored.")
-    height: int
-    mode: str
-    frames: int
-    n_bytes: int
-    sha256: str = Field(description="Of the uploaded bytes, hexadecimal.")
-    sha256_of: Literal["file", "pixels"]
-    jpeg_quality: int | None
-    jpeg_subsampling: str | None
-    orientation: int
-    icc_profile: bool
-    treatments: list[str]
+    Attributes
+    ----------
+    beside
+        Verdict and file side by side, where they disagree.
+    """
+
+    beside: str | None = None
 
 
-class Interval(_Shape):
-    """Bounds with a confidence of 95 %."""
+@dataclass(frozen=True)
+class Watermark(WatermarkMatch):
+    """A known open watermark in the pixels: evidence of its own, easily written or removed.
 
-    low: float
-    high: float
+    Attributes
+    ----------
+    text
+        All of this in a sentence.
+    """
 
-
-class Reason(_Shape):
-    """Why nothing can be concluded, or less than the rate says."""
-
-    code: str
-    text: str
-    hides: bool
-
-
-class LikelihoodRatio(_Shape):
-    """Only of a service that was started with `--likelihood-ratio`."""
-
-    value: float
-    low: float
-    high: float
-    bounded: bool
-    words: str
-
-
-class Verdict(_Shape):
-    """What the evidence amounts to; never a probability that the image is fake."""
-
-    level: Literal[
-        "inconclusive",
-        "strong evidence",
-        "evidence",
-        "weak evidence",
-        "fragile",
-        "no evidence",
-        "uncalibrated",
-    ]
-    generator: str | None
-    false_positive_rate: float | None = Field(
-        description="Share of real photos that resemble some generator at least as much."
-    )
-    sample_size: int
-    text: str
-    cautions: list[str]
-    unknown_generator: bool
-    clarity: float | None
-    interval: Interval | None
-    stratum: str
-    sources: int
-    reasons: list[Reason]
-    number_of_false_alarms: float | None
-    stability: dict[str, float] | None
-    likelihood_ratio: LikelihoodRatio | None
-    population: str
-    as_found: float | None = Field(
-        description="The joint rate of the image itself, where the one given is that after a small "
-        "re-encoding that the evidence does not survive."
-    )
-
-
-class Score(_Shape):
-    """What one generator's pattern says of the image."""
-
-    generator: str
-    similarity: float
-    probability: float
-    false_positive_rate: float | None
-    sample_size: int
-    posterior: float | None
+    text: str = field()  # in place of the property of that name
 
 
 class DetectorName(_Shape):
@@ -149,11 +97,24 @@ class MapPlane(_Shape):
     spectrum: int = Field(description="Index in `spectra`.")
 
 
+class Mark(_Shape):
+    """A spot of a map, together with its mirror image."""
+
+    fx: float = Field(description="Across, cycles per pixel.")
+    fy: float = Field(description="Down, cycles per pixel.")
+    share: float = Field(description="Of all that raised the similarity.")
+    words: str = Field(description="How it looks in the image.")
+
+
 class GeneratorMap(_Shape):
     """The sums of all planes add up to the similarity."""
 
     generator: str
     similarity: float
+    composed: Grid = Field(
+        description="All planes in one, over frequencies from -1/2 to 1/2 cycles per pixel."
+    )
+    marks: list[Mark] = Field(description="The spots that added most.")
     planes: list[MapPlane]
 
 
@@ -162,65 +123,19 @@ class Maps(_Shape):
 
     generators: list[GeneratorMap]
     spectra: list[Grid] = Field(description="The image's own spectrum, of each channel once.")
-
-
-class Statement(_Shape):
-    """One thing that the file says of its origin."""
-
-    text: str
-    points_to: Literal["generator", "camera", "scanner", "other"]
-
-
-class Origin(_Shape):
-    """What the file says of its own origin: no part of the verdict, easily forged and lost."""
-
-    says: Literal["nothing", "generator", "part", "device", "both", "other"]
-    summary: str = Field(description="The same in a sentence, with names.")
-    generator: str | None = Field(description="The generator that is named.")
-    device: str | None = Field(description="Maker and model of a camera or scanner.")
-    software: str | None
-    c2pa: Literal[
-        "absent",
-        "elsewhere",
-        "not verified",
-        "trusted",
-        "valid",
-        "untrusted",
-        "tampered",
-        "invalid",
-        "unreadable",
-    ] = Field(description="State of a C2PA manifest.")
-    checked: Literal["trusted", "unbroken", "broken", "unchecked"] = Field(
-        description="How far the claim of a generator was checked."
-    )
-    statements: list[Statement] = Field(description="The evidence, the weightiest first.")
-    problems: list[str] = Field(description="What could not be read.")
-    beside: str | None = Field(description="Verdict and file side by side, where they disagree.")
-
-
-class Watermark(_Shape):
-    """A known open watermark in the pixels: evidence of its own, easily written or removed."""
-
-    mark: str
-    program: str = Field(description="What writes it.")
-    bits_agree: int
-    bits: int
-    chance: float = Field(description="How often fair coins agree as well with any known mark.")
-    photos_agree: int = Field(description="The most bits that agreed on any real photo.")
-    photos: int = Field(description="Number of those photos.")
-    text: str = Field(description="All of this in a sentence.")
+    telling: int = Field(description="Of how many generators it is worth seeing what counted.")
 
 
 class DetectionAnswer(_Shape):
     """The answer about one image."""
 
-    image: Image
+    image: ImageFacts
     verdict: Verdict
-    scores: list[Score] = Field(description="One a generator, the most telling first.")
+    scores: list[GeneratorScore] = Field(description="One a generator, the most telling first.")
     windows: list[list[int]] = Field(description="Analysed parts: x, y, width, height.")
     detector: DetectorName
     seconds: float
-    origin: Origin | None = Field(description="Null with `metadata=false`.")
+    origin: OriginAnswer | None = Field(description="Null with `metadata=false`.")
     watermarks: list[Watermark] = Field(description="Mostly none; no part of the verdict.")
     maps: Maps | None = Field(default=None, description="Only with `maps=true`.")
 
@@ -289,6 +204,31 @@ class Status(_Shape):
     status: str
 
 
+def describe_fields(components: dict[str, Any]) -> None:
+    """Put what docstrings say of a detection's parts into their descriptions; no field may miss.
+
+    Parameters
+    ----------
+    components
+        The schemas of an OpenAPI description, by name; those of dataclasses are changed.
+    """
+    parts = (ImageFacts, Verdict, Interval, Reason, LikelihoodRatio, GeneratorScore, Statement)
+    for part in (*parts, OriginAnswer, Watermark):
+        shape = components[part.__name__]
+        shape["description"] = (inspect.getdoc(part) or "").partition("\n")[0]
+        fields = shape["properties"]
+        shape["required"] = list(fields)
+        for base in reversed(part.__mro__):
+            for names, text in _ATTRIBUTE.findall(inspect.getdoc(base) or ""):
+                plain = re.sub(r"\bNone\b", "null", " ".join(text.split())).replace("``", "`")
+                for name in set(names.split(", ")) & fields.keys():
+                    fields[name].pop("default", None)
+                    fields[name]["description"] = plain
+
+
+_ATTRIBUTE = re.compile(r"^(\w+(?:, \w+)*)\n((?:(?: {4}.*)?\n?)+)", re.MULTILINE)
+"""Names and text of an entry under ``Attributes``."""
+
 _EXAMPLE: dict[str, Any] = {
     "image": {
         "name": "photo.jpg", "format": "JPEG", "width": 1024, "height": 1024, "mode": "RGB",
@@ -300,11 +240,15 @@ _EXAMPLE: dict[str, Any] = {
     "verdict": {
         "level": "evidence", "generator": "dalle3", "false_positive_rate": 0.018,
         "sample_size": 1744,
-        "text": "Evidence of dalle3's spectral pattern; 1.8 % of 1744 real photos score at least "
-        "this high for some generator.",
+        "text": "Evidence of dalle3's pattern. 1.8 % of 1744 real photos match some generator's "
+        "pattern at least as well (95 % interval 0.9 to 3.4 %).",
+        "headline": "Evidence of dalle3's pattern",
+        "explanation": "1.8 % of 1744 real photos match some generator's pattern at least as well "
+        "(95 % interval 0.9 to 3.4 %).",
         "cautions": ["Which generator is uncertain: flux1 matches nearly as well."],
         "unknown_generator": False, "clarity": 0.31, "interval": {"low": 0.009, "high": 0.034},
-        "stratum": "all", "sources": 40, "reasons": [], "number_of_false_alarms": 0.018,
+        "stratum": "all", "kind": "photos", "sources": 40, "reasons": [],
+        "number_of_false_alarms": 0.018,
         "stability": {"JPEG of quality 75": 0.021}, "likelihood_ratio": None,
         "population": "", "as_found": None,
     },

@@ -265,14 +265,11 @@ def to_text(detection: DetectionLike, width: int = 80, *, ascii_only: bool = Fal
             "    ",
         )
     if verdict.stability:
-        rates = [format_rate(rate, verdict.sample_size) for rate in verdict.stability.values()]
-        paragraph(
-            "Rate after "
-            + ", ".join(f"{name} {r}" for name, r in zip(verdict.stability, rates, strict=True))
-            + ".",
-            "  Checked: ",
-            "    ",
-        )
+        rates = [
+            f"after {name}: {format_rate(rate, verdict.sample_size)}"
+            for name, rate in verdict.stability.items()
+        ]
+        paragraph(f"{', '.join(rates)}.", "  Real photos as high ", "    ")
     if detection.origin is not None:
         lines.extend(("", f"  {origins.TITLE}:"))
         for line in origins.words(detection.origin):
@@ -404,7 +401,7 @@ def to_html(detection: DetectionLike) -> str:
         f'<div style="{_CARD}"><div style="opacity:.75;overflow-wrap:anywhere">'
         f"{escape(detection.image.name)}</div>"
         '<div style="font-size:1.2em;font-weight:600;margin:.2em 0">'
-        f"{escape(verdict.level.capitalize())}</div><div>{escape(verdict.text)}</div>"
+        f"{escape(verdict.headline)}</div><div>{escape(verdict.explanation)}</div>"
     ]
     if verdict.cautions:
         items = "".join(f"<li>{escape(caution)}</li>" for caution in verdict.cautions)

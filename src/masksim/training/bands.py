@@ -1,4 +1,4 @@
-"""Making a detector of images as people meet them: heads for each band of compression.
+"""The recipe ``bands``: images as people meet them, with heads for each band of compression.
 
 What a file shows of its own last compression is known before any head is asked. So each band
 (`masksim.traits.BANDS`) has its own statistics of real photos and its own directions, learned from
@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,31 +23,32 @@ import numpy as np
 
 from masksim import metrics
 from masksim.calibration import Joint
-from masksim.checkpoint import DetectorFile
-from masksim.data.manifest import REAL, Manifest, manifest_hash
-from masksim.errors import DataError, ModelError, UsageError
+from masksim.checkpoint import DetectorFile, check_target
+from masksim.config import Progress, staged
+from masksim.data.manifest import REAL, Manifest
+from masksim.data.views import ViewConfig, at_most
+from masksim.errors import DataError, UsageError
 from masksim.features import FeatureConfig
-from masksim.model import heads_by_band, standardise
-from masksim.strata import Strata
-from masksim.training.dataset import FeatureTable, ViewConfig, at_most, compute_features
-from masksim.training.shared import (
-    HeadConfig,
-    bank_branch,
-    fisher_coefficients,
+from masksim.model import standardise
+from masksim.training.feature_table import FeatureTable, compute_features
+from masksim.training.heads import (
+    FittedHeads,
+    coefficients_of,
+    cosines,
     fit_probability,
+    level_free,
     masks_and_references,
-    matched_real_weights,
-    software,
+    statistics,
     stored,
 )
-from masksim.training.stored_features import ReferencePhotos, pack, spread_over_sources
-from masksim.traits import BANDS, TRAITS, bands_of
+from masksim.training.recipe import Fit, HeadsConfig, detector_file
+from masksim.training.weights import repository_folds, view_weights
+from masksim.traits import BANDS, bands_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Matrix = NDArray[np.float32]
-    Progress = Callable[[str, int, int], None]
 
 _BASIS_ROWS = 2000
 _BORROWED_ROWS = 2000
@@ -56,15 +57,11 @@ _FEWEST_IN_BAND = 5  # views of a class: with fewer a band borrows from all othe
 
 
 @dataclass(frozen=True)
-class BandsConfig:
-    """A training run: all that the detector depends on besides the images.
+class BandsConfig(HeadsConfig):
+    """A run of this recipe, see also `masksim.training.recipe.HeadsConfig`.
 
     Attributes
     ----------
-    name
-        Of the detector.
-    seed
-        Of all draws.
     per_source
         At most so many images of a repository, by generator; ``"*"`` for the others.
     smallest_class, smallest_sources
@@ -72,8 +69,6 @@ class BandsConfig:
         count for the joint number alone.
     joint_only
         Generators that have no head either way.
-    folds
-        Of the cross-validation over repositories.
     components
         Length of the basis of `masksim.model.whiten`.
     borrowed
@@ -83,194 +78,50 @@ class BandsConfig:
         from few repositories of photos.
     joint_strength
         Inverse regularisation of the joint number.
-    photos, images, photo_step
-        What is kept for enrolling, see `masksim.training.stored_features`.
-    strata, stratum_photos, stratum_sources
-        How calibration photos are parted, see `masksim.strata.Strata`.
-    views, features, heads
-        See their classes.
     """
 
-    name: str = "detector"
-    seed: int = 0
-    per_source: Mapping[str, int] = field(default_factory=lambda: {"*": 30})
     smallest_class: int = 25
-    smallest_sources: int = 4
-    joint_only: tuple[str, ...] = ()
-    folds: int = 5
-    components: int = 64
-    borrowed: float = 0.2
-    lossless: float = 0.1
-    joint_strength: float = 0.1
     photos: int = 600
-    images: int = 50
-    photo_step: float = 1.0
     strata: tuple[tuple[str, int | tuple[float, ...]], ...] = (
         ("band", (0.5, 1.5, 2.5, 3.5)),
         ("side", (512.0, 1024.0)),
         ("energy", 3),
     )
-    stratum_photos: int = 300
-    stratum_sources: int = 20
     views: ViewConfig = field(default_factory=lambda: ViewConfig(views={"*": 5}))
     features: FeatureConfig = field(default_factory=lambda: FeatureConfig(parts=3, coherence=True))
-    heads: HeadConfig = field(default_factory=lambda: HeadConfig(ridge=5.0))
+    per_source: Mapping[str, int] = field(default_factory=lambda: {"*": 30})
+    smallest_sources: int = 4
+    joint_only: tuple[str, ...] = ()
+    components: int = 64
+    borrowed: float = 0.2
+    lossless: float = 0.1
+    joint_strength: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.folds < 2:
-            raise UsageError(f"cross-validation needs at least two folds, got {self.folds}")
-        if min(self.photos, self.images, self.components) < 0 or not 0.1 <= self.photo_step <= 2:
-            raise UsageError(f"a count is negative, or photo_step not in 0.1 .. 2: {self}")
+        super().__post_init__()
+        if self.components < 0:
+            raise UsageError(f"components must not be negative, got {self.components}")
         if not (0 <= self.borrowed <= 1 and 0 < self.lossless <= 1 and self.joint_strength > 0):
             raise UsageError(f"a share is out of range: {self}")
-        try:
-            _ = self.division
-        except ModelError as error:
-            raise UsageError(error.message) from error
-
-    @property
-    def division(self) -> Strata:
-        """How the calibration photos are parted."""
-        return Strata(self.strata, self.stratum_photos, self.stratum_sources)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> BandsConfig:
-        """Make a configuration of plain values, as a TOML file holds them; unknown keys fail.
-
-        Raises
-        ------
-        UsageError
-            On an unknown key.
-        """
-        unknown = sorted(set(values) - set(cls.__dataclass_fields__))
-        if unknown:
-            raise UsageError(f"unknown keys in the training configuration: {unknown}")
-        plain = dict(values)
-        for part in ("views", "features", "heads", "per_source"):
-            if not isinstance(plain.get(part, {}), Mapping):
-                raise UsageError(f"{part} must be a table, got {plain[part]!r}")
-        plain["views"] = ViewConfig.from_dict({"views": {"*": 5}, **plain.get("views", {})})
-        plain["features"] = FeatureConfig.from_dict(
-            {"parts": 3, "coherence": True, **plain.get("features", {})}
-        )
-        heads = {"ridge": 5.0, **plain.get("heads", {})}
-        if unknown := sorted(set(heads) - set(HeadConfig.__dataclass_fields__)):
-            raise UsageError(f"unknown keys in the configuration of heads: {unknown}")
-        plain["heads"] = HeadConfig(**heads)
-        plain["joint_only"] = tuple(plain.get("joint_only", ()))
-        try:
-            plain["strata"] = tuple(
-                (trait, bands if isinstance(bands, int) else tuple(float(cut) for cut in bands))
-                for trait, bands in plain.get("strata", cls.strata)
-            )
-        except (TypeError, ValueError) as error:
-            raise UsageError(
-                f"strata must be pairs of a trait and bands: {plain['strata']!r}"
-            ) from error
-        return cls(**plain)
-
-
-# --- who is left out together ------------------------------------------------------------------
-
-
-def repository_folds(
-    sources: NDArray[np.str_], generators: NDArray[np.str_], count: int
-) -> NDArray[np.int64]:
-    """Part views into folds so that all of a repository, of whatever class, is in one.
-
-    So are all repositories of one owner (``owner/name``), who may use the same pictures again.
-
-    Parameters
-    ----------
-    sources, generators
-        (n,).
-    count
-        Number of folds; each class is spread over them as evenly as whole repositories allow.
-
-    Returns
-    -------
-    ndarray
-        (n,), 0 .. count - 1.
-    """
-    sources = np.array([source.partition("/")[0] for source in sources.tolist()])
-    total = Counter(generators.tolist())
-    of: dict[str, Counter[str]] = {}
-    for source, generator in zip(sources.tolist(), generators.tolist(), strict=True):
-        of.setdefault(source, Counter())[generator] += 1
-    load: list[Counter[str]] = [Counter() for _ in range(count)]
-    fold: dict[str, int] = {}
-    order = sorted(of, key=lambda s: (-max(n / total[g] for g, n in of[s].items()), s))
-    for source in order:
-        cost = [
-            (sum(load[k][g] / total[g] * n / total[g] for g, n in of[source].items()),
-             sum(load[k].values()))
-            for k in range(count)
-        ]  # fmt: skip
-        fold[source] = min(range(count), key=lambda k: cost[k])
-        load[fold[source]].update(of[source])
-    return np.array([fold[source] for source in sources.tolist()], dtype=np.int64)
-
-
-def view_weights(
-    classes: NDArray[np.int64],
-    sources: NDArray[np.str_],
-    histories: NDArray[np.str_],
-    lossless: float,
-) -> NDArray[np.float64]:
-    """Weights of training views: repositories by the root of their size, lossless ones bounded.
-
-    Returns
-    -------
-    ndarray
-        (n,), 1 in sum within each class; 0 for views of class -1.
-    """
-    pairs = list(zip(classes.tolist(), sources.tolist(), strict=True))
-    size = Counter(pairs)
-    weights = np.array([size[pair] ** -0.5 for pair in pairs])
-    weights[classes < 0] = 0.0
-    for c in np.unique(classes[classes >= 0]):
-        own = classes == c
-        without = own & (histories == "lossless")
-        rest = weights[own & ~without].sum()
-        most = lossless / (1 - lossless) * rest if lossless < 1 and rest > 0 else np.inf
-        if weights[without].sum() > most:
-            weights[without] *= most / weights[without].sum()
-        weights[own] /= weights[own].sum()
-    return weights
-
-
-# --- the fit -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
-class BandsFit:
-    """Heads, and the scores that heads gave to images of repositories they had not seen.
+class BandsFit(Fit):
+    """Heads of each band; the calibration views are those that they were fitted to.
 
     Attributes
     ----------
-    generators
-        Names, in the order of the heads.
-    tensors
-        Of `masksim.model.heads_by_band`.
     joint
-        The number for "some generator", learned from `similarities`.
-    similarities
-        float32 (n, G): of each view of the table, its repository left out.
+        The number for "some generator", learned from the similarities.
     fold_joints
         The joint number as learned without each fold.
     folds
         int64 (n,).
-    traits
-        float32 (n, T), complete.
     """
 
-    generators: tuple[str, ...]
-    tensors: Mapping[str, NDArray[Any]]
     joint: Joint
-    similarities: NDArray[np.float32]
     fold_joints: tuple[Joint, ...]
     folds: NDArray[np.int64]
-    traits: NDArray[np.float32]
 
 
 def generators_with_heads(table: FeatureTable, config: BandsConfig) -> tuple[str, ...]:
@@ -304,31 +155,43 @@ def generators_with_heads(table: FeatureTable, config: BandsConfig) -> tuple[str
     return tuple(found)
 
 
-class _Space:
-    """Features of all views as the heads compare them, and what leads there."""
+class Space:
+    """Features of all views as the heads compare them, and what leads there.
 
-    def __init__(
-        self, table: FeatureTable, classes: NDArray[np.int64], config: BandsConfig
-    ) -> None:
-        self.features, self.config = table.features, config
+    Parameters
+    ----------
+    table
+        The views.
+    names
+        Generators that have heads; views of others have no part in it.
+    config
+        The run.
+    """
+
+    def __init__(self, table: FeatureTable, names: Sequence[str], config: BandsConfig) -> None:
+        self.table, self.config, self.count = table, config, len(names)
+        self.classes = np.full(len(table.generators), -1, dtype=np.int64)
+        for number, name in enumerate((REAL, *names)):
+            self.classes[table.generators == name] = number
+        self.folds = repository_folds(table.sources, table.generators, config.folds)
         self.band = bands_of(table.traits, len(BANDS))
         channels, rows, columns = (int(n) for n in table.features.shape[1:])
         self.shape = (channels, rows, columns)
-        self.weights = np.zeros(len(classes))
+        self.weights = np.zeros(len(self.classes))
         self.mean = np.zeros((len(BANDS), *self.shape), np.float32)
         self.deviation = np.ones_like(self.mean)
-        real = classes == 0
         for b in range(len(BANDS)):
-            self.weights[self.band == b] = view_weights(
-                classes[self.band == b],
-                table.sources[self.band == b],
-                table.histories[self.band == b],
-                config.lossless,
+            own = self.band == b
+            self.weights[own] = view_weights(
+                self.classes[own], table.sources[own], table.histories[own], config.lossless
             )
+        real = self.classes == 0
         for b in range(len(BANDS)):
             own = real & (self.band == b)
             at = np.flatnonzero(own if own.sum() >= 2 else real)
-            self.mean[b], self.deviation[b] = _statistics(table.features[at], self.weights[at])
+            self.mean[b], self.deviation[b] = statistics(
+                level_free(table.features[at]), self.weights[at]
+            )
 
     def standardised(self, at: NDArray[np.int64]) -> Matrix:
         """Give some views in deviations of the photos of their band, flat: (k, D)."""
@@ -336,14 +199,14 @@ class _Space:
         for b in np.unique(self.band[at]).tolist():
             chosen = self.band[at] == b
             out[chosen] = standardise(
-                self.features[at[chosen]].astype(np.float32),
+                self.table.features[at[chosen]].astype(np.float32),
                 self.mean[b], self.deviation[b], self.config.heads.limit,
             )  # fmt: skip
         return out.reshape(len(at), -1)
 
 
 @dataclass(frozen=True, eq=False)
-class _Basis:
+class Basis:
     """What views vary by within their class, and by how much that is shrunk.
 
     Attributes
@@ -372,18 +235,18 @@ class _Basis:
         return np.asarray(gram - lost, np.float32)
 
 
-def _find_basis(space: _Space, classes: NDArray[np.int64], used: NDArray[np.bool_]) -> _Basis:
+def find_basis(space: Space, used: NDArray[np.bool_]) -> Basis:
     """Find the basis in some of the views.
 
     It knows the classes: an image must not take part in the basis that it is scored with.
     """
     from scipy.linalg import eigh
 
-    config = space.config
+    config, classes = space.config, space.classes
     size = int(np.prod(space.shape))
     count = config.components
     if not count:
-        return _Basis(np.zeros((0, size), np.float32), np.zeros(0, np.float32))
+        return Basis(np.zeros((0, size), np.float32), np.zeros(0, np.float32))
     rng = np.random.default_rng(config.seed)
     at = np.flatnonzero(used & (classes >= 0) & (space.weights > 0))
     at = np.sort(rng.permutation(at)[:_BASIS_ROWS])
@@ -403,20 +266,91 @@ def _find_basis(space: _Space, classes: NDArray[np.int64], used: NDArray[np.bool
     values, vectors = values[kept][::-1], vectors[:, kept][:, ::-1]
     floor = config.heads.ridge * max(float(np.trace(inner)) / size, 1e-12)
     basis = (z.T @ (vectors / np.sqrt(values)).astype(np.float32)).T
-    return _Basis(
+    return Basis(
         np.ascontiguousarray(basis), (1 - np.sqrt(floor / (values + floor))).astype(np.float32)
     )
 
 
-def _statistics(features: NDArray[Any], weights: NDArray[np.float64]) -> tuple[Matrix, Matrix]:
-    """Weighted mean and deviation of level-free features, (C, R, S) each."""
-    level_free = features.astype(np.float32)
-    level_free -= level_free.mean(axis=(2, 3), keepdims=True)
-    share = (weights / weights.sum()).astype(np.float32)
-    mean = np.tensordot(share, level_free, 1)
-    level_free -= mean
-    deviation = np.sqrt(np.tensordot(share, level_free**2, 1)) + np.float32(1e-3)
-    return mean, deviation
+def _weights_in(space: Space, band: int) -> NDArray[np.float64]:
+    """Weights of the views in the fit of one band: its own, and what it borrows from others."""
+    own = space.band == band
+    weights = np.where(own, space.weights, 0.0)
+    for c in range(space.count + 1):
+        few = (own & (space.classes == c)).sum() < _FEWEST_IN_BAND
+        share = 1.0 if few else space.config.borrowed
+        other = (space.classes == c) & ~own
+        if share > 0 and space.weights[other].sum() > 0:
+            weights[other] = share * space.weights[other] / space.weights[other].sum()
+    return weights
+
+
+def _rows_of(space: Space, band: int, weights: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Choose the views that one band is fitted to: what it lacks is borrowed whole, else a part."""
+    own = space.band == band
+    rng = np.random.default_rng(space.config.seed)
+    others = rng.permutation(np.flatnonzero((weights > 0) & ~own))
+    there = np.unique(space.classes[own])
+    lacking = ~np.isin(space.classes[others], there)
+    kept = np.concatenate([others[lacking], others[~lacking][:_BORROWED_ROWS]])
+    return np.sort(np.concatenate([np.flatnonzero(own), kept]))
+
+
+def fit_band(
+    space: Space, band: int, bases: Sequence[Basis], scores: NDArray[np.float32]
+) -> tuple[Matrix, Matrix]:
+    """Fit the heads of one band.
+
+    Parameters
+    ----------
+    space
+        All views.
+    band
+        Which.
+    bases
+        As many as folds, each of the other folds, and one of all views.
+    scores
+        float32 (n, G): here the left-out scores of the band's views are filled in.
+
+    Returns
+    -------
+    masks, references
+        float32 (G, C, R, S).
+    """
+    config, count, shape = space.config, space.count, space.shape
+    weights = _weights_in(space, band)
+    at = _rows_of(space, band, weights)
+    own, folds = space.band[at] == band, space.folds[at]
+    z = space.standardised(at)
+    gram = z @ z.T
+
+    def heads(used: NDArray[np.bool_], basis: Basis) -> tuple[Matrix, Matrix, list[int]]:
+        chosen = np.where(used & (weights[at] > 0), space.classes[at], -1)
+        # A class that has no image in the other folds has no head there.
+        present = [c for c in range(1, count + 1) if (chosen == c).any()]
+        numbers = {c: k for k, c in enumerate([0, *present])}
+        numbered = np.array([numbers.get(int(c), -1) for c in chosen])
+        parts = basis.parts(z)
+        coefficients = coefficients_of(
+            basis.whitened_gram(gram, parts), numbered, weights[at], space.table.histories[at],
+            z.shape[1], config.heads,
+        )  # fmt: skip
+        summed = z.T @ coefficients
+        summed -= basis.vectors.T @ (basis.shrink[:, None] * (parts.T @ coefficients))
+        made = masks_and_references(summed.T, shape, config.heads.mask_exponent)
+        return *made, [c - 1 for c in present]
+
+    for k in range(config.folds):
+        held = np.flatnonzero((folds == k) & own)
+        if len(held):
+            whitened = bases[k].whitened(z[held])
+            for mask, reference, g in zip(*heads(folds != k, bases[k]), strict=True):
+                scores[at[held], g] = cosines(
+                    whitened, mask.astype(np.float16), reference.astype(np.float16)
+                )
+    masks, references = (np.full((count, *shape), 1e-3, np.float32) for _ in range(2))
+    *made, present = heads(np.ones(len(at), bool), bases[-1])
+    masks[present], references[present] = made
+    return masks, references
 
 
 def fit_bands(
@@ -431,7 +365,7 @@ def fit_bands(
     config
         The run.
     progress
-        Called with (stage, done, all).
+        See `masksim.config.Progress`.
 
     Returns
     -------
@@ -443,49 +377,31 @@ def fit_bands(
         See `generators_with_heads`.
     """
     names = generators_with_heads(table, config)
-    classes = np.full(len(table.generators), -1, dtype=np.int64)
-    for number, name in enumerate((REAL, *names)):
-        classes[table.generators == name] = number
-    folds = repository_folds(table.sources, table.generators, config.folds)
-    space = _Space(table, classes, config)
-    count, shape = len(names), space.shape
-    masks = np.full((len(BANDS), count, *shape), 1e-3, np.float32)
-    references = np.full((len(BANDS), count, *shape), 1e-3, np.float32)
-    scores = np.zeros((len(classes), count), np.float32)
-    bases = []
+    space = Space(table, names, config)
+    scores = np.zeros((len(space.classes), len(names)), np.float32)
+    bases, made = [], []
     for k in range(config.folds + 1):  # the last one is of all
         if progress:
             progress("basis", k, config.folds + 1)
-        bases.append(_find_basis(space, classes, folds != k))
+        bases.append(find_basis(space, space.folds != k))
     for b in range(len(BANDS)):
         if progress:
             progress("band", b, len(BANDS))
-        fitted = _fit_band(space, table, classes, folds, b, bases, scores)
-        masks[b], references[b] = masks_and_references(fitted, shape, config.heads.mask_exponent)
+        made.append(fit_band(space, b, bases, scores))
     if progress:
         progress("band", len(BANDS), len(BANDS))
+    slopes, offsets = _probabilities(space, scores)
     tensors: dict[str, NDArray[Any]] = {
         "mean": space.mean,
         "deviation": space.deviation,
-        "masks": masks,
-        "references": references,
-        "a": np.zeros((len(BANDS), count), np.float32),
-        "b": np.zeros((len(BANDS), count), np.float32),
+        "masks": np.stack([masks for masks, _ in made]),
+        "references": np.stack([references for _, references in made]),
+        "a": slopes,
+        "b": offsets,
     }
     if len(bases[-1].vectors):
-        tensors |= {
-            "basis": bases[-1].vectors.reshape(-1, *shape),
-            "shrink": bases[-1].shrink,
-        }
-    for g in range(count):
-        for b in range(len(BANDS)):
-            pair = ((classes == 0) | (classes == g + 1)) & (space.band == b)
-            if len(np.unique(classes[pair])) < 2:
-                pair = (classes == 0) | (classes == g + 1)
-            tensors["a"][b, g], tensors["b"][b, g] = fit_probability(
-                scores[pair, g], classes[pair] == g + 1, np.maximum(space.weights[pair], 1e-9)
-            )
-    every = np.ones(len(folds), bool)
+        tensors["basis"] = bases[-1].vectors.reshape(-1, *space.shape)
+        tensors["shrink"] = bases[-1].shrink
 
     def joint(used: NDArray[np.bool_]) -> Joint:
         return fit_joint(
@@ -494,93 +410,43 @@ def fit_bands(
         )  # fmt: skip
 
     kept = stored(tensors)
-    heads = heads_by_band(kept, config.heads.limit)
-    traits = table.traits.copy()
-    for i, features in enumerate(table.features):
-        traits[i, TRAITS.index("distance")] = heads[space.band[i]].distance(
-            features.astype(np.float32)
-        )
     return BandsFit(
-        names, kept, joint(every), scores,
-        tuple(joint(folds != k) for k in range(config.folds)), folds, traits,
+        names, kept, scores, FittedHeads.of("bands", kept, config.heads.limit).traits(table),
+        _aurocs(table, names, scores), joint(np.ones(len(scores), bool)),
+        tuple(joint(space.folds != k) for k in range(config.folds)), space.folds,
     )  # fmt: skip
 
 
-def _fit_band(
-    space: _Space,
-    table: FeatureTable,
-    classes: NDArray[np.int64],
-    folds: NDArray[np.int64],
-    band: int,
-    bases: Sequence[_Basis],
-    scores: NDArray[np.float32],
-) -> Matrix:
-    """Directions (G, D) of one band; fills in the left-out scores of its views."""
-    config = space.config
-    count = int(classes.max())
-    own = space.band == band
-    weights = np.where(own, space.weights, 0.0)
-    for c in range(count + 1):
-        few = (own & (classes == c)).sum() < _FEWEST_IN_BAND
-        share = 1.0 if few else config.borrowed
-        other = (classes == c) & ~own
-        if share > 0 and space.weights[other].sum() > 0:
-            weights[other] = share * space.weights[other] / space.weights[other].sum()
-    rng = np.random.default_rng(config.seed)
-    others = rng.permutation(np.flatnonzero((weights > 0) & ~own))
-    # What a band lacks altogether is borrowed whole, of the rest a sample.
-    lacking = np.isin(
-        classes[others], [c for c in range(count + 1) if not (own & (classes == c)).any()]
-    )
-    kept = np.concatenate([others[lacking], others[~lacking][:_BORROWED_ROWS]])
-    at = np.sort(np.concatenate([np.flatnonzero(own), kept]))
-    z = space.standardised(at)
-    gram = z @ z.T
-
-    def directions(used: NDArray[np.bool_], basis: _Basis) -> Matrix:
-        chosen = np.where(used & (weights[at] > 0), classes[at], -1)
-        # A class that has no image in the other folds has no head there.
-        present = [c for c in range(1, count + 1) if (chosen == c).any()]
-        numbers = {c: k for k, c in enumerate([0, *present])}
-        numbered = np.array([numbers.get(int(c), -1) for c in chosen])
-        parts = basis.parts(z)
-        coefficients = fisher_coefficients(
-            basis.whitened_gram(gram, parts), numbered, weights[at], z.shape[1],
-            real_weights=matched_real_weights(numbered, weights[at], table.histories[at]),
-            ridge=config.heads.ridge, pooled=config.heads.pooled,
-        )  # fmt: skip
-        found = np.zeros((count, z.shape[1]), np.float32)
-        summed = z.T @ coefficients
-        summed -= basis.vectors.T @ (basis.shrink[:, None] * (parts.T @ coefficients))
-        found[[c - 1 for c in present]] = summed.T
-        return found
-
-    for k in range(config.folds):
-        held = np.flatnonzero((folds[at] == k) & own[at])
-        if len(held):
-            scores[at[held]] = cosines(
-                bases[k].whitened(z[held]),
-                directions(folds[at] != k, bases[k]),
-                space.shape,
-                config.heads,
+def _probabilities(space: Space, scores: NDArray[np.float32]) -> tuple[Matrix, Matrix]:
+    """Fit a and b of each band and generator, (B, G) each; a band of one class takes all views."""
+    slopes, offsets = (np.zeros((len(BANDS), space.count), np.float32) for _ in range(2))
+    for g in range(space.count):
+        for b in range(len(BANDS)):
+            both = (space.classes == 0) | (space.classes == g + 1)
+            pair = both & (space.band == b)
+            if len(np.unique(space.classes[pair])) < 2:
+                pair = both
+            slopes[b, g], offsets[b, g] = fit_probability(
+                scores[pair, g], space.classes[pair] == g + 1, np.maximum(space.weights[pair], 1e-9)
             )
-    return directions(np.ones(len(at), bool), bases[-1])
+    return slopes, offsets
 
 
-def cosines(
-    z: Matrix, directions: Matrix, shape: tuple[int, int, int], config: HeadConfig
-) -> NDArray[np.float32]:
-    """Similarities (n, G) of compared views (n, D) with heads made of directions (G, D)."""
-    out = np.zeros((len(z), len(directions)), np.float32)
-    for g, direction in enumerate(directions):
-        if not direction.any():
-            continue
-        made = masks_and_references(direction[None], shape, config.mask_exponent)
-        mask, reference = (part.astype(np.float16).astype(np.float32).ravel() for part in made)
-        reference /= np.linalg.norm(reference)
-        power = (z * z) @ (mask * mask)
-        out[:, g] = z @ (mask * reference) / np.sqrt(np.maximum(power, 1e-16))
-    return out
+def _aurocs(
+    table: FeatureTable, names: Sequence[str], scores: NDArray[np.float32]
+) -> dict[str, float]:
+    """AUROC of each head for its own generator, repositories left out, mean over the bands."""
+    band = bands_of(table.traits, len(BANDS))
+    found = {}
+    for g, name in enumerate(names):
+        parts = []
+        for b in range(len(BANDS)):
+            pair = (band == b) & np.isin(table.generators, (REAL, name))
+            synthetic = table.generators[pair] == name
+            if synthetic.any() and not synthetic.all():
+                parts.append(metrics.auroc(scores[pair, g], synthetic))
+        found[name] = float(np.mean(parts)) if parts else float("nan")
+    return found
 
 
 def fit_joint(
@@ -635,9 +501,6 @@ def fit_joint(
     return Joint(weights, offsets)
 
 
-# --- the run -----------------------------------------------------------------------------------
-
-
 def views_of(
     manifest: Manifest,
     config: BandsConfig,
@@ -654,41 +517,6 @@ def views_of(
     )  # fmt: skip
 
 
-def _reference_images(
-    table: FeatureTable, fit: BandsFit, config: BandsConfig, rows: NDArray[np.int64]
-) -> tuple[ReferencePhotos, ReferencePhotos | None] | None:
-    """Choose views, evenly over the repositories, whose features are kept for enrolling.
-
-    `rows` gives for each view its row in the calibration of its class, -1 for none.
-    """
-    if config.photos < 1:
-        return None
-    heads = heads_by_band(fit.tensors, config.heads.limit)
-    band = bands_of(table.traits, len(heads))
-    sources = np.unique(table.sources, return_inverse=True)[1]
-    keys = np.array(
-        [f"{table.rows[image].key} {number}" for number, image in enumerate(table.images.tolist())]
-    )
-
-    def keep(at: NDArray[np.int64]) -> ReferencePhotos:
-        compared = [
-            heads[band[i]].compared(table.features[i].astype(np.float32)) for i in at.tolist()
-        ]
-        return ReferencePhotos(
-            np.stack(compared), config.photo_step, rows[at], sources[at], table.histories[at]
-        )
-
-    def spread(mask: NDArray[np.bool_], most: int) -> list[int]:
-        at = np.flatnonzero(mask)
-        return at[spread_over_sources(sources[at].tolist(), keys[at].tolist(), most)].tolist()
-
-    photos = keep(np.array(spread(table.generators == REAL, config.photos)))
-    if not config.images:
-        return photos, None
-    chosen = [i for g in fit.generators for i in spread(table.generators == g, config.images)]
-    return photos, keep(np.array(sorted(chosen)))
-
-
 def train_bands(
     manifest: Manifest,
     out: str | os.PathLike[str],
@@ -703,20 +531,8 @@ def train_bands(
 
     Parameters
     ----------
-    manifest
-        Real photos and generated images.
-    out
-        Folder of the detector, made.
-    config
-        The run.
-    cache
-        Folder for features: a run that is killed goes on where it was.
-    workers
-        Processes that compute features.
-    overwrite
-        Replace a detector that is there.
-    progress
-        Called with (stage, done, all).
+    manifest, out, config, cache, workers, overwrite, progress
+        As of `masksim.training.shared.train_shared`.
 
     Returns
     -------
@@ -727,79 +543,18 @@ def train_bands(
     DataError, UsageError
         See `fit_bands` and `masksim.checkpoint.DetectorFile.save`.
     """
-    if Path(out).exists() and not overwrite:
-        raise UsageError(f"{out} is there already; --overwrite replaces a detector")
+    check_target(Path(out), overwrite)  # before minutes of work, not after
     table = views_of(
-        manifest, config, cache, workers=workers,
-        progress=(lambda done, n: progress("features of views", done, n)) if progress else None,
-    )  # fmt: skip
+        manifest, config, cache, workers=workers, progress=staged(progress, "features of views")
+    )
     fit = fit_bands(table, config, progress=progress)
-    file = detector_file(table, fit, config)
-    return file.save(out, overwrite=overwrite), fit
-
-
-def detector_file(table: FeatureTable, fit: BandsFit, config: BandsConfig) -> DetectorFile:
-    """Put what was fitted together as a detector, to be saved."""
-    real = table.generators == REAL
-    own = np.isin(table.generators, fit.generators)
-    rows = np.full(len(real), -1)
-    rows[real], rows[own] = np.arange(real.sum()), np.arange(own.sum())
-    branch = bank_branch("bands", fit.generators, fit.tensors, config.features, config.heads.limit)
-    kept = _reference_images(table, fit, config, rows)
-    number = {name: k for k, name in enumerate(fit.generators)}
-    counted = {
-        name: (table.generators == name) for name in (REAL, *np.unique(table.generators).tolist())
-    }
-    return DetectorFile(
-        config={"name": config.name, "recipe": "bands", "strata": config.division.to_dict()},
-        branches=(branch,),
-        calibration={
-            "real_similarities": fit.similarities[real],
-            "real_traits": fit.traits[real],
-            "real_sources": np.unique(table.sources[real], return_inverse=True)[1].astype(np.int32),
-            "own_similarities": fit.similarities[own],
-            "own_generators": np.array(
-                [number[name] for name in table.generators[own].tolist()], np.int32
-            ),
-            "own_traits": fit.traits[own],
+    file = detector_file(
+        "bands", config, fit, table, table,
+        names=(REAL, *np.unique(table.generators[table.generators != REAL]).tolist()),
+        how=f"whole repositories left out, {config.folds} folds",
+        arrays={
             "joint_weights": fit.joint.weights.astype(np.float32),
             "joint_offsets": fit.joint.offsets.astype(np.float32),
         },
-        photos=None if kept is None else lambda: pack(*kept),
-        provenance={
-            "training": asdict(config),
-            "manifest_sha256": manifest_hash(table.rows),
-            "images": {name: len(np.unique(table.images[mask])) for name, mask in counted.items()},
-            "sources": {
-                name: len(np.unique(table.sources[mask])) for name, mask in counted.items()
-            },
-            "views": len(table.images),
-            "calibration": {
-                "photos": len(np.unique(table.images[real])),
-                "views": int(real.sum()),
-                "sources": len(np.unique(table.sources[real])),
-                "for_enrolling": 0 if kept is None else len(kept[0].features),
-                "how": f"whole repositories left out, {config.folds} folds",
-            },
-            "cross_validated_auroc": {
-                name: round(value, 4) for name, value in aurocs(table, fit).items()
-            },
-            "skipped": dict(Counter(table.failures.values())),
-            **software(),
-        },
-    )
-
-
-def aurocs(table: FeatureTable, fit: BandsFit) -> dict[str, float]:
-    """AUROC of each head for its own generator, repositories left out, mean over the bands."""
-    band = bands_of(table.traits, len(BANDS))
-    found = {}
-    for g, name in enumerate(fit.generators):
-        parts = []
-        for b in range(len(BANDS)):
-            pair = (band == b) & np.isin(table.generators, (REAL, name))
-            synthetic = table.generators[pair] == name
-            if synthetic.any() and not synthetic.all():
-                parts.append(metrics.auroc(fit.similarities[pair, g], synthetic))
-        found[name] = float(np.mean(parts)) if parts else float("nan")
-    return found
+    )  # fmt: skip
+    return file.save(out, overwrite=overwrite), fit

@@ -26,40 +26,47 @@ import numpy as np
 
 from masksim import __version__, metrics
 from masksim.calibration import false_positive_rate
-from masksim.checkpoint import Branch, DetectorFile, check_generator_name, population_arrays
+from masksim.checkpoint import Branch, DetectorFile, check_generator_name
+from masksim.config import Progress, from_plain, staged
 from masksim.data.manifest import REAL, Manifest, Row, manifest_hash, scan_folders
-from masksim.data.sources import file_digest
+from masksim.data.views import ViewConfig
 from masksim.errors import DataError, UsageError
 from masksim.errors import counted as in_words
 from masksim.features import FeatureConfig
+from masksim.files import file_digest
 from masksim.metrics import Estimate
-from masksim.model import SharedHeads, heads_by_band
-from masksim.populations import JOINT_ARRAYS
-from masksim.training.bands import fit_joint, view_weights
-from masksim.training.dataset import (
-    FeatureTable,
-    ViewConfig,
-    compute_features,
-    history_weights,
-    source_folds,
-    training_weights,
+from masksim.training.feature_table import FeatureTable, compute_features
+from masksim.training.grow import (
+    Column,
+    Photos,
+    joint_of,
+    shared_branch,
+    with_branch,
+    with_column,
+    with_head,
 )
-from masksim.training.shared import (
+from masksim.training.heads import (
+    FittedHeads,
     HeadConfig,
-    fisher_coefficients,
+    coefficients_of,
+    cosines,
     fit_probability,
-    in_parts,
     masks_and_references,
-    matched_real_weights,
     stored,
 )
+from masksim.training.recipe import view_keys
 from masksim.training.stored_features import ReferencePhotos, pack, spread_over_sources, unpack
-from masksim.traits import TRAITS, bands_of
+from masksim.training.weights import (
+    history_weights,
+    matched_real_weights,
+    source_folds,
+    training_weights,
+    view_weights,
+)
+from masksim.traits import TRAITS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-    Matrix = NDArray[np.float32]
 
 FEW_IMAGES = 50
 """With fewer images of the generator there is a warning."""
@@ -75,9 +82,6 @@ FEW_SOURCES = 5
 
 EXPLAINED = 0.05
 """A head that is already there knows an image if the image's rate for it is at most this."""
-
-FEWEST_JOINT = 20
-"""With fewer photos or images in a band the number for "some generator" is not learned anew."""
 
 _NEUTRAL = "enrolled"
 
@@ -166,7 +170,7 @@ def enroll(
     real: Sequence[str | os.PathLike[str]] = (),
     config: EnrollConfig | None = None,
     workers: int = 1,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> tuple[DetectorFile, Enrollment]:
     """Add a generator to a detector of the recipe ``shared`` or ``bands``.
 
@@ -190,7 +194,7 @@ def enroll(
     workers
         Processes that compute features.
     progress
-        Called with (stage, done, all).
+        See `masksim.config.Progress`.
 
     Returns
     -------
@@ -207,254 +211,50 @@ def enroll(
     """
     config = config or EnrollConfig()
     check_generator_name(name)
-    at, branch = _shared_branch(file)
+    at, branch = shared_branch(file)
     if name in file.generators:
         raise UsageError(f"the detector knows a generator {name!r} already")
-    training = _settings(file, branch, config)
-    features = FeatureConfig.from_dict(
-        {k: v for k, v in {**branch.preprocess, **branch.spectrum}.items() if k != "colour"}
-    )
-    heads = _Heads.of(branch)
-
-    def compute(rows: Sequence[Row], stage: str) -> FeatureTable:
-        return compute_features(
-            Manifest(tuple(rows), Path(".")), training.purpose, cache,
-            views_config=training.views, feature_config=features, seed=config.seed, workers=workers,
-            graph=branch.onnx,
-            progress=(lambda done, count: progress(stage, done, count)) if progress else None,
-        )  # fmt: skip
-
     if file.photos is None and file.calibration is not None:
         raise UsageError(
             "the detector is calibrated on photos that it does not carry, so that a further "
             "generator cannot be ranked among them: train it with photos above 0"
         )
+    training = _settings(file, branch, config)
+    compute = partial(_features, branch, training, config.seed, cache, workers, progress)
+    heads = FittedHeads.of(branch.head, branch.tensors, float(branch.head_config["limit"]))
     rows, photo_rows, skipped = _rows(images, real)
-    if len(rows) < config.smallest:
-        raise DataError(
-            f"{len(rows)} different images of {name}; at least {config.smallest} are needed, 50 to "
-            "500 are good",
-            code="too_few_images",
-        )
-    # Under a neutral name, so that what is computed serves whatever the generator is called.
-    own = compute(rows, f"images of {name}")
-    skipped.update(own.failures.values())
-    n_images = len(np.unique(own.images))
-    if n_images < config.smallest:
-        raise DataError(
-            f"only {n_images} of {len(rows)} images of {name} could be used (left out: "
-            f"{in_words(skipped)}); at least {config.smallest} are needed",
-            code="too_few_images",
-        )
+    own = _images(name, rows, skipped, compute, config)
     kit, others = (None, None) if file.photos is None else unpack(file.photos())
-    photos, scored, traits = _photos(kit, heads, photo_rows, compute, config.smallest_photos)
-    fit = _fit(name, own, photos, heads, training, config, progress)
-    similarity, tensors = fit.similarity, fit.tensors
+    photos = _photos(kit, heads, photo_rows, compute, config.smallest_photos)
+    fit = _fit(name, own, photos.all, heads, training, config, progress)
 
-    n = len(photos.features)
-    synthetic = np.arange(len(similarity)) >= n
-    pair = training.compared(fit.table, synthetic)
-    used = pair > 0
-    groups, _ = metrics.draw_together(synthetic, fit.table.images, fit.table.sources)
-
-    def auroc_of(scores: NDArray[np.float64]) -> Estimate:
-        return metrics.bootstrap(
-            metrics.auroc, scores[used], synthetic[used], pair[used],
-            groups=groups[used], samples=config.samples,
-        )  # fmt: skip
-
-    tensors["a"], tensors["b"] = (
-        np.array([value], np.float32)
-        for value in fit_probability(similarity[used], synthetic[used], pair[used])
-    )
+    n = len(photos.all.features)
     counted = training.counted(own)
-    own_scores = np.column_stack(
-        [heads.similarities(own.features[counted], own.traits[counted]), similarity[n:][counted]]
+    new = own.take(counted)
+    column = Column(
+        fit.similarity[:n],
+        None if others is None else (others.rows, _score(others, fit.tensors)),
+        np.column_stack(
+            [heads.similarities(new.features, new.traits), fit.similarity[n:][counted]]
+        ),
+        heads.traits(new),
     )
-    known = None
-    if others is not None:
-        flat = others.features.reshape(len(others.features), -1)
-        noise = np.full(len(flat), others.noise)
-        known = others.rows, similarities_with_noise(flat, noise, tensors)
-    outcome = Enrollment(
-        name, n_images, len(np.unique(own.sources)), n, auroc_of(similarity),
-        None if fit.by_source is None else auroc_of(fit.by_source),
-        _known(file, branch, own_scores[:, :-1]), dict(skipped), (),
-    )  # fmt: skip
-    warnings = _warnings(outcome, own, photos)
-    if lost := [population["name"] for population in file.config.get("populations", [])]:
-        warnings.append(
-            f"The calibration on photos of your own ({', '.join(lost)}) is gone: the new head has "
-            "no scores of them. Calibrate again."
-        )
-    outcome = replace(outcome, warnings=tuple(warnings))
-    branches = (
-        *file.branches[:at],
-        _with_head(branch, name, tensors),
-        *file.branches[at + 1 :],
-    )
-    calibration = _calibration(
-        file, at, photos, scored, similarity[:n], own_scores, known, traits,
-        heads.traits(own)[counted],
-    )  # fmt: skip
+    outcome = _outcome(name, own, photos.all, fit, skipped, config)
+    outcome = replace(outcome, known=_known(file, branch, column.own[:, :-1]))
+    outcome = replace(outcome, warnings=_warnings(file, outcome, own, photos.all))
+    branches = with_branch(file, at, with_head(branch, name, fit.tensors))
+    calibration = with_column(file, at, photos, column)
     made = replace(
         file,
         branches=branches,
         # Photos of one's own have no score for the new head, and no features to give them one.
         config={key: value for key, value in file.config.items() if key != "populations"},
-        calibration=calibration | _joint(file, branches, calibration, training.joint_strength),
+        calibration=calibration | joint_of(file, branches, calibration),
         provenance=_provenance(file, outcome, rows, config),
-        photos=None
-        if kit is None
-        else partial(pack, kit, _kept(file, others, own, counted, heads)),
+        photos=None if kit is None else partial(pack, kit, _kept(file, others, new, heads)),
         sha256="",
     )
     return made, outcome
-
-
-def forget(file: DetectorFile, name: str) -> DetectorFile:
-    """Take a generator out of a detector, of the recipes of `enroll`: its inverse.
-
-    Parameters
-    ----------
-    file
-        The detector; it is not changed.
-    name
-        Of the generator.
-
-    Returns
-    -------
-    DetectorFile
-        To be saved; all other heads are bit-equal. Photos that were scored for nothing else stay
-        in the calibration, as rows without a score. A learned number for "some generator" is
-        learned anew from what is scored for all that are left.
-
-    Raises
-    ------
-    UsageError
-        There is no such generator, no other one, or the detector is of another recipe.
-    """
-    at, branch = _shared_branch(file)
-    if name not in branch.generators or len(branch.generators) < 2:
-        raise UsageError(
-            f"cannot take {name!r} out of a detector of {', '.join(branch.generators)}"
-        )
-    keep = [g for g, other in enumerate(branch.generators) if other != name]
-    names = tuple(branch.generators[g] for g in keep)
-    axis = _generator_axis(branch)
-    heads = {
-        key: np.take(values, keep, axis) if key in _OF_GENERATORS else values
-        for key, values in branch.tensors.items()
-    }
-    branches = (
-        *file.branches[:at],
-        replace(branch, generators=names, tensors=heads),
-        *file.branches[at + 1 :],
-    )
-    calibration, photos = None, file.photos
-    if file.calibration is not None:
-        column = file.generators.index(name)
-        calibration = dict(file.calibration)
-        calibration["real_similarities"] = np.delete(
-            calibration["real_similarities"], column, axis=1
-        )
-        if "own_generators" in calibration:
-            of = calibration["own_generators"]
-            if file.photos is not None:
-                kit, others = unpack(file.photos())
-                photos = partial(
-                    pack, kit, None if others is None else _without(others, of != column)
-                )
-            calibration["own_similarities"] = np.delete(
-                calibration["own_similarities"], column, axis=1
-            )[of != column]
-            calibration["own_generators"] = (of - (of > column))[of != column]
-            if "own_traits" in calibration:
-                calibration["own_traits"] = calibration["own_traits"][of != column]
-        for k in range(1, 1 + len(file.config.get("populations", []))):
-            scores = population_arrays(k)[0]
-            calibration[scores] = np.delete(calibration[scores], column, axis=1)
-        training = file.provenance.get("training")
-        known = training if isinstance(training, Mapping) else {}
-        strength = float(known.get("joint_strength", _STRENGTH))
-        calibration |= _joint(file, branches, calibration, strength)
-    return replace(
-        file,
-        branches=branches,
-        calibration=calibration,
-        photos=photos,
-        sha256="",
-    )
-
-
-def _without(images: ReferencePhotos, kept: NDArray[np.bool_]) -> ReferencePhotos:
-    """Leave out the images whose row of the own similarities goes, and count the rows anew."""
-    stay = kept[images.rows]
-    return ReferencePhotos(
-        images.features[stay], images.step, (np.cumsum(kept) - 1)[images.rows[stay]],
-        images.sources[stay], images.histories[stay],
-    )  # fmt: skip
-
-
-_OF_GENERATORS = ("masks", "references", "a", "b")
-_STRENGTH = 0.1
-
-
-def _generator_axis(branch: Branch) -> int:
-    """Tell which axis of masks, references, a and b is that of the generators."""
-    return 1 if branch.head == "bands" else 0
-
-
-def _shared_branch(file: DetectorFile) -> tuple[int, Branch]:
-    shared = [(i, branch) for i, branch in enumerate(file.branches) if branch.head != "original"]
-    if len(shared) != 1:
-        raise UsageError(
-            "a generator can be enrolled in a detector with one shared residual; this one has "
-            f"{len(shared)} (an imported detector has none: train one with masksim train)"
-        )
-    return shared[0]
-
-
-@dataclass(frozen=True)
-class _Heads:
-    """The heads that are there: one set, or one for each band of compression."""
-
-    sets: tuple[SharedHeads, ...]
-
-    @classmethod
-    def of(cls, branch: Branch) -> _Heads:
-        limit = float(branch.head_config["limit"])
-        if branch.head == "bands":
-            return cls(heads_by_band(branch.tensors, limit))
-        return cls((SharedHeads.from_tensors(branch.tensors, limit),))
-
-    def _each(
-        self, name: str, features: NDArray[Any], traits: NDArray[np.float32]
-    ) -> NDArray[np.float32]:
-        """Apply a method to each view, of the heads of its band."""
-        band = bands_of(traits, len(self.sets))
-        parts = [(band == b, getattr(self.sets[b], name)) for b in np.unique(band).tolist()]
-        found = [(at, in_parts(function, features[at])) for at, function in parts]
-        out = np.empty((len(features), *found[0][1].shape[1:]), np.float32)
-        for at, values in found:
-            out[at] = values
-        return out
-
-    def compared(self, features: NDArray[Any], traits: NDArray[np.float32]) -> Matrix:
-        """Give views as masks are laid over them, (n, C, R, S)."""
-        return self._each("compared", features, traits)
-
-    def similarities(self, features: NDArray[Any], traits: NDArray[np.float32]) -> Matrix:
-        """Score views, (n, G)."""
-        return self._each("similarities", features, traits)
-
-    def traits(self, table: FeatureTable) -> NDArray[np.float32]:
-        """Complete the traits of a table by what needs heads, (n, T)."""
-        traits = table.traits.copy()
-        band, column = bands_of(traits, len(self.sets)), TRAITS.index("distance")
-        for i, features in enumerate(table.features):
-            traits[i, column] = self.sets[band[i]].distance(features.astype(np.float32))
-        return traits
 
 
 @dataclass(frozen=True)
@@ -465,7 +265,6 @@ class _Training:
     heads: HeadConfig
     by_band: bool
     lossless: float
-    joint_strength: float
 
     @property
     def purpose(self) -> Literal["enroll", "met"]:
@@ -514,12 +313,32 @@ def _settings(file: DetectorFile, branch: Branch, config: EnrollConfig) -> _Trai
     # band as many as of an image: one would lie in one band.
     counts = {"*": config.views, REAL: config.views if by_band else 1}
     return _Training(
-        ViewConfig.from_dict({**training["views"], "views": counts}),
-        HeadConfig(**training["heads"]),
+        from_plain(ViewConfig, {**training["views"], "views": counts}, "views"),
+        from_plain(HeadConfig, training["heads"], "heads"),
         by_band,
         float(training.get("lossless", 1.0)),
-        float(training.get("joint_strength", _STRENGTH)),
     )
+
+
+def _features(
+    branch: Branch,
+    training: _Training,
+    seed: int,
+    cache: str | os.PathLike[str],
+    workers: int,
+    progress: Progress | None,
+    rows: Sequence[Row],
+    stage: str,
+) -> FeatureTable:
+    """Compute the features of images as the detector does."""
+    features = FeatureConfig.from_dict(
+        {k: v for k, v in {**branch.preprocess, **branch.spectrum}.items() if k != "colour"}
+    )
+    return compute_features(
+        Manifest(tuple(rows), Path(".")), training.purpose, cache, views_config=training.views,
+        feature_config=features, seed=seed, workers=workers, graph=branch.onnx,
+        progress=staged(progress, stage),
+    )  # fmt: skip
 
 
 def _rows(
@@ -551,18 +370,42 @@ def _rows(
     )
 
 
+def _images(
+    name: str,
+    rows: Sequence[Row],
+    skipped: Counter[str],
+    compute: Callable[[Sequence[Row], str], FeatureTable],
+    config: EnrollConfig,
+) -> FeatureTable:
+    """Compute the views of the generator's images, and count those that cannot be used."""
+    if len(rows) < config.smallest:
+        raise DataError(
+            f"{len(rows)} different images of {name}; at least {config.smallest} are needed, 50 to "
+            "500 are good",
+            code="too_few_images",
+        )
+    # Under a neutral name, so that what is computed serves whatever the generator is called.
+    own = compute(rows, f"images of {name}")
+    skipped.update(own.failures.values())
+    usable = len(np.unique(own.images))
+    if usable < config.smallest:
+        raise DataError(
+            f"only {usable} of {len(rows)} images of {name} could be used (left out: "
+            f"{in_words(skipped)}); at least {config.smallest} are needed",
+            code="too_few_images",
+        )
+    return own
+
+
 def _photos(
     kit: ReferencePhotos | None,
-    heads: _Heads,
+    heads: FittedHeads,
     rows: Sequence[Row],
     compute: Callable[[Sequence[Row], str], FeatureTable],
     smallest: int,
-) -> tuple[ReferencePhotos, NDArray[np.float32] | None, NDArray[np.float32]]:
-    """Give the photos to compare with, and of those that were given now the rest of what is kept.
-
-    That are their scores for the earlier generators, if the file has no photos, and their traits.
-    """
-    own = None
+) -> Photos:
+    """Give the photos to compare with: those of the detector, and those that were given now."""
+    photos, scored = kit, None
     traits: NDArray[np.float32] = np.zeros((0, len(TRAITS)), np.float32)
     count = 0 if kit is None else len(kit.features)
     if rows:
@@ -572,12 +415,10 @@ def _photos(
         names = np.unique(table.sources, return_inverse=True)[1]
         own = ReferencePhotos(z, 0.0, np.full(len(z), -1), names, table.histories)
         traits = heads.traits(table)
-    photos = next((part for part in (kit, own) if part is not None), None)
-    scored = None
-    if kit is None and own is not None:
-        scored = heads.similarities(table.features, table.traits)
-    elif kit is not None and own is not None:
-        photos = kit.joined(own)
+        if kit is None:
+            photos, scored = own, heads.similarities(table.features, table.traits)
+        else:
+            photos = kit.joined(own)
     if photos is None or count < smallest:
         raise DataError(
             f"{count} real photos to set the images "
@@ -590,7 +431,7 @@ def _photos(
             "of their own",
             code="manifest_invalid",
         )
-    return photos, scored, traits
+    return Photos(photos, scored, traits)
 
 
 @dataclass(frozen=True, eq=False)
@@ -598,54 +439,58 @@ class _Fitted:
     tensors: dict[str, NDArray[Any]]
     similarity: NDArray[np.float64]  # cross-validated: the photos, then the images' views
     by_source: NDArray[np.float64] | None  # the same, each source of the images left out
+    compared: NDArray[np.float64]  # weights with which images and photos are compared
     table: FeatureTable  # without features
+
+
+def _joined(name: str, own: FeatureTable, photos: ReferencePhotos) -> FeatureTable:
+    """Put photos and the generator's views in one table, so that the same weights serve."""
+    n = len(photos.features)
+    rows = [Row(f"photo {i}", REAL, f"photos {s}", "train") for i, s in enumerate(photos.sources)]
+    return FeatureTable(
+        np.zeros((0, 0, 0, 0), np.float16),
+        np.zeros((0, len(TRAITS)), np.float32),
+        np.array([REAL] * n + [name] * len(own.images)),
+        np.concatenate([[row.source for row in rows], own.sources]),
+        np.concatenate([photos.histories, own.histories]),
+        np.array([""] * (n + len(own.images))),
+        np.concatenate([np.arange(n), own.images + n]),
+        (*rows, *own.rows),
+        {},
+    )
 
 
 def _fit(
     name: str,
     own: FeatureTable,
     photos: ReferencePhotos,
-    heads: _Heads,
+    heads: FittedHeads,
     training: _Training,
     config: EnrollConfig,
-    progress: Callable[[str, int, int], None] | None,
+    progress: Progress | None,
 ) -> _Fitted:
-    n = len(photos.features)
-    shape = photos.features.shape[1:]
+    """Fit the head, and score every view with heads that never saw its image or source."""
+    n, shape = len(photos.features), photos.features.shape[1:]
     z = np.concatenate([photos.features, heads.compared(own.features, own.traits)])
     flat = z.reshape(len(z), -1)
-    # Photos as rows of the same table, so that the same weights and folds serve.
-    rows = [Row(f"photo {i}", REAL, f"photos {s}", "train") for i, s in enumerate(photos.sources)]
-    table = FeatureTable(
-        np.zeros((0, 0, 0, 0), np.float16),
-        np.zeros((0, len(TRAITS)), np.float32),
-        np.array([REAL] * n + [name] * len(own.images)),
-        np.concatenate([[row.source for row in rows], own.sources]),
-        np.concatenate([photos.histories, own.histories]),
-        np.array([""] * len(z)),
-        np.concatenate([np.arange(n), own.images + n]),
-        (*rows, *own.rows),
-        {},
-    )
-    classes = (table.generators == name).astype(np.int64)
+    table = _joined(name, own, photos)
+    synthetic = table.generators == name
+    classes = synthetic.astype(np.int64)
     weights = training.weights(table, classes)
-    folds = source_folds(table, config.folds)
     # Views of one image, and all of a source of photos, are in one fold: none is seen and scored.
+    folds = source_folds(table, config.folds)
     gram = flat @ flat.T
+    noise = np.where(np.arange(len(z)) < (photos.rows >= 0).sum(), photos.noise, 0.0)
 
     def head(used: NDArray[np.bool_]) -> dict[str, NDArray[Any]]:
         chosen = np.where(used, classes, -1)
-        coefficients = fisher_coefficients(
-            gram, chosen, weights, flat.shape[1],
-            real_weights=matched_real_weights(chosen, weights, table.histories),
-            ridge=training.heads.ridge, pooled=training.heads.pooled,
-        )  # fmt: skip
+        coefficients = coefficients_of(
+            gram, chosen, weights, table.histories, flat.shape[1], training.heads
+        )
         masks, references = masks_and_references(
             (flat.T @ coefficients).T, (shape[0], shape[1], shape[2]), training.heads.mask_exponent
         )
         return stored({"masks": masks, "references": references})
-
-    noise = np.where(np.arange(len(z)) < (photos.rows >= 0).sum(), photos.noise, 0.0)
 
     def cross_validated(parts: NDArray[np.int64], stage: str) -> NDArray[np.float64]:
         out = np.zeros(len(z))
@@ -655,7 +500,8 @@ def _fit(
                 progress(stage, k, count)
             held = parts == k
             if held.any():
-                out[held] = similarities_with_noise(flat[held], noise[held], head(~held))
+                made = head(~held)
+                out[held] = cosines(flat[held], made["masks"], made["references"], noise[held])
         if progress:
             progress(stage, count, count)
         return out
@@ -668,33 +514,46 @@ def _fit(
     elif len(names) > 1:
         left_out = np.concatenate([folds[:n] % len(names), source])
         by_source = cross_validated(left_out, "source left out")
-    return _Fitted(head(np.ones(len(z), bool)), similarity, by_source, table)
+    tensors = head(np.ones(len(z), bool))
+    pair = training.compared(table, synthetic)
+    used = pair > 0
+    tensors["a"], tensors["b"] = (
+        np.array([value], np.float32)
+        for value in fit_probability(similarity[used], synthetic[used], pair[used])
+    )
+    return _Fitted(tensors, similarity, by_source, pair, table)
 
 
-def similarities_with_noise(
-    z: Matrix, noise: NDArray[np.float64], tensors: Mapping[str, NDArray[Any]]
-) -> NDArray[np.float64]:
-    """Score standardised features that carry a noise of known variance, for one head.
+def _score(images: ReferencePhotos, tensors: Mapping[str, NDArray[Any]]) -> NDArray[np.float64]:
+    """Score kept features by the new head."""
+    flat = images.features.reshape(len(images.features), -1)
+    noise = np.full(len(flat), images.noise)
+    return cosines(flat, tensors["masks"], tensors["references"], noise)
 
-    Parameters
-    ----------
-    z
-        (n, D), see `masksim.model.SharedHeads.compared`.
-    noise
-        (n,): variance of an independent error of each feature; taken out of the norm.
-    tensors
-        ``masks`` and ``references``, (1, C, R, S).
 
-    Returns
-    -------
-    ndarray
-        float64 (n,): the similarity, as `masksim.model.SharedHeads` has it where there is no noise.
-    """
-    mask = tensors["masks"].astype(np.float32).reshape(-1)
-    reference = tensors["references"].astype(np.float32).reshape(-1)
-    reference = reference / np.linalg.norm(reference)
-    power = (z * z) @ (mask * mask) - noise * float(mask @ mask)
-    return np.asarray(z @ (mask * reference) / np.sqrt(np.maximum(power, 1e-16)), np.float64)
+def _outcome(
+    name: str,
+    own: FeatureTable,
+    photos: ReferencePhotos,
+    fit: _Fitted,
+    skipped: Mapping[str, int],
+    config: EnrollConfig,
+) -> Enrollment:
+    """Measure the new head; what earlier heads say, and the warnings, are still to come."""
+    synthetic, used = fit.table.generators == name, fit.compared > 0
+    groups, _ = metrics.draw_together(synthetic, fit.table.images, fit.table.sources)
+
+    def auroc_of(scores: NDArray[np.float64]) -> Estimate:
+        return metrics.bootstrap(
+            metrics.auroc, scores[used], synthetic[used], fit.compared[used],
+            groups=groups[used], samples=config.samples,
+        )  # fmt: skip
+
+    return Enrollment(
+        name, len(np.unique(own.images)), len(np.unique(own.sources)), len(photos.features),
+        auroc_of(fit.similarity), None if fit.by_source is None else auroc_of(fit.by_source),
+        {}, dict(skipped), (),
+    )  # fmt: skip
 
 
 def _known(file: DetectorFile, branch: Branch, scores: NDArray[np.float64]) -> dict[str, float]:
@@ -710,166 +569,25 @@ def _known(file: DetectorFile, branch: Branch, scores: NDArray[np.float64]) -> d
 
 
 def _kept(
-    file: DetectorFile,
-    others: ReferencePhotos | None,
-    own: FeatureTable,
-    counted: NDArray[np.bool_],
-    heads: _Heads,
+    file: DetectorFile, others: ReferencePhotos | None, new: FeatureTable, heads: FittedHeads
 ) -> ReferencePhotos:
     """Add images of the new generator to those that later generators will be told from."""
-    at = np.flatnonzero(counted)
-    keys = [own.rows[i].sha256 for i in own.images[at]]
-    if len(set(keys)) < len(keys):  # several views of an image, each chosen for itself
-        keys = [f"{key} {number}" for number, key in enumerate(keys)]
-    chosen = np.array(spread_over_sources(own.sources[at].tolist(), keys, KEPT_IMAGES))
+    spread = spread_over_sources(new.sources.tolist(), view_keys(new), KEPT_IMAGES)
+    chosen = np.array(spread)
     before = 0 if file.calibration is None else len(file.calibration.get("own_generators", ()))
-    new = ReferencePhotos(
-        heads.compared(own.features[at[chosen]], own.traits[at[chosen]]),
+    kept = ReferencePhotos(
+        heads.compared(new.features[chosen], new.traits[chosen]),
         1.0 if others is None else others.step,
         before + chosen,
-        np.unique(own.sources[at], return_inverse=True)[1][chosen],
-        own.histories[at[chosen]],
+        np.unique(new.sources, return_inverse=True)[1][chosen],
+        new.histories[chosen],
     )
-    return new if others is None else others.joined(new)
+    return kept if others is None else others.joined(kept)
 
 
-def _with_head(branch: Branch, name: str, tensors: Mapping[str, NDArray[Any]]) -> Branch:
-    """Append a head to a branch, the same in all bands; what was there is copied, not computed."""
-    axis = _generator_axis(branch)
-
-    def appended(key: str) -> NDArray[Any]:
-        there, new = branch.tensors[key], tensors[key].astype(branch.tensors[key].dtype)
-        if axis:
-            new = np.broadcast_to(new, (len(there), *new.shape))
-        return np.concatenate([there, new], axis=axis)
-
-    return replace(
-        branch,
-        generators=(*branch.generators, name),
-        tensors={**branch.tensors, **{key: appended(key) for key in _OF_GENERATORS}},
-    )
-
-
-def _calibration(
-    file: DetectorFile,
-    at: int,
-    photos: ReferencePhotos,
-    scored: NDArray[np.float32] | None,
-    real: NDArray[np.float64],
-    own: NDArray[np.float64],
-    known: tuple[NDArray[np.int64], NDArray[np.float64]] | None,
-    traits: NDArray[np.float32],
-    own_traits: NDArray[np.float32],
-) -> dict[str, NDArray[Any]]:
-    """Add a column to the calibration; NaN where an image was not scored by a head.
-
-    `real` are the new head's scores of `photos`, `scored` the earlier heads' of those that came
-    without, `traits` theirs; `own` the scores of the new generator's images, by the branch's heads
-    and the new one, `own_traits` theirs; `known` rows of ``own_similarities`` and their scores by
-    the new head.
-    """
-    before = file.calibration or {}
-    count = len(file.generators)
-    # The new head stands behind the others of its branch, before those of later branches.
-    column = sum(len(branch.generators) for branch in file.branches[: at + 1])
-    old = before.get("real_similarities", np.zeros((0, count), np.float32))
-    new = np.full(len(old), np.nan)
-    listed = photos.rows >= 0
-    new[photos.rows[listed]] = real[listed]
-    more = np.full((int((~listed).sum()), count), np.nan)
-    if scored is not None:
-        more[:, column - scored.shape[1] : column] = scored
-    table = np.insert(
-        np.concatenate([old, more]), column, np.concatenate([new, real[~listed]]), axis=1
-    )
-    found: dict[str, NDArray[Any]] = {"real_similarities": table.astype(np.float32)}
-    if not len(old) or "real_traits" in before:
-        earlier = before.get("real_traits", np.zeros((0, len(TRAITS)), np.float32))
-        found["real_traits"] = np.concatenate([earlier, traits]).astype(np.float32)
-    if not len(old) or "real_sources" in before:
-        numbers = np.asarray(before.get("real_sources", np.zeros(0)), np.int64)
-        after = int(numbers.max(initial=-1)) + 1
-        found["real_sources"] = np.concatenate(
-            [numbers, after + np.unique(photos.sources[~listed], return_inverse=True)[1]]
-        ).astype(np.int32)
-    scores = before.get("own_similarities", np.zeros((0, count), np.float32))
-    of = np.asarray(before.get("own_generators", np.zeros(0, np.int64)), np.int64)
-    added = np.full(len(scores), np.nan)
-    if known is not None:
-        added[known[0]] = known[1]
-    rows = np.full((len(own), count + 1), np.nan)
-    rows[:, column + 1 - own.shape[1] : column + 1] = own
-    found["own_similarities"] = np.concatenate(
-        [np.insert(scores, column, added, axis=1), rows]
-    ).astype(np.float32)
-    found["own_generators"] = np.concatenate(
-        [of + (of >= column), np.full(len(own), column)]
-    ).astype(np.int32)
-    if not len(of) or "own_traits" in before:
-        shown = before.get("own_traits", np.zeros((0, len(TRAITS)), np.float32))
-        found["own_traits"] = np.concatenate([shown, own_traits]).astype(np.float32)
-    return found
-
-
-def _joint(
-    file: DetectorFile,
-    branches: Sequence[Branch],
-    calibration: Mapping[str, NDArray[Any]],
-    strength: float,
-) -> dict[str, NDArray[Any]]:
-    """Give the number for "some generator" of other heads than a file has, if it has one.
-
-    In each band it is learned from the photos and images that are scored by all heads. Where those
-    are too few, it is what it was: without the column of a generator that is gone, and with the
-    average weight for a new one, in deviations of photos.
-
-    Parameters
-    ----------
-    file
-        With the heads of before.
-    branches, calibration
-        Of the heads of now; its ``joint_weights`` and ``joint_offsets`` do not count.
-    strength
-        See `masksim.training.bands.fit_joint`.
-    """
-    before = file.calibration or {}
-    if not set(JOINT_ARRAYS) <= set(before):
-        return {}
-    names = [name for branch in branches for name in branch.generators]
-    old, offsets = (before[key].astype(np.float64) for key in JOINT_ARRAYS)
-    bands = len(offsets)
-    real, own = (calibration[f"{kind}_similarities"].astype(np.float64) for kind in ("real", "own"))
-    deviations = np.nanstd(real, axis=0) + 1e-9
-    places = [file.generators.index(name) if name in file.generators else -1 for name in names]
-    there = np.array(places) >= 0
-    weights = np.zeros((bands, len(names)))
-    weights[:, there] = old[:, [place for place in places if place >= 0]]
-    average = np.abs(weights[:, there] * deviations[there]).mean(axis=1)
-    weights[:, ~there] = average[:, None] / deviations[~there]
-    # Photos have the same number as before on average.
-    offsets = offsets - weights[:, ~there] @ np.nanmean(real[:, ~there], axis=0)
-    scores = np.concatenate([real, own])
-    kinds = np.array([REAL] * len(real) + [names[g] for g in calibration["own_generators"]])
-    band = bands_of(np.concatenate([calibration["real_traits"], calibration["own_traits"]]), bands)
-    complete = ~np.isnan(scores).any(axis=1)
-    photo = complete & (kinds == REAL)
-    image = complete & ~photo
-    # A generator without images there would be unlearned.
-    if set(names) <= set(kinds[image].tolist()):
-        enough = [
-            b
-            for b in range(bands)
-            if min((photo & (band == b)).sum(), (image & (band == b)).sum()) >= FEWEST_JOINT
-        ]
-        if enough:
-            anew = fit_joint(scores[complete], kinds[complete], band[complete], bands, strength)
-            weights[enough], offsets[enough] = anew.weights[enough], anew.offsets[enough]
-    return dict(
-        zip(JOINT_ARRAYS, (weights.astype(np.float32), offsets.astype(np.float32)), strict=True)
-    )
-
-
-def _warnings(outcome: Enrollment, own: FeatureTable, photos: ReferencePhotos) -> list[str]:
+def _warnings(
+    file: DetectorFile, outcome: Enrollment, own: FeatureTable, photos: ReferencePhotos
+) -> tuple[str, ...]:
     found = []
     if outcome.images < FEW_IMAGES:
         found.append(
@@ -901,7 +619,12 @@ def _warnings(outcome: Enrollment, own: FeatureTable, photos: ReferencePhotos) -
     missing = set(np.unique(own.histories)) - set(np.unique(photos.histories))
     if missing:
         found.append(f"No real photo has the history of some images: {', '.join(sorted(missing))}.")
-    return found
+    if lost := [population["name"] for population in file.config.get("populations", [])]:
+        found.append(
+            f"The calibration on photos of your own ({', '.join(lost)}) is gone: the new head has "
+            "no scores of them. Calibrate again."
+        )
+    return tuple(found)
 
 
 def _provenance(

@@ -123,10 +123,11 @@ async function work() {
     }
     result.progress("Sending", 0);
     const answer = await api.detectPatiently(file, {
+      maps: true,
       progress: (share) => result.progress(share === null ? "Analysing" : "Sending", share),
     }, (seconds) => result.progress(`Busy, asking again in ${Math.ceil(seconds)} s`, null));
-    result.answer(answer, file);
-    say(`${name}: ${words.heading(answer.verdict)}. ${words.measuredOn(answer.verdict)}`);
+    result.answer(answer);
+    say(`${name}: ${answer.verdict.text}`);
     const canvas = await small(file, PREVIEW);
     if (canvas) result.thumbnail(canvas.toDataURL("image/jpeg", 0.85), `Preview of ${name}`);
     history.add(answer, canvas ? smaller(canvas, THUMBNAIL) : null);
@@ -193,13 +194,13 @@ function past() {
     const button = el("button", { type: "button" }, [
       picture,
       el("span", {}, [
-        el("span", { class: "past-level" }, words.heading(answer.verdict)),
+        el("span", { class: "past-level" }, answer.verdict.headline),
         el("span", { class: "past-name" }, `${answer.image.name}, ${new Date(time).toLocaleDateString()}`),
       ]),
     ]);
     button.addEventListener("click", () => {
       const result = new Result(answer.image.name, answer.image.n_bytes);
-      result.answer(answer, null);
+      result.answer(answer);
       if (thumbnail) result.thumbnail(thumbnail, `Preview of ${answer.image.name}`);
       results.prepend(result.element);
       result.element.focus();

@@ -31,10 +31,16 @@ export function entries() {
   if (!possible) return [];
   try {
     const found = JSON.parse(storage.getItem(KEY) ?? "[]");
-    return Array.isArray(found) ? found.filter((one) => one?.answer?.verdict) : [];
+    return Array.isArray(found) ? found.filter((one) => one?.answer?.verdict?.headline) : [];
   } catch {
     return [];
   }
+}
+
+/** An answer without its maps, which are large. */
+export function withoutMaps(answer) {
+  const { maps, ...rest } = answer;
+  return rest;
 }
 
 /** Put a result first; the same file is there once. */
@@ -42,7 +48,7 @@ export function add(answer, thumbnail) {
   if (!kept()) return;
   const sha = answer.image.sha256;
   let all = entries().filter((one) => one.answer.image.sha256 !== sha);
-  all.unshift({ time: Date.now(), thumbnail, answer });
+  all.unshift({ time: Date.now(), thumbnail, answer: withoutMaps(answer) });
   all = all.slice(0, MOST);
   while (all.length) {
     try {

@@ -1,7 +1,6 @@
 // Similarity maps: which frequencies speak for a generator, to look at and to point at.
 
 import { el } from "./dom.js";
-import { generatorName } from "./words.js";
 
 // As the pictures of the command line: blue, white, red, equally light on both sides.
 const ANCHORS = [
@@ -61,9 +60,45 @@ function paint(canvas, grid, most) {
 
 const signed = (value, digits) => `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(digits)}`;
 
+const share = (part) => `${Number((100 * part).toPrecision(2))} %`;
+
+/** The spots of a map that added most, in words. */
+function spots(one) {
+  if (!one.marks.length) return el("p", { class: "note" }, "Nothing raised the similarity.");
+  const total = one.marks.reduce((sum, mark) => sum + mark.share, 0);
+  const text = total < 0.5
+    ? `What speaks for it is spread over many patterns; these make up ${share(total)} of it:`
+    : `A few patterns carry most of what speaks for it, ${share(total)}:`;
+  return el("div", {}, [
+    el("p", { class: "note" }, text),
+    el("ol", { class: "spots" }, one.marks.map((mark) => el("li", {}, `${mark.words} (${share(mark.share)})`))),
+  ]);
+}
+
+/** What counted for the generators that matter: all channels in one map each. */
+export async function overview(answer) {
+  const { generators, telling } = answer.maps;
+  const shown = generators.slice(0, telling);
+  await Promise.all(shown.map((one) => unpack(one.composed)));
+  return shown.map((one) => {
+    const canvas = el("canvas", { role: "img", "aria-label": `What counted for ${one.generator}` });
+    paint(canvas, one.composed, limit([one.composed]));
+    const marks = one.marks.map((mark, k) => {
+      const spot = el("span", { class: "spot", "aria-hidden": "true" }, String(k + 1));
+      spot.style.left = `${100 * (mark.fx + 0.5)}%`;
+      spot.style.top = `${100 * (mark.fy + 0.5)}%`;
+      return spot;
+    });
+    return el("div", { class: "counted" }, [
+      el("div", { class: "composed" }, [canvas, ...marks]),
+      el("div", {}, [el("h4", {}, one.generator), spots(one)]),
+    ]);
+  });
+}
+
 let serial = 0;
 
-/** Draw the maps of an answer into an element. */
+/** Draw the maps of single channels into an element. */
 export async function draw(into, answer) {
   const { generators, spectra } = answer.maps;
   await Promise.all(spectra.map(unpack));
@@ -71,7 +106,7 @@ export async function draw(into, answer) {
   const id = `map-${serial}`;
 
   const chooser = el("select", { id: `${id}-generator` }, generators.map(
-    (one, k) => el("option", { value: k }, generatorName(one.generator)),
+    (one, k) => el("option", { value: k }, one.generator),
   ));
   const kinds = [["values", "What counted"], ["spectrum", "This image’s spectrum"]];
   const switches = kinds.map(([value, text], k) => el("label", {}, [
@@ -250,7 +285,7 @@ export async function draw(into, answer) {
       el("span", {}, kind === "values" ? "adds" : "more"),
     );
     note.textContent = kind === "values"
-      ? `All channels together add up to the similarity with ${generatorName(shown.generator)}: ` +
+      ? `All channels together add up to the similarity with ${shown.generator}: ` +
         `${shown.similarity.toFixed(4)}. Each row is brightness or a colour, each column another ` +
         "way to take the content out."
       : "The image’s own noise, beside the mean of real photos. It is the same for every generator.";

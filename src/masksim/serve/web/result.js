@@ -1,8 +1,8 @@
 // One result on the page: the verdict first, then what it rests on.
 
-import { detect } from "./api.js";
 import { el } from "./dom.js";
-import { draw } from "./maps.js";
+import { withoutMaps } from "./history.js";
+import { draw, overview } from "./maps.js";
 import * as words from "./words.js";
 
 const LEVELS = [["strong evidence", 0.01], ["evidence", 0.05], ["weak evidence", 0.1], ["no evidence", 1]];
@@ -17,16 +17,15 @@ const place = (rate) => {
 /** Where the rate lies between "hardly any photo" and "every photo". */
 function scale(verdict) {
   const value = verdict.false_positive_rate;
-  const here = LEVELS.find(([, top]) => value <= top)[0];
-  const sure = verdict.level !== "inconclusive";
+  const here = verdict.level; // fragile and inconclusive have no place on the scale
   const bands = [];
   const names = [];
   let from = LEAST;
   for (const [level, top] of LEVELS) {
-    const band = el("div", { class: level === here && sure ? "band here" : "band" });
+    const band = el("div", { class: level === here ? "band here" : "band" });
     band.style.flexGrow = place(top) - place(from);
     bands.push(band);
-    const name = el("span", { class: level === here && sure ? "here" : "" },
+    const name = el("span", { class: level === here ? "here" : "" },
       level.replace(" evidence", "") === "evidence" ? "evidence" : level.replace(" evidence", ""));
     const middle = (place(top) + place(from)) / 2;
     name.style.left = `${middle}%`;
@@ -50,7 +49,7 @@ function scale(verdict) {
     return tick;
   });
   return el("figure", {
-    class: sure && here !== "no evidence" ? "scale" : "scale faint",
+    class: ["strong evidence", "evidence", "weak evidence"].includes(here) ? "scale" : "scale faint",
     role: "img",
     "aria-label": `Share of real photos that score at least as high: ${words.rate(value, verdict.sample_size)}`,
   }, [
@@ -61,14 +60,11 @@ function scale(verdict) {
 }
 
 function points(verdict) {
-  const items = [];
-  for (const reason of verdict.reasons) {
-    items.push(el("li", {}, `${words.capital(words.named(reason.text))}.`));
-  }
-  for (const caution of verdict.cautions) items.push(el("li", {}, words.capital(words.named(caution))));
-  if (!items.length) return [];
-  const title = verdict.level === "inconclusive" ? "Why" : "Keep in mind";
-  return [el("h3", { class: "label" }, title), el("ul", { class: "points" }, items)];
+  if (!verdict.cautions.length) return [];
+  return [
+    el("h3", { class: "label" }, "Keep in mind"),
+    el("ul", { class: "points" }, verdict.cautions.map((caution) => el("li", {}, caution))),
+  ];
 }
 
 /** Known open watermarks in the pixels: evidence of its own. */
@@ -92,7 +88,7 @@ function said(answer) {
     el("h3", { class: "label" }, "The file says"),
     el("div", { class: "said" }, [
       // The sentence of both says what the summary says, and more.
-      origin.beside ? el("p", { class: "beside" }, words.named(origin.beside)) : el("p", {}, origin.summary),
+      origin.beside ? el("p", { class: "beside" }, origin.beside) : el("p", {}, origin.summary),
       ...(origin.says === "nothing" ? [] : [el("p", { class: "note" }, words.FILE_CAUTION)]),
       ...(lines.length ? [el("details", {}, [
         el("summary", {}, "What this rests on"),
@@ -111,14 +107,14 @@ function bars(answer) {
     const bar = el("span", { class: "bar" });
     bar.style.width = `${100 * Math.min(Math.max(rarity, 0), 1)}%`;
     return el("tr", { class: score.generator === named ? "first" : "" }, [
-      el("th", { scope: "row", class: "name" }, words.generatorName(score.generator)),
+      el("th", { scope: "row", class: "name" }, score.generator),
       el("td", { "aria-hidden": "true" }, bar),
       el("td", { class: "number" }, words.rate(score.false_positive_rate, score.sample_size)),
     ]);
   });
-  return [
-    el("h3", { class: "label" }, "By generator"),
-    el("table", { class: "bars" }, [
+  return [el("details", {}, [
+    el("summary", {}, "All generators"),
+    el("div", {}, el("table", { class: "bars" }, [
       el("caption", { class: "unseen" }, "For each generator, the share of real photos that score as high"),
       el("thead", {}, el("tr", {}, [
         el("th", { scope: "col" }, ""),
@@ -126,28 +122,30 @@ function bars(answer) {
         el("th", { scope: "col", class: "number" }, "photos as high"),
       ])),
       el("tbody", {}, rows),
-    ]),
+    ])),
+  ])];
+}
+
+/** What counted, in pictures; none where the image cannot be judged, and of a result that was kept. */
+function counted(answer) {
+  if (!answer.maps?.telling) return [];
+  const body = el("div");
+  overview(answer).then((cards) => body.append(...cards));
+  return [
+    el("h3", { class: "label" }, "What counted"),
+    el("p", { class: "note" }, "Faint regular patterns in the finest noise, coarse ones in the middle, fine ones " +
+      "at the edges: red where this image has what the generator’s images have, blue where it has not."),
+    body,
   ];
 }
 
-function mapsPart(file) {
+function mapsPart(answer) {
   const body = el("div");
-  const part = el("details", {}, [el("summary", {}, "Where in the spectrum"), body]);
-  let asked = false;
-  part.addEventListener("toggle", async () => {
-    if (!part.open || asked) return;
-    asked = true;
-    if (!file) {
-      body.append(el("p", { class: "note" }, "The maps need the image, which is not kept: drop it again to see them."));
-      return;
-    }
-    body.replaceChildren(el("p", { class: "note", role: "status" }, "Drawing the maps …"));
-    try {
-      await draw(body, await detect(file, { maps: true }));
-    } catch (error) {
-      asked = false;
-      body.replaceChildren(el("p", { class: "note", role: "alert" }, words.problem(error.code)));
-    }
+  const part = el("details", {}, [el("summary", {}, "Maps of every generator and channel"), body]);
+  part.addEventListener("toggle", () => {
+    if (!part.open || body.firstChild) return;
+    if (answer.maps) draw(body, answer);
+    else body.append(el("p", { class: "note" }, "The maps are not kept: drop the image again to see them."));
   });
   return part;
 }
@@ -163,9 +161,9 @@ function factsPart(answer) {
     rows.push(["JPEG", `quality about ${image.jpeg_quality}${chroma}`]);
   }
   if (image.treatments.length) rows.push(["Treatment", image.treatments.join(", ")]);
-  if (verdict.stratum !== "all") rows.push(["Compared with", `photos with ${verdict.stratum}`]);
+  if (verdict.sample_size) rows.push(["Compared with", words.comparedWith(verdict)]);
   if (verdict.stability) {
-    rows.push(["Re-encoded", Object.entries(verdict.stability)
+    rows.push(["Photos as high after", Object.entries(verdict.stability)
       .map(([how, rate]) => `${how}: ${words.rate(rate, verdict.sample_size)}`).join("; ")]);
   }
   if (verdict.number_of_false_alarms !== null) {
@@ -175,7 +173,7 @@ function factsPart(answer) {
   rows.push(["Detector", [answer.detector.name, " ", el("span", { class: "hash" }, answer.detector.sha256.slice(0, 16))]]);
   const save = el("button", { class: "quiet", type: "button" }, "Save as JSON");
   save.addEventListener("click", () => {
-    const url = URL.createObjectURL(new Blob([JSON.stringify(answer, null, 2)], { type: "application/json" }));
+    const url = URL.createObjectURL(new Blob([JSON.stringify(withoutMaps(answer), null, 2)], { type: "application/json" }));
     const link = el("a", { href: url, download: `${image.name.replace(/[^\w.-]+/g, "_")}.json` });
     link.click();
     setTimeout(() => URL.revokeObjectURL(url), 1000);
@@ -214,23 +212,22 @@ export class Result {
     else this.bar.value = share;
   }
 
-  answer(answer, file) {
+  answer(answer) {
     const { verdict, image } = answer;
     if (this.preview.firstChild === this.blank) {
       this.blank.replaceChildren(el("span", {}, image.format));
     }
     this.facts.textContent = `${image.format}, ${words.count(image.width)} × ${words.count(image.height)}, ${words.bytes(image.n_bytes)}`;
     this.body.replaceChildren(
-      el("h2", { class: "verdict" }, words.heading(verdict)),
-      el("p", { class: "plain" }, words.plainly(verdict)),
-      ...(verdict.level === "inconclusive" ? points(verdict) : []),
+      el("h2", { class: "verdict" }, verdict.headline),
+      el("p", { class: "plain" }, verdict.explanation),
       ...(verdict.false_positive_rate === null ? [] : [scale(verdict)]),
-      el("p", { class: "measured" }, words.measuredOn(verdict)),
-      ...(verdict.level === "inconclusive" ? [] : points(verdict)),
-      ...marks(answer),
+      ...points(verdict),
       ...said(answer),
+      ...marks(answer),
+      ...counted(answer),
       ...bars(answer),
-      mapsPart(file),
+      mapsPart(answer),
       factsPart(answer),
     );
   }

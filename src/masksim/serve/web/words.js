@@ -1,15 +1,5 @@
-// Numbers and verdicts in plain words. Nothing here touches the page.
-
-const NAMES = {
-  "dalle2": "DALL·E 2",
-  "dalle3": "DALL·E 3",
-  "flux1": "FLUX.1",
-  "gpt-image": "GPT Image",
-  "imagen": "Imagen",
-  "midjourney": "Midjourney",
-  "sd1": "Stable Diffusion 1",
-  "sdxl": "Stable Diffusion XL",
-};
+// Numbers in plain words; a verdict's own words come with it from the service.
+// Nothing here touches the page.
 
 const PROBLEMS = {
   not_an_image: "This is not an image file.",
@@ -31,13 +21,6 @@ const PROBLEMS = {
 
 export const FILE_CAUTION = "Such entries are easily forged and easily lost. They are shown beside the " +
   "verdict, and are no part of it.";
-
-export const generatorName = (name) => NAMES[name] ?? name;
-
-/** A sentence of the service with generators as their makers call them. */
-export const named = (text) => text.replace(
-  /(?<![\w-])[a-z]+(?:-[a-z]+|[0-9]+|[a-z])*(?![\w-])/g, (word) => NAMES[word] ?? word,
-);
 
 export const count = (n) => n.toLocaleString("en-US");
 
@@ -63,65 +46,11 @@ export const megabytes = (n) => `${Math.round(n / 1e6) || 1} MB`;
 
 export const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 
-/** The verdict as a heading. */
-export function heading(verdict) {
-  switch (verdict.level) {
-    case "inconclusive": return "Inconclusive";
-    case "no evidence": return "No evidence of a known generator’s pattern";
-    case "fragile": return "A pattern is there, but does not last";
-    case "uncalibrated": return "Not calibrated";
-    default:
-      return verdict.generator === null
-        ? `${capital(verdict.level)} of a generator’s pattern`
-        : `${capital(verdict.level)} of ${generatorName(verdict.generator)}’s pattern`;
-  }
-}
-
-/** How many real photos score as high, as one would say it. */
-function share(value, sampleSize) {
-  if (value <= (1 + 1e-9) / (sampleSize + 1)) {
-    return `None of ${count(sampleSize)} real photos like this one scores`;
-  }
-  if (value < 0.0295) return `About ${Math.round(1000 * value)} in 1,000 real photos like this one score`;
-  const n = Math.round(100 * value);
-  return n >= 99
-    ? "Nearly all real photos like this one score"
-    : `About ${n} in 100 real photos like this one score${n === 1 ? "" : ""}`;
-}
-
-/** One or two plain sentences under the heading. */
-export function plainly(verdict) {
-  if (verdict.false_positive_rate === null) return verdict.text;
-  const photos = `${share(verdict.false_positive_rate, verdict.sample_size)} at least as high for ` +
-    "some generator.";
-  switch (verdict.level) {
-    case "inconclusive":
-      return "Something about this image speaks against any answer. The rate below is what was " +
-        "measured; do not rely on it.";
-    case "fragile":
-      return "The image shows a generator’s pattern, but one small re-encoding, as any site may do, " +
-        `takes it away. ${photos}`;
-    case "no evidence":
-      return `${photos} That does not show that the image is a photo.`;
-    default:
-      return verdict.unknown_generator
-        ? `${photos} It is not clearly one of the generators that this detector knows.`
-        : photos;
-  }
-}
-
-/** What the rate was measured on. */
-export function measuredOn(verdict) {
-  if (verdict.false_positive_rate === null) return "";
-  const value = rate(verdict.false_positive_rate, verdict.sample_size);
-  const range = verdict.interval
-    ? ` (95 % interval ${percent(verdict.interval.low).replace(" %", "")} to ` +
-      `${percent(verdict.interval.high)})`
-    : "";
+/** What the rate was measured on, with numbers. */
+export function comparedWith(verdict) {
   const sources = verdict.sources ? ` from ${count(verdict.sources)} sources` : "";
-  const kind = verdict.stratum === "all" ? "" : " of the same kind";
-  return `${capital(value)}${range}, measured on ${count(verdict.sample_size)} real ` +
-    `photos${kind}${sources}.`;
+  const stratum = verdict.stratum === "all" ? "" : `: ${verdict.stratum}`;
+  return `${count(verdict.sample_size)} real photos${sources}${stratum}`;
 }
 
 export const problem = (code) => PROBLEMS[code] ?? "This image could not be analysed.";

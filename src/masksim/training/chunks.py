@@ -1,0 +1,113 @@
+"""Work on many images in chunks, each kept in a file: a run that is killed goes on where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from masksim.data.manifest import Row
+
+SIZE = 16
+"""Images of a chunk."""
+
+
+def chunk_folder(cache: str | os.PathLike[str], key: Sequence[Any], prefix: str = "") -> Path:
+    """Make the folder of a run's chunks, and write what names it into it.
+
+    Parameters
+    ----------
+    cache
+        Where it lies.
+    key
+        All that the chunks depend on besides the images, plain values for JSON.
+    prefix
+        Of its name.
+
+    Returns
+    -------
+    Path
+        With ``key.json`` in it.
+    """
+    text = json.dumps(key, sort_keys=True)
+    folder = Path(cache) / (prefix + hashlib.sha256(text.encode()).hexdigest()[:16])
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "key.json").write_text(text, encoding="utf-8")
+    return folder
+
+
+def chunked(rows: Sequence[Row]) -> list[Sequence[Row]]:
+    """Cut rows into the chunks that are computed, and cached, together."""
+    return [rows[i : i + SIZE] for i in range(0, len(rows), SIZE)]
+
+
+def chunked_by_source(rows: Sequence[Row]) -> list[Sequence[Row]]:
+    """Cut rows into chunks of one source each: sources that are added leave the others alone."""
+    parts = groupby(rows, key=lambda row: (row.generator, row.source))
+    return [chunk for _, part in parts for chunk in chunked(tuple(part))]
+
+
+def run_chunks(
+    work: Callable[..., object],
+    jobs: Sequence[tuple[Any, ...]],
+    total: int,
+    *,
+    workers: int,
+    initializer: Callable[..., None],
+    initargs: tuple[Any, ...],
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    """Run the chunks that are not done yet, in this process or in several.
+
+    Parameters
+    ----------
+    work
+        A function of a module, called with each job's values; it writes its own result.
+    jobs
+        One a chunk to do.
+    total
+        Number of chunks, those done before included.
+    workers
+        Processes.
+    initializer, initargs
+        Called once in each process that works.
+    progress
+        Called with (chunks done, total), first before any work.
+    """
+    done = total - len(jobs)
+    if progress:
+        progress(done, total)
+    if not jobs:
+        return
+
+    def finished() -> None:
+        nonlocal done
+        done += 1
+        if progress:
+            progress(done, total)
+
+    if workers > 1:
+        # Not forked: ONNX Runtime may already have threads here, which a fork can leave deadlocked.
+        with ProcessPoolExecutor(
+            workers,
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=initializer,
+            initargs=initargs,
+        ) as pool:
+            for _ in pool.map(_call, [work] * len(jobs), jobs):
+                finished()
+    else:
+        initializer(*initargs)
+        for job in jobs:
+            work(*job)
+            finished()
+
+
+def _call(work: Callable[..., object], job: tuple[Any, ...]) -> None:
+    work(*job)

@@ -1,0 +1,337 @@
+"""A detector file with one generator more, or fewer: its heads, its calibration, its joint number.
+
+All other heads and scores are copied, not computed, so that they do not change by a bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from masksim.checkpoint import Branch, DetectorFile, population_arrays
+from masksim.data.manifest import REAL
+from masksim.errors import UsageError
+from masksim.populations import JOINT_ARRAYS
+from masksim.training.bands import fit_joint
+from masksim.training.stored_features import ReferencePhotos, pack, unpack
+from masksim.traits import TRAITS, bands_of
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+FEWEST_JOINT = 20
+"""With fewer photos or images in a band the number for "some generator" is not learned anew."""
+
+JOINT_STRENGTH = 0.1
+"""See `masksim.training.bands.BandsConfig.joint_strength`; of detectors that do not say."""
+
+_OF_GENERATORS = ("masks", "references", "a", "b")
+
+
+def shared_branch(file: DetectorFile) -> tuple[int, Branch]:
+    """Find the branch whose heads share one residual, and its place.
+
+    Raises
+    ------
+    UsageError
+        There is none, or more than one.
+    """
+    shared = [(i, branch) for i, branch in enumerate(file.branches) if branch.head != "original"]
+    if len(shared) != 1:
+        raise UsageError(
+            "a generator can be enrolled in a detector with one shared residual; this one has "
+            f"{len(shared)} (an imported detector has none: train one with masksim train)"
+        )
+    return shared[0]
+
+
+def joint_strength(file: DetectorFile) -> float:
+    """Tell the regularisation that the joint number of a file was learned with."""
+    training = file.provenance.get("training")
+    known = training if isinstance(training, Mapping) else {}
+    return float(known.get("joint_strength", JOINT_STRENGTH))
+
+
+def _generator_axis(branch: Branch) -> int:
+    """Tell which axis of masks, references, a and b is that of the generators."""
+    return 1 if branch.head == "bands" else 0
+
+
+def with_branch(file: DetectorFile, at: int, branch: Branch) -> tuple[Branch, ...]:
+    """Give the branches of a file, one of them replaced."""
+    return (*file.branches[:at], branch, *file.branches[at + 1 :])
+
+
+def with_head(branch: Branch, name: str, tensors: Mapping[str, NDArray[Any]]) -> Branch:
+    """Append a head to a branch, the same in all bands; what was there is copied, not computed."""
+    axis = _generator_axis(branch)
+
+    def appended(key: str) -> NDArray[Any]:
+        there, new = branch.tensors[key], tensors[key].astype(branch.tensors[key].dtype)
+        if axis:
+            new = np.broadcast_to(new, (len(there), *new.shape))
+        return np.concatenate([there, new], axis=axis)
+
+    return replace(
+        branch,
+        generators=(*branch.generators, name),
+        tensors={**branch.tensors, **{key: appended(key) for key in _OF_GENERATORS}},
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Photos:
+    """Photos that a new generator is set against.
+
+    Attributes
+    ----------
+    all
+        First those that came with the detector, if it has any, then those given now.
+    scored
+        float32 (m, G): what earlier heads gave to those given now; None if they were not scored.
+    traits
+        float32 (m, T): of those given now.
+    """
+
+    all: ReferencePhotos
+    scored: NDArray[np.float32] | None
+    traits: NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Column:
+    """Scores by a new head, and of its generator's images.
+
+    Attributes
+    ----------
+    photos
+        (n,): by the new head, of `Photos.all`.
+    others
+        Rows of ``own_similarities`` and their scores by the new head; None if there are none.
+    own
+        (k, G + 1): of the new generator's images, by all heads of its branch.
+    own_traits
+        float32 (k, T).
+    """
+
+    photos: NDArray[np.float64]
+    others: tuple[NDArray[np.int64], NDArray[np.float64]] | None
+    own: NDArray[np.float64]
+    own_traits: NDArray[np.float32]
+
+
+def with_column(
+    file: DetectorFile, at: int, photos: Photos, column: Column
+) -> dict[str, NDArray[Any]]:
+    """Add a column to the calibration; NaN where an image was not scored by a head.
+
+    Parameters
+    ----------
+    file
+        Without the generator.
+    at
+        Its branch.
+    photos, column
+        See their classes.
+
+    Returns
+    -------
+    dict
+        The arrays of the calibration, the joint number's aside.
+    """
+    before = file.calibration or {}
+    # The new head stands behind the others of its branch, before those of later branches.
+    place = sum(len(branch.generators) for branch in file.branches[: at + 1])
+    return _photo_arrays(file, before, place, photos, column) | _own_arrays(
+        file, before, place, column
+    )
+
+
+def _earlier(before: Mapping[str, NDArray[Any]], key: str, width: int) -> NDArray[Any]:
+    """Give an array of the calibration, or one without rows."""
+    return before.get(key, np.zeros((0, width), np.float32))
+
+
+def _photo_arrays(
+    file: DetectorFile,
+    before: Mapping[str, NDArray[Any]],
+    place: int,
+    photos: Photos,
+    column: Column,
+) -> dict[str, NDArray[Any]]:
+    count = len(file.generators)
+    old = _earlier(before, "real_similarities", count)
+    listed = photos.all.rows >= 0
+    new = np.full(len(old), np.nan)
+    new[photos.all.rows[listed]] = column.photos[listed]
+    more = np.full((int((~listed).sum()), count), np.nan)
+    if photos.scored is not None:
+        more[:, place - photos.scored.shape[1] : place] = photos.scored
+    added = np.concatenate([new, column.photos[~listed]])
+    table = np.insert(np.concatenate([old, more]), place, added, axis=1)
+    found: dict[str, NDArray[Any]] = {"real_similarities": table.astype(np.float32)}
+    if not len(old) or "real_traits" in before:
+        earlier = _earlier(before, "real_traits", len(TRAITS))
+        found["real_traits"] = np.concatenate([earlier, photos.traits]).astype(np.float32)
+    if not len(old) or "real_sources" in before:
+        numbers = np.asarray(before.get("real_sources", np.zeros(0)), np.int64)
+        after = int(numbers.max(initial=-1)) + 1
+        names = np.unique(photos.all.sources[~listed], return_inverse=True)[1]
+        found["real_sources"] = np.concatenate([numbers, after + names]).astype(np.int32)
+    return found
+
+
+def _own_arrays(
+    file: DetectorFile, before: Mapping[str, NDArray[Any]], place: int, column: Column
+) -> dict[str, NDArray[Any]]:
+    count = len(file.generators)
+    scores = _earlier(before, "own_similarities", count)
+    of = np.asarray(before.get("own_generators", np.zeros(0, np.int64)), np.int64)
+    added = np.full(len(scores), np.nan)
+    if column.others is not None:
+        added[column.others[0]] = column.others[1]
+    own = column.own
+    rows = np.full((len(own), count + 1), np.nan)
+    rows[:, place + 1 - own.shape[1] : place + 1] = own
+    table = np.concatenate([np.insert(scores, place, added, axis=1), rows])
+    numbers = np.concatenate([of + (of >= place), np.full(len(own), place)])
+    found = {
+        "own_similarities": table.astype(np.float32),
+        "own_generators": numbers.astype(np.int32),
+    }
+    if not len(of) or "own_traits" in before:
+        shown = _earlier(before, "own_traits", len(TRAITS))
+        found["own_traits"] = np.concatenate([shown, column.own_traits]).astype(np.float32)
+    return found
+
+
+def joint_of(
+    file: DetectorFile,
+    branches: Sequence[Branch],
+    calibration: Mapping[str, NDArray[Any]],
+) -> dict[str, NDArray[Any]]:
+    """Give the number for "some generator" of other heads than a file has, if it has one.
+
+    In each band it is learned from the photos and images that are scored by all heads. Where those
+    are too few, it is what it was: without the column of a generator that is gone, and with the
+    average weight for a new one, in deviations of photos.
+
+    Parameters
+    ----------
+    file
+        With the heads of before.
+    branches, calibration
+        Of the heads of now; its ``joint_weights`` and ``joint_offsets`` do not count.
+    """
+    before = file.calibration or {}
+    if not set(JOINT_ARRAYS) <= set(before):
+        return {}
+    names = [name for branch in branches for name in branch.generators]
+    old, offsets = (before[key].astype(np.float64) for key in JOINT_ARRAYS)
+    bands = len(offsets)
+    real, own = (calibration[f"{kind}_similarities"].astype(np.float64) for kind in ("real", "own"))
+    deviations = np.nanstd(real, axis=0) + 1e-9
+    places = [file.generators.index(name) if name in file.generators else -1 for name in names]
+    there = np.array(places) >= 0
+    weights = np.zeros((bands, len(names)))
+    weights[:, there] = old[:, [place for place in places if place >= 0]]
+    average = np.abs(weights[:, there] * deviations[there]).mean(axis=1)
+    weights[:, ~there] = average[:, None] / deviations[~there]
+    # Photos have the same number as before on average.
+    offsets = offsets - weights[:, ~there] @ np.nanmean(real[:, ~there], axis=0)
+    scores = np.concatenate([real, own])
+    kinds = np.array([REAL] * len(real) + [names[g] for g in calibration["own_generators"]])
+    band = bands_of(np.concatenate([calibration["real_traits"], calibration["own_traits"]]), bands)
+    complete = ~np.isnan(scores).any(axis=1)
+    photo = complete & (kinds == REAL)
+    image = complete & ~photo
+    # A generator without images there would be unlearned.
+    if set(names) <= set(kinds[image].tolist()):
+        enough = [
+            b
+            for b in range(bands)
+            if min((photo & (band == b)).sum(), (image & (band == b)).sum()) >= FEWEST_JOINT
+        ]
+        if enough:
+            anew = fit_joint(
+                scores[complete], kinds[complete], band[complete], bands, joint_strength(file)
+            )
+            weights[enough], offsets[enough] = anew.weights[enough], anew.offsets[enough]
+    return dict(
+        zip(JOINT_ARRAYS, (weights.astype(np.float32), offsets.astype(np.float32)), strict=True)
+    )
+
+
+def forget(file: DetectorFile, name: str) -> DetectorFile:
+    """Take a generator out of a detector, of the recipes of `enroll`: its inverse.
+
+    Parameters
+    ----------
+    file
+        The detector; it is not changed.
+    name
+        Of the generator.
+
+    Returns
+    -------
+    DetectorFile
+        To be saved; all other heads are bit-equal. Photos that were scored for nothing else stay
+        in the calibration, as rows without a score. A learned number for "some generator" is
+        learned anew from what is scored for all that are left.
+
+    Raises
+    ------
+    UsageError
+        There is no such generator, no other one, or the detector is of another recipe.
+    """
+    at, branch = shared_branch(file)
+    if name not in branch.generators or len(branch.generators) < 2:
+        raise UsageError(
+            f"cannot take {name!r} out of a detector of {', '.join(branch.generators)}"
+        )
+    keep = [g for g, other in enumerate(branch.generators) if other != name]
+    tensors = {
+        key: np.take(values, keep, _generator_axis(branch)) if key in _OF_GENERATORS else values
+        for key, values in branch.tensors.items()
+    }
+    names = tuple(branch.generators[g] for g in keep)
+    branches = with_branch(file, at, replace(branch, generators=names, tensors=tensors))
+    calibration, photos = None, file.photos
+    if file.calibration is not None:
+        column = file.generators.index(name)
+        of = file.calibration.get("own_generators")
+        if of is not None and file.photos is not None:
+            kit, others = unpack(file.photos())
+            photos = partial(pack, kit, None if others is None else _without(others, of != column))
+        calibration = _without_column(file, column)
+        calibration |= joint_of(file, branches, calibration)
+    return replace(file, branches=branches, calibration=calibration, photos=photos, sha256="")
+
+
+def _without_column(file: DetectorFile, column: int) -> dict[str, NDArray[Any]]:
+    """Take a generator's scores, and those of its images, out of the calibration."""
+    found = dict(file.calibration or {})
+    populations = range(1 + len(file.config.get("populations", [])))
+    for scores in (population_arrays(k)[0] for k in populations):
+        found[scores] = np.delete(found[scores], column, axis=1)
+    if "own_generators" in found:
+        of = found["own_generators"]
+        found["own_similarities"] = np.delete(found["own_similarities"], column, axis=1)
+        found["own_generators"] = of - (of > column)
+        for key in ("own_similarities", "own_generators", "own_traits"):
+            if key in found:
+                found[key] = found[key][of != column]
+    return found
+
+
+def _without(images: ReferencePhotos, kept: NDArray[np.bool_]) -> ReferencePhotos:
+    """Leave out the images whose row of the own similarities goes, and count the rows anew."""
+    stay = kept[images.rows]
+    return ReferencePhotos(
+        images.features[stay], images.step, (np.cumsum(kept) - 1)[images.rows[stay]],
+        images.sources[stay], images.histories[stay],
+    )  # fmt: skip

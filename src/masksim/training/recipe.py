@@ -1,0 +1,293 @@
+"""What the recipes of heads on the residual bank have in common: configuration, and the file made.
+
+`masksim.training.shared` has one set of heads, `masksim.training.bands` one for each band of
+compression.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from masksim import __version__
+from masksim.checkpoint import Branch, DetectorFile, HeadKind
+from masksim.config import from_plain
+from masksim.data.manifest import REAL, manifest_hash
+from masksim.data.views import ViewConfig
+from masksim.errors import ModelError, UsageError
+from masksim.features import FeatureConfig
+from masksim.residual import ResidualConfig, residual_onnx
+from masksim.strata import Strata
+from masksim.training.feature_table import FeatureTable
+from masksim.training.heads import FittedHeads, HeadConfig
+from masksim.training.stored_features import ReferencePhotos, pack, spread_over_sources
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Config = TypeVar("Config", bound="HeadsConfig")
+
+
+@dataclass(frozen=True)
+class HeadsConfig:
+    """A training run: all that the detector depends on besides the images.
+
+    Attributes
+    ----------
+    name
+        Of the detector.
+    seed
+        Of all draws.
+    smallest_class
+        Generators with fewer training images get no head.
+    folds
+        Of the cross-validation that gives the calibration scores.
+    photos, images, photo_step
+        Features of how many real photos, and of how many images of each generator, are kept with
+        the detector to enroll generators with, and the step they are rounded to, in deviations;
+        see `masksim.training.stored_features`.
+    strata
+        How the calibration photos are parted, from the coarsest to the finest: (trait, number of
+        bands of as many photos each, or the cuts themselves), see `masksim.strata.Strata`.
+    stratum_photos, stratum_sources
+        Fewest photos, and sources of them, of a stratum.
+    views, features, heads
+        See their classes.
+    """
+
+    name: str = "detector"
+    seed: int = 0
+    smallest_class: int = 30
+    folds: int = 5
+    photos: int = 1000
+    images: int = 50
+    photo_step: float = 1.0
+    strata: tuple[tuple[str, int | tuple[float, ...]], ...] = ()
+    stratum_photos: int = 300
+    stratum_sources: int = 20
+    views: ViewConfig = field(default_factory=ViewConfig)
+    features: FeatureConfig = field(default_factory=FeatureConfig)
+    heads: HeadConfig = field(default_factory=HeadConfig)
+
+    def __post_init__(self) -> None:
+        if self.folds < 2:
+            raise UsageError(f"cross-validation needs at least two folds, got {self.folds}")
+        if min(self.photos, self.images) < 0 or not 0.1 <= self.photo_step <= 2:
+            raise UsageError(
+                "photos and images must not be negative and photo_step in 0.1 .. 2, got "
+                f"{self.photos}, {self.images} and {self.photo_step}"
+            )
+        try:
+            _ = self.division
+        except ModelError as error:
+            raise UsageError(error.message) from error
+
+    @property
+    def division(self) -> Strata:
+        """How the calibration photos are parted."""
+        return Strata(self.strata, self.stratum_photos, self.stratum_sources)
+
+    @classmethod
+    def from_dict(cls: type[Config], values: Mapping[str, Any]) -> Config:
+        """Make a configuration of plain values, as a TOML file holds them.
+
+        Raises
+        ------
+        UsageError
+            On an unknown key, or a value that cannot be.
+        """
+        return from_plain(cls, values, "the training")
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """Heads, and the scores that heads gave to calibration views of sources they had not seen.
+
+    Attributes
+    ----------
+    generators
+        Names, in the order of the heads.
+    tensors
+        Of the heads, as they are stored.
+    similarities
+        float32 (n, G): cross-validated scores of the calibration views.
+    traits
+        float32 (n, T): what those views show, complete.
+    auroc
+        By generator, cross-validated.
+    """
+
+    generators: tuple[str, ...]
+    tensors: Mapping[str, NDArray[Any]]
+    similarities: NDArray[np.float32]
+    traits: NDArray[np.float32]
+    auroc: Mapping[str, float]
+
+
+def bank_branch(
+    head: HeadKind,
+    generators: tuple[str, ...],
+    tensors: Mapping[str, NDArray[Any]],
+    features: FeatureConfig,
+    limit: float,
+) -> Branch:
+    """Put heads on the residual bank together as a branch of a detector file."""
+    residual = ResidualConfig("bank")
+    spectrum = features.to_dict()
+    placed = ("window", "windows", "smallest", "region", "spacing")
+    return Branch(
+        residual=residual,
+        residual_weights={},
+        onnx=residual_onnx(residual, {}),
+        preprocess={"colour": "luma-chroma", **{key: spectrum.pop(key) for key in placed}},
+        spectrum=spectrum,
+        head=head,
+        generators=generators,
+        tensors=tensors,
+        head_config={"limit": limit},
+    )
+
+
+def software() -> dict[str, str]:
+    """Versions that a run depends on."""
+    return {
+        "masksim": __version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def view_keys(table: FeatureTable) -> list[str]:
+    """Name each view by its image's content; of several views of an image also by its place."""
+    keys = [table.rows[image].key for image in table.images.tolist()]
+    if len(set(keys)) == len(keys):
+        return keys
+    return [f"{key} {number}" for number, key in enumerate(keys)]
+
+
+def kept_for_enrolling(
+    table: FeatureTable, fit: Fit, heads: FittedHeads, config: HeadsConfig
+) -> tuple[ReferencePhotos, ReferencePhotos | None] | None:
+    """Choose calibration views, evenly over the sources, whose features are kept for enrolling.
+
+    Parameters
+    ----------
+    table
+        The calibration views.
+    fit, heads
+        Scores of the table, and the heads that are stored.
+    config
+        `HeadsConfig.photos`, `HeadsConfig.images` and `HeadsConfig.photo_step`.
+
+    Returns
+    -------
+    photos, images or None
+        For `masksim.training.stored_features.pack`; None if no photos are wanted.
+    """
+    if config.photos < 1:
+        return None
+    sources = np.unique(table.sources, return_inverse=True)[1]
+    keys = np.array(view_keys(table))
+    real, own = table.generators == REAL, np.isin(table.generators, fit.generators)
+    rows = np.full(len(real), -1)  # in the calibration of each class
+    rows[real], rows[own] = np.arange(real.sum()), np.arange(own.sum())
+
+    def spread(mask: NDArray[np.bool_], most: int) -> list[int]:
+        at = np.flatnonzero(mask)
+        return at[spread_over_sources(sources[at].tolist(), keys[at].tolist(), most)].tolist()
+
+    def keep(chosen: list[int]) -> ReferencePhotos:
+        at = np.array(chosen)
+        return ReferencePhotos(
+            heads.compared(table.features[at], table.traits[at]),
+            config.photo_step, rows[at], sources[at], table.histories[at],
+        )  # fmt: skip
+
+    photos = keep(spread(real, config.photos))
+    if not config.images:
+        return photos, None
+    of_all = [i for g in fit.generators for i in spread(table.generators == g, config.images)]
+    return photos, keep(sorted(of_all))
+
+
+def detector_file(
+    kind: HeadKind,
+    config: HeadsConfig,
+    fit: Fit,
+    table: FeatureTable,
+    calibrated: FeatureTable,
+    *,
+    names: Sequence[str],
+    how: str,
+    arrays: Mapping[str, NDArray[Any]] | None = None,
+) -> DetectorFile:
+    """Put what was fitted together as a detector, to be saved.
+
+    Parameters
+    ----------
+    kind
+        Of the heads, and of the recipe.
+    config
+        The run.
+    fit
+        Its scores are of `calibrated`.
+    table, calibrated
+        Views that the heads were fitted to, and those of the calibration.
+    names
+        Classes that had a part in it.
+    how
+        The calibration came about, in words.
+    arrays
+        Further ones of the calibration.
+
+    Returns
+    -------
+    DetectorFile
+    """
+    real = calibrated.generators == REAL
+    own = np.isin(calibrated.generators, fit.generators)
+    number = {name: k for k, name in enumerate(fit.generators)}
+    heads = FittedHeads.of(kind, fit.tensors, config.heads.limit)
+    kept = kept_for_enrolling(calibrated, fit, heads, config)
+    masks = {name: table.generators == name for name in names}
+    sources = np.unique(calibrated.sources[real], return_inverse=True)
+    return DetectorFile(
+        config={"name": config.name, "recipe": kind, "strata": config.division.to_dict()},
+        branches=(
+            bank_branch(kind, fit.generators, fit.tensors, config.features, config.heads.limit),
+        ),
+        calibration={
+            "real_similarities": fit.similarities[real],
+            "real_traits": fit.traits[real],
+            "real_sources": sources[1].astype(np.int32),
+            "own_similarities": fit.similarities[own],
+            "own_generators": np.array(
+                [number[name] for name in calibrated.generators[own].tolist()], np.int32
+            ),
+            "own_traits": fit.traits[own],
+            **(arrays or {}),
+        },
+        photos=None if kept is None else lambda: pack(*kept),
+        provenance={
+            "training": asdict(config),
+            "manifest_sha256": manifest_hash(table.rows),
+            "images": {name: len(np.unique(table.images[own])) for name, own in masks.items()},
+            "sources": {name: len(np.unique(table.sources[own])) for name, own in masks.items()},
+            "views": int(np.isin(table.generators, names).sum()),
+            "calibration": {
+                "photos": len(np.unique(calibrated.images[real])),
+                "views": int(real.sum()),
+                "sources": len(sources[0]),
+                "for_enrolling": 0 if kept is None else len(kept[0].features),
+                "how": how,
+            },
+            "cross_validated_auroc": {name: round(value, 4) for name, value in fit.auroc.items()},
+            "skipped": dict(Counter(table.failures.values())),
+            **software(),
+        },
+    )
