@@ -210,7 +210,7 @@ def called(scores: Floats, real: Floats) -> Any:
 
 def test_confusion_names_as_a_verdict_does() -> None:
     raw = make({REAL: 60, "a": 25, "b": 20}, probabilities=False, seed=8)
-    real = np.random.default_rng(9).normal(-1.0, [1.0, 2.0, 0.5], (149, 3))
+    real = np.random.default_rng(9).normal(-1.0, [1.0, 2.0, 0.5], (39, 3))
     found = breakdowns.confusion(
         Evaluation(raw, Scale(HEADS, calibration=calibration.Calibration(real)))
     )
