@@ -9,25 +9,10 @@ from typing import Any
 import numpy as np
 
 from masksim.config import Progress
-from masksim.evaluation.breakdowns import (
-    BREAKDOWNS,
-    break_down,
-    confusion,
-    degradation,
-    history_pairs,
-    real_histories,
-    second_opinions,
-)
+from masksim.evaluation import breakdowns
+from masksim.evaluation import protocol_tables as tables_of
 from masksim.evaluation.degrade import GRID
 from masksim.evaluation.measures import Evaluation
-from masksim.evaluation.protocol_tables import (
-    breakdown_table,
-    confusion_table,
-    degradations_table,
-    history_tables,
-    protocol_table,
-    second_opinions_table,
-)
 from masksim.evaluation.protocols import PROTOCOLS, Protocol, run_protocol, unseen
 from masksim.evaluation.scale import Scale
 from masksim.evaluation.score_table import ScoreTable
@@ -99,27 +84,27 @@ def measure_table(
             given, protocol, progress=lambda _, done, count: tell(key, done, count)
         )
         if data[key]["rows"]:
-            tables.append(protocol_table(key, data[key]))
+            tables.append(tables_of.protocol_table(key, data[key]))
 
     for protocol in chosen:
         run(protocol, protocol, given)
         if protocol == "specific" and seen and (rest := unseen(given.table, seen)).tested:
             run("unseen", protocol, replace(given, table=rest))
     tell("break-downs", 0, 1)
-    data["confusion"] = confusion(given)
-    tables.append(confusion_table(data["confusion"]))
-    for by in BREAKDOWNS:
-        rows = break_down(given, by)
+    data["confusion"] = breakdowns.confusion(given)
+    tables.append(tables_of.confusion_table(data["confusion"]))
+    for by in breakdowns.BREAKDOWNS:
+        rows = breakdowns.break_down(given, by)
         if len(rows) > 1:
             data[f"by {by}"] = rows
-            tables.append(breakdown_table(by, rows))
+            tables.append(tables_of.breakdown_table(by, rows))
     if len(set(given.table.histories.tolist())) > 1 and given.scale.calibration is not None:
-        pairs, reals = history_pairs(given), real_histories(given)
+        pairs, reals = breakdowns.history_pairs(given), breakdowns.real_histories(given)
         data["histories"] = {"pairs": pairs, "reals": reals}
-        tables += history_tables(pairs, reals)
+        tables += tables_of.history_tables(pairs, reals)
     if peers is not None:
-        data["second opinions"] = second_opinions(given, peers, name=name)
-        tables.append(second_opinions_table(data["second opinions"]))
+        data["second opinions"] = breakdowns.second_opinions(given, peers, name=name)
+        tables.append(tables_of.second_opinions_table(data["second opinions"]))
     tell("break-downs", 1, 1)
     return Results(data, tuple(tables))
 
@@ -153,13 +138,13 @@ def measure_degradations(
     tell("degradations", 0, len(tables))
     for k, (name, table) in enumerate(tables.items(), 1):
         rows[name] = {
-            **degradation(Evaluation(table, scale, samples=samples)),
+            **breakdowns.degradation(Evaluation(table, scale, samples=samples)),
             "failures": dict(table.failures),
             "family": GRID[name].family,
             "does": GRID[name].does,
         }
         tell("degradations", k, len(tables))
-    return Results({"degradations": rows}, (degradations_table(rows),))
+    return Results({"degradations": rows}, (tables_of.degradations_table(rows),))
 
 
 def plain(value: Any) -> Any:
