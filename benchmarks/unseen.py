@@ -263,7 +263,7 @@ photos of other repositories ({
 generated images alike; [method.md](method.md) says what is not nested). Brackets are 95 %
 intervals over repositories. Made by `python benchmarks/unseen.py configs/bundled.toml`, from
 {found["images"]:,} images of {found["repositories"]} repositories, {found["views"]:,} views: each
-file as found, and four times as people meet it (`masksim.data.views`).
+file as found, and four times as people meet it (`masksim.data.ways`).
 
 ## What is found
 

@@ -77,6 +77,20 @@ def load_state(path: Path) -> dict[str, Any]:
     return state
 
 
+def run_folder(run: str | os.PathLike[str] | None, out: Path) -> Path:
+    """Give the folder of a run's state; by default `out` with ``.run`` added.
+
+    Raises
+    ------
+    UsageError
+        `out` would lie in it, or it in `out`.
+    """
+    folder = Path(run) if run is not None else out.with_name(out.name + ".run")
+    if out.absolute() in (folder.absolute(), *folder.absolute().parents):
+        raise UsageError(f"the run's folder {folder} must not lie in that of the result, {out}")
+    return folder
+
+
 def claim(folder: Path, description: str, ranks: Ranks) -> None:
     """Make the folder of a run, and see that it holds no other run.
 
