@@ -28,7 +28,7 @@ from PIL import Image
 # memory of the parent at the fork; VmHWM does not.
 CHILD = """
 import json, pathlib, re, resource, sys, time
-from masksim.cli_data import app
+from masksim.cli.data import app
 start = time.monotonic()
 try:
     app(sys.argv[1:], standalone_mode=False)

@@ -1,4 +1,4 @@
-"""Evaluate the bundled detector on the val split and write every table into docs/results.md.
+"""Evaluate the bundled detector on the val split; write docs/tables/evaluation.md.
 
 usage: python benchmarks/evaluation.py --manifest MANIFEST [--cache DIR] [--workers N]
 
@@ -33,13 +33,13 @@ python benchmarks/evaluation.py --manifest MANIFEST
 ```
 
 {images}.
-What each table and column means is in [evaluate.md](evaluate.md); what the images are, and what
-they do not show, in [MODEL_CARD.md](../MODEL_CARD.md). In short: protocols are measured on views
+What each table and column means is in [evaluate.md](../evaluate.md); what the images are, and what
+they do not show, in [MODEL_CARD.md](../../MODEL_CARD.md). In short: protocols are measured on views
 with the same shares of compression histories in both classes, after one more JPEG of quality 65 to
 100;
 thresholds come from the detector's own calibration photos, of the `train` split; intervals are 95 %
 bootstrap intervals. All numbers in full precision are in
-[benchmarks/results/evaluation.json](../benchmarks/results/evaluation.json).
+[benchmarks/results/evaluation.json](../../benchmarks/results/evaluation.json).
 """
 
 PARTS = (
@@ -123,7 +123,7 @@ def main() -> None:
         if "degradations" in names:
             page.append(DEGRADATIONS.format(per_class=args.per_class, reals=args.reals))
         page += [one.to_markdown() + "\n" for one in shown]
-    (ROOT / "docs" / "results.md").write_text("\n".join(page), encoding="utf-8")
+    (ROOT / "docs" / "tables" / "evaluation.md").write_text("\n".join(page), encoding="utf-8")
     for name in ("specific", "generic", "leave-one-out"):
         print(tables[name].to_text(100), end="\n\n")
 

@@ -17,9 +17,10 @@ PACKAGE = Path(masksim.__file__).parent
 # Three layers: what leads from an image to its verdict, the wings, the commands. In the first each
 # imports only from those that stand before it.
 ROUTE = (
-    *("errors", "files", "config", "metrics"),
-    *("containers", "tiff", "image", "augment", "preprocess", "residual", "spectrum", "traits"),
-    *("features", "model", "intervals", "strata", "calibration", "evidence", "verdict"),
+    *("errors", "files", "config", "arrays", "metrics"),
+    *("containers", "tiff", "image", "augment", "preprocess", "bank", "residual"),
+    *("spectrum", "traits", "features", "model"),
+    *("intervals", "strata", "calibration", "evidence", "verdict"),
     *("checkpoint", "populations", "limits", "stability"),
     *("provenance", "results", "show", "branches", "detector"),
 )

@@ -408,7 +408,7 @@ def test_photos_of_ones_own_with_a_learned_number(
     made.save(tmp_path / "detector")
     assert (added.photos, added.sources) == (27, 6)
     # One learned number is one test, however many generators there are.
-    assert any("99 photos are sure" in warning for warning in added.warnings)
+    assert any("which needs 183 photos" in warning for warning in added.warnings)
     arrays = made.calibration
     assert arrays is not None
     for key, values in banded.file.calibration.items():

@@ -157,7 +157,7 @@ def test_maps_can_be_read_back(client: Any, detector: Detector) -> None:
         )
         whole = compose(wanted.planes)
         half = 0.5001 * got["composed"]["scale"] + 1e-9
-        assert np.abs(unpack(got["composed"]) - whole.coarser()).max() <= half
+        assert np.abs(unpack(got["composed"]) - whole.values).max() <= half
         assert [mark["words"] for mark in got["marks"]] == [mark.words for mark in marks(whole)]
         for plane, right in zip(got["planes"], wanted.planes, strict=True):
             assert plane["name"] == channel_words(right.name)
@@ -647,6 +647,21 @@ def test_openapi_is_whole(client: Any) -> None:
             if status != "200":
                 schema = response["content"]["application/json"]["schema"]["$ref"]
                 assert schema.endswith("/ErrorAnswer")
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        *("ImageFacts", "Verdict", "Interval", "Reason", "LikelihoodRatio", "GeneratorScore"),
+        *("OriginAnswer", "Statement", "Watermark", "Mark"),
+    ],
+)
+def test_every_field_of_a_detection_is_described(client: Any, part: str) -> None:
+    shape = client.get("/openapi.json").json()["components"]["schemas"][part]
+    assert shape["description"]
+    assert [name for name, one in shape["properties"].items() if not one.get("description")] == []
+    assert shape["required"] == list(shape["properties"])
+    assert shape["additionalProperties"] is False
 
 
 def test_generated_requests_meet_the_description(fake: Any, tmp_path: Path) -> None:

@@ -163,7 +163,8 @@ def _rows(data: Any, paths: Iterator[str], job: Job, workers: int) -> Iterator[E
         dataset = _map(data.from_arrow(blocks), job.detector, partial(_encoded, job=job), pool)
         for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
             for row in table.to_pylist():
-                held[row.pop("number")] = EncodedRow(**row)
+                number = row.pop("number")
+                held[number] = EncodedRow(**row)
             while following in held:
                 yield held.pop(following)
                 following += 1

@@ -35,9 +35,6 @@ INTERRUPTED, NO_READER = 130, 141  # as shells count SIGINT and SIGPIPE
 CACHE = "MASKSIM_CACHE"
 """Name of the environment variable that may hold the folder of the cache."""
 
-BUNDLED = "default"
-"""The word for the detector of the package, wherever a command takes a detector."""
-
 
 def option(help: str, *names: str, **more: Any) -> Any:
     """Describe an option of a command; without names it is called as its parameter."""
@@ -50,9 +47,7 @@ def argument(help: str, metavar: str | None = None, **more: Any) -> Any:
 
 
 def detector_path(text: str) -> Path:
-    """Find the folder that an argument names: a detector's, or `BUNDLED` for the package's own.
-
-    A folder that is called like that word goes before it.
+    """Find the folder that an argument names, see `masksim.detector.detector_folder`.
 
     Raises
     ------
@@ -64,10 +59,10 @@ def detector_path(text: str) -> Path:
             f"{text} is an address, and masksim fetches nothing: download the detector, then give "
             "its folder"
         )
-    if text == BUNDLED and not Path(text).exists():
-        from masksim.detector import bundled_path
+    if text == "default":  # all else needs no detector yet
+        from masksim.detector import detector_folder
 
-        return bundled_path()
+        return detector_folder(text)
     return Path(text)
 
 
@@ -350,6 +345,11 @@ def stages(
         Without a terminal, the seconds from a line to the next; None: a line where a stage begins.
     in_bytes
         What is counted are bytes, of several files at once: bars alone, no lines.
+
+    Yields
+    ------
+    Progress
+        A number in brackets after the stage, ``"preparing (3 failed)"``, is a remark on it.
     """
     if not shown or not leads() or (in_bytes and not sys.stderr.isatty()):
         yield lambda stage, done, count: None
@@ -382,7 +382,8 @@ class _Bars:
         self.lock = Lock()
         self.tasks: dict[str, tuple[TaskID, int, float]] = {}
 
-    def __call__(self, stage: str, done: int, count: int) -> None:
+    def __call__(self, remark: str, done: int, count: int) -> None:
+        stage = _stage(remark)
         with self.lock:
             if stage not in self.tasks:
                 if len(self.tasks) == 8:  # the first is of a file that failed
@@ -391,7 +392,9 @@ class _Bars:
                 self.tasks[stage] = task, done, time.monotonic()
             task, before, start = self.tasks[stage]
             rate = (done - before) / max(time.monotonic() - start, 1e-9)
-            self.drawing.update(task, completed=done, total=count or None, rate=rate)
+            self.drawing.update(
+                task, completed=done, total=count or None, rate=rate, description=remark
+            )
             if 0 < count <= done and len(self.tasks) > 1:
                 self.drawing.remove_task(self.tasks.pop(stage)[0])
 
@@ -404,8 +407,8 @@ class _Lines:
         self.stages: dict[str, tuple[int, float]] = {}
         self.said = time.monotonic()
 
-    def __call__(self, stage: str, done: int, count: int) -> None:
-        now = time.monotonic()
+    def __call__(self, remark: str, done: int, count: int) -> None:
+        stage, now = _stage(remark), time.monotonic()
         if stage not in self.stages:
             self.stages[stage] = done, now
             if self.every is None:
@@ -417,6 +420,10 @@ class _Lines:
         rate = (done - before) / (now - start)
         left = _duration((count - done) / rate)
         say(f"{done} of {count} {stage}, {rate:.1f} {stage}/s, {left} left")
+
+
+def _stage(remark: str) -> str:
+    return re.sub(r" \(\d.*\)$", "", remark)
 
 
 def _duration(seconds: float) -> str:

@@ -173,23 +173,22 @@ def detect(
             stability=not quick, population=population, likelihood_ratio=likelihood_ratio,
             metadata=metadata,
         )  # fmt: skip
-        pictures = None
+        pictures: list[dict[str, Path]] = []
         if maps is not None:
-            pictures = _Pictures(maps)
-            pictures.plan(images, detector.generators)
-            check_free(*pictures.paths(), overwrite=overwrite)
+            pictures = _picture_paths(maps, images, detector.generators)
+            check_free(*(path for one in pictures for path in one.values()), overwrite=overwrite)
         failed = 0
         for k, source in enumerate(_with_progress(images)):
             if k and not as_json:
                 write("")
-            failed += not _detect_one(detector, k, source, as_json, pictures)
+            failed += not _detect_one(detector, source, as_json, pictures[k] if pictures else None)
         if failed:
             say(f"{failed} of {len(images)} images could not be analysed")
             raise typer.Exit(ImageError.exit_code)
 
 
 def _detect_one(
-    detector: Detector, number: int, source: str, as_json: bool, pictures: _Pictures | None
+    detector: Detector, source: str, as_json: bool, pictures: Mapping[str, Path] | None
 ) -> bool:
     """Write the result of one image; tell whether it could be analysed."""
     from masksim.show import text as report
@@ -205,7 +204,7 @@ def _detect_one(
                 detection = detector.detect(loaded)
             else:
                 detection, maps = detector.explain(loaded)
-                drawn = pictures.draw(number, maps, detection)
+                drawn = _draw(detection, maps, pictures)
     except ImageError as error:
         message = explained(source, error)
         if as_json:
@@ -255,51 +254,41 @@ def _with_progress(images: list[str]) -> Iterable[str]:
             yield image
 
 
-class _Pictures:
-    """Writes the similarity maps of each image, a file a generator, under names all different."""
+def _picture_paths(
+    folder: Path, images: Iterable[str], generators: Iterable[str]
+) -> list[dict[str, Path]]:
+    """Name the pictures of all images, in order, one a generator; no two have the same name."""
+    taken: set[str] = set()
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._taken: set[str] = set()
-        self._planned: list[dict[str, Path]] = []
-
-    def plan(self, images: Iterable[str], generators: Iterable[str]) -> None:
-        """Name the pictures of all images, in order, before any is analysed."""
-        wanted = list(generators)
-        self._planned = [
-            {name: self._folder / self._name(image, name) for name in wanted} for image in images
-        ]
-
-    def paths(self) -> list[Path]:
-        """Return the path of every picture that may be written."""
-        return [path for one in self._planned for path in one.values()]
-
-    def draw(
-        self, number: int, maps: Mapping[str, SimilarityMap], detection: Detection
-    ) -> dict[str, str]:
-        """Return the path of each generator's picture, the most telling first."""
-        from concurrent.futures import ThreadPoolExecutor
-
-        from masksim.show.text import maps_png
-
-        planned = self._planned[number]
-        paths = {score.generator: planned[score.generator] for score in detection.scores}
-        with ThreadPoolExecutor(2) as pool:  # half of the time goes to compressing
-            drawn = [
-                pool.submit(maps_png, maps[generator], path, detection=detection)
-                for generator, path in paths.items()
-            ]
-            for picture in drawn:
-                picture.result()
-        return {generator: str(path) for generator, path in paths.items()}
-
-    def _name(self, image: str, generator: str) -> str:
+    def path(image: str, generator: str) -> Path:
         stem = re.sub(r"[^\w.+-]+", "_", f"{Path(image).name}-{generator}").lstrip(".")
         name, k = f"{stem}.png", 2
-        while name.lower() in self._taken:  # some file systems tell no capitals apart
+        while name.lower() in taken:  # some file systems do not tell capitals apart
             name, k = f"{stem}-{k}.png", k + 1
-        self._taken.add(name.lower())
-        return name
+        taken.add(name.lower())
+        return folder / name
+
+    names = list(generators)
+    return [{name: path(image, name) for name in names} for image in images]
+
+
+def _draw(
+    detection: Detection, maps: Mapping[str, SimilarityMap], planned: Mapping[str, Path]
+) -> dict[str, str]:
+    """Draw an image's maps; return the path of each generator's, the most telling first."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from masksim.show.text import maps_png
+
+    paths = {score.generator: planned[score.generator] for score in detection.scores}
+    with ThreadPoolExecutor(2) as pool:  # half of the time goes to compressing
+        drawn = [
+            pool.submit(maps_png, maps[generator], path, detection=detection)
+            for generator, path in paths.items()
+        ]
+        for picture in drawn:
+            picture.result()
+    return {generator: str(path) for generator, path in paths.items()}
 
 
 # --------------------------------------------------------------------------------------- info

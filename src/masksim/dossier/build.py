@@ -407,10 +407,9 @@ def _explained(
     sums = [float(np.sum(plane.values, dtype=np.float64)) for plane in item.planes]
     picture = None
     if drawn:
-        shown = composed.coarser()
-        limit = colour_limit(shown)
+        limit = colour_limit(composed.values)
         picture = {"picture": f"map-{k}", "limit": limit}
-        pictures[f"map-{k}"] = _panel_png(shown, limit)
+        pictures[f"map-{k}"] = _panel_png(composed.values, limit)
     panels = _panels(item, k, sums, pictures) if drawn and channels else {}
     return {
         "generator": item.generator,

@@ -125,21 +125,19 @@ def _add_routes(app: Any, service: Service, *, guarded: bool) -> None:
         *statuses: int,
         tag: str = "operation",
         body: Mapping[str, Any] | None = None,
+        form: type[Response] = JSONResponse,
     ) -> None:
         """Add a route with the description of what it answers."""
-        name = handler.__name__
-        asked = {"required": True, "content": body}
         may_be = (*statuses, 401) if guarded and path.startswith(GUARDED) else statuses
         errors = {
             status: {"model": schemas.ErrorAnswer, "description": _MEANINGS[status]}
             for status in sorted(may_be)
         }
+        asked = {"requestBody": {"required": True, "content": body}}
         app.add_api_route(
             path, handler, methods=["GET" if body is None else "POST"], tags=[tag],
-            operation_id="ready" if name == "readiness" else name, summary=summary,
-            response_class=Response if handler == service.metrics else JSONResponse,
-            responses={200: answer, **errors},
-            openapi_extra=None if body is None else {"requestBody": asked},
+            operation_id=handler.__name__, summary=summary, response_class=form,
+            responses={200: answer, **errors}, openapi_extra=None if body is None else asked,
         )  # fmt: skip
 
     def shape(model: type, description: str) -> dict[str, Any]:
@@ -161,10 +159,10 @@ def _add_routes(app: Any, service: Service, *, guarded: bool) -> None:
     )  # fmt: skip
     it_does, they_can = shape(schemas.Status, "It does."), shape(schemas.Status, "They can.")
     add("/healthz", service.health, "Whether the process runs", it_does)
-    add("/readyz", service.readiness, "Whether images can be sent", they_can, 503)
+    add("/readyz", service.ready, "Whether images can be sent", they_can, 503)
     text = {"text/plain": {"schema": {"type": "string"}}}
     told = {"description": "Text format of Prometheus.", "content": text}
-    add("/metrics", service.metrics, "Counts and times for Prometheus", told)
+    add("/metrics", service.metrics, "Counts and times for Prometheus", told, form=Response)
     # Clients that send no token learn from here how to.
     app.openapi = lambda: _openapi(app, guarded)
 

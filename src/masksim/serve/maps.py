@@ -61,7 +61,7 @@ def pack_maps(maps: Sequence[SimilarityMap]) -> dict[str, Any]:
             {
                 "generator": item.generator,
                 "similarity": float(item.similarity),
-                "composed": _pack(composed.coarser(), 0.0),
+                "composed": _pack(composed.values, 0.0),
                 "marks": [asdict(mark) for mark in marks(composed)],
                 "planes": planes,
             }

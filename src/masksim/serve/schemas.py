@@ -20,6 +20,7 @@ from masksim.provenance.metadata import Statement
 from masksim.provenance.origin import Origin
 from masksim.provenance.watermark import WatermarkMatch
 from masksim.results import GeneratorScore
+from masksim.show.composed import Mark
 from masksim.verdict import Reason, Verdict
 
 
@@ -95,15 +96,6 @@ class MapPlane(_Shape):
     sum: float = Field(description="Of all contributions of this plane.")
     values: Grid
     spectrum: int = Field(description="Index in `spectra`.")
-
-
-class Mark(_Shape):
-    """A spot of a map, together with its mirror image."""
-
-    fx: float = Field(description="Across, cycles per pixel.")
-    fy: float = Field(description="Down, cycles per pixel.")
-    share: float = Field(description="Of all that raised the similarity.")
-    words: str = Field(description="How it looks in the image.")
 
 
 class GeneratorMap(_Shape):
@@ -213,7 +205,7 @@ def describe_fields(components: dict[str, Any]) -> None:
         The schemas of an OpenAPI description, by name; those of dataclasses are changed.
     """
     parts = (ImageFacts, Verdict, Interval, Reason, LikelihoodRatio, GeneratorScore, Statement)
-    for part in (*parts, OriginAnswer, Watermark):
+    for part in (*parts, OriginAnswer, Watermark, Mark):
         shape = components[part.__name__]
         shape["description"] = (inspect.getdoc(part) or "").partition("\n")[0]
         fields = shape["properties"]

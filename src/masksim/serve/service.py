@@ -134,7 +134,7 @@ class Service:
         self.limits = Limits(self.config.max_bytes, self.config.max_pixels)
         self.admission = Admission(self.workers, self.config.queue, self.config.max_held_bytes)
         self.meters = _Meters(self.admission, detector)
-        self.ready = False
+        self.running = False
         self._pool: ThreadPoolExecutor | None = None
         self._model = _dump(_described(detector, self.config))
 
@@ -145,12 +145,12 @@ class Service:
             self._pool = pool
             noise = np.random.default_rng(0).integers(0, 256, (512, 512, 3), np.uint8)
             await asyncio.wrap_future(pool.submit(self.detector.detect, noise))
-            self.ready = True
+            self.running = True
             log.info("ready", extra={"fields": {"workers": self.workers}})
             try:
                 yield
             finally:
-                self.ready = False
+                self.running = False
                 self._pool = None
 
     # --- handlers
@@ -220,9 +220,9 @@ class Service:
         """Say that the process runs."""
         return _json(_dump({"status": "ok"}))
 
-    async def readiness(self) -> Response:
+    async def ready(self) -> Response:
         """Say whether images can be sent."""
-        if not self.ready:
+        if not self.running:
             raise not_ready()
         return _json(_dump({"status": "ready"}))
 
@@ -236,7 +236,7 @@ class Service:
     @asynccontextmanager
     async def _inside(self) -> AsyncIterator[tuple[Place, float]]:
         """Take a place for one request, and set its deadline."""
-        if not self.ready:
+        if not self.running:
             raise not_ready()
         place = self.admission.enter()
         try:

@@ -39,12 +39,6 @@ class ComposedMap:
     values: NDArray[np.float64]
     axis: NDArray[np.float64]
 
-    def coarser(self) -> NDArray[np.float64]:
-        """Add up squares of four frequencies, to be looked at: single ones are mostly noise."""
-        half = SIDE // 2
-        found: NDArray[np.float64] = self.values.reshape(half, 2, half, 2).sum(axis=(1, 3))
-        return found
-
 
 @dataclass(frozen=True, slots=True)
 class Mark:

@@ -60,7 +60,7 @@ function paint(canvas, grid, most) {
 
 const signed = (value, digits) => `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(digits)}`;
 
-const share = (part) => `${Number((100 * part).toPrecision(2))} %`;
+const share = (part) => `${Number((100 * part).toPrecision(2))}\u00a0%`;
 
 /** The spots of a map that added most, in words. */
 function spots(one) {
