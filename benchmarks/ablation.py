@@ -3,7 +3,7 @@
 usage: python benchmarks/ablation.py CONFIG --manifest MANIFEST --cache CACHE [--band 2] [--views N]
 
 On a sample of the views of one band, of the generators that have heads and real photos: whole
-repositories left out, as in benchmarks/unseen.py. Prints a Markdown table.
+repositories left out, as in benchmarks/unseen.py. Writes the table of docs/tables/ablation.md.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from pages import ROOT, fill
 
 from masksim import metrics
 from masksim.config import read_toml
@@ -80,15 +81,18 @@ def main() -> None:
     usable = np.flatnonzero(own & np.isin(table.generators, (REAL, *names)))
     drawn = np.random.default_rng(1).permutation(usable)[: given.views]
     table = table.take(np.sort(drawn))
-    print("| spectrum | own-head AUROC | at 5, 1 % | joint AUROC | at 5, 1 % |")
-    print("|---|---|---|---|---|")
+    lines = ["| spectrum | own-head AUROC | at 5, 1 % | joint AUROC | at 5, 1 % |"]
+    lines.append("|---|---|---|---|---|")
     for components in (0, 64):
         for ridge in (0.5, 2.0, 5.0, 20.0):
             made = replace(config, components=components, heads=replace(config.heads, ridge=ridge))
             label = f"{'whitened' if components else 'as it is'}, ridge {ridge:g}"
-            print(row(label, table, names, given.band, made), flush=True)
+            lines.append(row(label, table, names, given.band, made))
+            print(lines[-1], flush=True)
     plain = replace(table, features=table.features[:, :20])
-    print(row("as configured, without coherence", plain, names, given.band, config), flush=True)
+    lines.append(row("as configured, without coherence", plain, names, given.band, config))
+    fill(ROOT / "docs" / "tables" / "ablation.md", "ablation", "\n".join(lines))
+    print("\n".join(lines))
 
 
 if __name__ == "__main__":

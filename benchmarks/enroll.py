@@ -7,7 +7,7 @@ most ``--most`` of its training images, with the photos that the detector carrie
 old head is left: residual, statistics and photos are of real photos alone. Measured are the ``val``
 images, with the same processing for all heads; and, before enrolling, what the verdicts say of
 images of a generator that the detector does not know. Writes ``benchmarks/results/enroll.json``
-and the tables of docs/enroll.md.
+and the tables of docs/tables/enroll.md.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from model_card import fill
+from pages import fill
 
 from masksim import metrics
 from masksim.augment import rng_for
@@ -186,7 +186,7 @@ def main() -> None:
     (ROOT / "benchmarks" / "results" / "enroll.json").write_text(
         json.dumps(report, indent=1) + "\n"
     )
-    fill(ROOT / "docs" / "enroll.md", "enroll", markdown(report))
+    fill(ROOT / "docs" / "tables" / "enroll.md", "enroll", markdown(report))
 
 
 def markdown(report: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Evaluate the bundled detector on the val split and write every table into docs/results.md.
+"""Evaluate the bundled detector on the val split; write docs/tables/evaluation.md.
 
 usage: python benchmarks/evaluation.py --manifest MANIFEST [--cache DIR] [--workers N]
 
@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from model_card import ROOT
+from pages import ROOT
 
 from masksim.data.manifest import REAL, read_manifest
 from masksim.detector import bundled_path, load_detector
@@ -37,13 +37,13 @@ python benchmarks/evaluation.py --manifest MANIFEST
 ```
 
 {images}.
-What each table and column means is in [evaluate.md](evaluate.md); what the images are, and what
-they do not show, in [MODEL_CARD.md](../MODEL_CARD.md). In short: protocols are measured on views
+What each table and column means is in [evaluate.md](../evaluate.md); what the images are, and what
+they do not show, in [MODEL_CARD.md](../../MODEL_CARD.md). In short: protocols are measured on views
 with the same shares of compression histories in both classes, after one more JPEG of quality 65 to
 100;
 thresholds come from the detector's own calibration photos, of the `train` split; intervals are 95 %
 bootstrap intervals. All numbers in full precision are in
-[benchmarks/results/evaluation.json](../benchmarks/results/evaluation.json).
+[benchmarks/results/evaluation.json](../../benchmarks/results/evaluation.json).
 """
 
 PARTS = (
@@ -127,7 +127,7 @@ def main() -> None:
     path.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     tables = {one.name: one for one in results.tables}
     texts = page(document, tables, DEGRADATIONS.format(per_class=args.per_class, reals=args.reals))
-    (ROOT / "docs" / "results.md").write_text("\n".join(texts), encoding="utf-8")
+    (ROOT / "docs" / "tables" / "evaluation.md").write_text("\n".join(texts), encoding="utf-8")
     for name in ("specific", "generic", "leave-one-out"):
         print(tables[name].to_text(100), end="\n\n")
 

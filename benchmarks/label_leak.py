@@ -6,7 +6,7 @@ Two detectors of the original recipe, equal but for `resize_reals`: residual `cr
 generators in one detector, same seed, same steps. Both are measured on the `val` images as they
 are and resized by 0.5, 0.75 and 1.5, before the same JPEG. All images are first cut to the central
 region of two windows, so that a factor of 0.5 leaves one, and kept undecoded in the cache. Writes
-benchmarks/results/label_leak.json and the table of docs/experiments.md.
+benchmarks/results/label_leak.json and the table of docs/tables/label-leak.md.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from model_card import ROOT, fill
+from pages import ROOT, fill
 from PIL import Image
 
 from masksim.augment import reencode, resize, rng_for
@@ -203,7 +203,7 @@ def main() -> None:
         for p in (arms[arm]["photos_resized_against_photos"] for arm in ARMS)
     ]
     lines.append(f"| (photos as they are) | (the same photos 0.75x) | {' | '.join(cells)} | |")
-    fill(ROOT / "docs" / "experiments.md", "label-leak", "\n".join(lines))
+    fill(ROOT / "docs" / "tables" / "label-leak.md", "label-leak", "\n".join(lines))
     print("\n".join(lines))
 
 

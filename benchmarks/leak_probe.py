@@ -6,7 +6,7 @@ A random forest sees only traces of compression (`masksim.data.verify.compressio
 512-pixel window an image, cross-validated over sources: of the files as found, and of the views
 that the detector is measured on (history `jpeg`, which every image can have, then the final JPEG).
 Format, size and metadata are the same for all views: there is nothing else to see but content.
-Writes benchmarks/results/leak_probe.json and the section of MODEL_CARD.md.
+Writes benchmarks/results/leak_probe.json.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from model_card import ROOT, fill
+from pages import ROOT
 
 from masksim.augment import rng_for
 from masksim.data import verify
@@ -71,7 +71,6 @@ def main() -> None:
         f"| {name} | {r['images']} | {r['auroc']:.2f} [{r['low']:.2f}, {r['high']:.2f}] |"
         for name, r in result.items()
     ]
-    fill(ROOT / "MODEL_CARD.md", "leak", "\n".join(lines))
     print("\n".join(lines))
 
 

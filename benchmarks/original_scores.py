@@ -6,7 +6,7 @@ FILE has the columns `image`, `population`, and one a detector: the table that t
 by which it turns scores into rates. All images are real, so each one that is flagged is a false
 alarm. Photos, not crops, are split at random into a half that calibrates and a half that tests; how
 much is the luck of one split is shown by --splits of them. Writes
-benchmarks/results/original_scores.json, the tables of docs/calibration.md and its picture; with
+benchmarks/results/original_scores.json, docs/tables/original-rates.md and its picture; with
 --out nothing but that file. About a minute on one core; needs scipy and matplotlib.
 """
 
@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from model_card import ROOT, fill
+from pages import ROOT, fill
 from scipy import stats
 
 from masksim.calibration import false_positive_rate, joint_false_positive_rate
@@ -35,7 +35,7 @@ from masksim.show.tables import Column, Table
 LEVELS = (0.01, 0.05, 0.10)
 NAMES = {"coco": "COCO", "flickrface": "faces"}
 RESULTS = ROOT / "benchmarks" / "results" / "original_scores.json"
-PAGE = ROOT / "docs" / "calibration.md"
+PAGE = ROOT / "docs" / "tables" / "original-rates.md"
 PICTURE = ROOT / "docs" / "images" / "original-rates.png"
 GRID = np.geomspace(0.001, 0.2, 70)  # claimed rates of the picture
 

@@ -8,7 +8,7 @@ views that detectors are measured on here (every history that it allows, then on
 quality 65 to 100); and as the central window of those views, of one size for all. All see the same
 pixels. The size of the image alone is scored beside them: what is seen through it is no trace of a
 generator. Needs torch, which the peers need. Writes
-benchmarks/results/peers.json and the tables of docs/peers.md.
+benchmarks/results/peers.json and the tables of docs/tables/peers.md.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pathlib import Path
 from shlex import quote
 
 import numpy as np
-from model_card import ROOT, fill
+from pages import ROOT, fill
 
 from masksim import metrics
 from masksim.augment import rng_for
@@ -208,7 +208,7 @@ def main() -> None:
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     for purpose, marker in MARKERS.items():
         text = table(result[purpose], names)
-        fill(ROOT / "docs" / "peers.md", marker, text)
+        fill(ROOT / "docs" / "tables" / "peers.md", marker, text)
         print(f"{purpose}\n\n{text}\n")
     print(json.dumps(result["seconds_a_view"]))
 

@@ -217,8 +217,8 @@ def rates(size: int, repetitions: int) -> dict[str, float]:
 
 def bundled_operations(windows: int) -> dict[str, float]:
     """Arithmetic of the bundled detector, as written; a logarithm or root counts as one."""
+    from masksim.bank import BANK
     from masksim.features import FeatureConfig
-    from masksim.residual import BANK
 
     config = FeatureConfig()
     n = config.segment

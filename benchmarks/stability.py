@@ -10,7 +10,7 @@ is not one. An image counts once, however many re-encodings flip it.
 Whole verdicts are asked, with the re-encodings that the detector tries by itself: of every image as
 found, and of those re-encoded ones whose rate alone contradicts it (no other can flip). For
 comparison the same is counted from the rates alone, as a tool without abstention would answer.
-Writes benchmarks/results/stability.json and fills docs/calibration.md.
+Writes benchmarks/results/stability.json and fills docs/tables/stability.md.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from model_card import ROOT, fill
+from pages import ROOT, fill
 
 from masksim.augment import rng_for
 from masksim.data.manifest import REAL, Manifest, manifest_hash, read_manifest
@@ -209,7 +209,7 @@ def main() -> None:
     path = ROOT / "benchmarks" / "results" / "stability.json"
     path.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
     text = markdown(measured)
-    fill(ROOT / "docs" / "calibration.md", "stability", text)
+    fill(ROOT / "docs" / "tables" / "stability.md", "stability", text)
     print(text)
 
 

@@ -5,7 +5,7 @@ usage: python benchmarks/unseen.py CONFIG --manifest MANIFEST --cache CACHE [--w
 
 Trains as ``masksim train CONFIG`` does, and measures every view with heads, a joint number and
 calibration photos that know nothing of its repository (whole repositories left out, both classes).
-Writes benchmarks/results/unseen.json, docs/results.md and the tables of README.md and
+Writes benchmarks/results/unseen.json, docs/tables/unseen.md and the tables of README.md and
 MODEL_CARD.md; with --pages only the pages anew, from that file.
 """
 
@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from model_card import fill
 from numpy.typing import NDArray
+from pages import fill
 
 from masksim import metrics
 from masksim.calibration import Calibration
@@ -225,7 +225,7 @@ def mean_row(rows: dict[str, dict[str, Any]], pick: Callable[[dict[str, Any]], f
 
 
 def markdown(found: dict[str, Any]) -> str:
-    """Write docs/results.md."""
+    """Write docs/tables/unseen.md."""
     rows = found["generators"]
     lines = [
         [
@@ -254,24 +254,24 @@ def markdown(found: dict[str, Any]) -> str:
     kept = ", ".join(
         f"{v['kept']} of {v['of']} at {100 * float(c):g} %" for c, v in photos["sources"].items()
     )
-    return f"""# Results
+    return f"""# masksim-2 on repositories that it had not seen
 
-All figures are of images of repositories that the heads that scored them had not seen, ranked among
-photos of other repositories ({
-        found["folds"]
-    } folds of whole repositories and their owners, photos and
-generated images alike; [method.md](method.md) says what is not nested). Brackets are 95 %
-intervals over repositories. Made by `python benchmarks/unseen.py configs/bundled.toml`, from
+The heads that scored an image had seen no image of its repository, and it is ranked among photos
+of other repositories. There are {found["folds"]} folds of whole repositories and all of one owner,
+photos and generated images alike; [method.md](../method.md#the-bands-recipe) says what is not
+nested. Brackets are 95 % intervals over repositories.
+
+Made by `python benchmarks/unseen.py configs/bundled.toml --manifest MANIFEST --cache CACHE` from
 {found["images"]:,} images of {found["repositories"]} repositories, {found["views"]:,} views: each
-file as found, and four times as people meet it (`masksim.data.views`).
+file as found, and four times as people meet it. In short: [results.md](../results.md).
 
 ## What is found
 
 Share of images, in per cent, whose joint rate is at most the claimed one: files as found, and as
 people meet them (recompressed, resized, shared). The last column is the joint AUROC where the
-generator's own head was not asked, and the joint number was learned without its images and pictures
-edited by it: nearly an unknown generator, but whitening and the other heads' covariance had images
-of it, of other repositories.
+generator's own head was not asked, and the joint number was learned without its images and the
+pictures edited by it. That is nearly an unknown generator; but the whitening and the other heads'
+covariance knew images of it, from other repositories.
 
 {
         table_of(
@@ -337,8 +337,8 @@ def summary(found: dict[str, Any]) -> str:
 
 
 def write_pages(found: dict[str, Any]) -> None:
-    """Write docs/results.md and the tables of README.md and MODEL_CARD.md."""
-    (ROOT / "docs/results.md").write_text(markdown(found), encoding="utf-8")
+    """Write docs/tables/unseen.md and the tables of README.md and MODEL_CARD.md."""
+    (ROOT / "docs/tables/unseen.md").write_text(markdown(found), encoding="utf-8")
     for name in ("README.md", "MODEL_CARD.md"):
         fill(ROOT / name, "unseen", summary(found))
 

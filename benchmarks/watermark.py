@@ -6,7 +6,7 @@ Of each folder, whose name stands before "=": for every mark the bits that agree
 with a match; the first folder is of real photos: `Mark.most_on_photos` holds its largest number.
 --encode N writes each mark into N of those photos by the package invisible-watermark itself (it
 and opencv must be installed), and reads it as it is and after JPEG of quality 80 to 100, beside
-what that package reads. Writes benchmarks/results/watermark.json and fills docs/watermarks.md.
+what that package reads. Writes benchmarks/results/watermark.json and docs/tables/watermarks.md.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from model_card import ROOT, fill
 from numpy.typing import NDArray
+from pages import ROOT, fill
 from PIL import Image
 
 from masksim.errors import ImageError
@@ -144,7 +144,7 @@ def main() -> None:
             result["encoded"] = summed([row for rows in done for row in rows])
     path = ROOT / "benchmarks" / "results" / "watermark.json"
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    fill(ROOT / "docs" / "watermarks.md", "watermark", markdown(result))
+    fill(ROOT / "docs" / "tables" / "watermarks.md", "watermark", markdown(result))
 
 
 def markdown(result: dict[str, Any]) -> str:

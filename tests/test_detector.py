@@ -18,6 +18,7 @@ import make_original_fixture as fixture  # type: ignore[import-not-found]
 import masksim
 from conftest import make_natural, plant  # type: ignore[import-not-found]
 from masksim.augment import encode
+from masksim.bank import BANK
 from masksim.calibration import Rates
 from masksim.checkpoint import Branch, DetectorFile
 from masksim.detector import Detector, load_detector
@@ -27,7 +28,7 @@ from masksim.image import load_image
 from masksim.intervals import Interval
 from masksim.model import SharedHeads, heads_by_band
 from masksim.original.importer import import_original
-from masksim.residual import BANK, OnnxResidual, ResidualConfig, residual_onnx
+from masksim.residual import OnnxResidual, ResidualConfig, residual_onnx
 from masksim.results import Detection
 from masksim.spectrum import frequencies
 from masksim.stability import REENCODINGS
@@ -731,6 +732,15 @@ def test_tampered_originals_are_refused(originals: Any, change: dict[str, Any]) 
 # --- the one inside the package ------------------------------------------------------------------
 
 BUNDLED = Path(masksim.__file__).parent / "weights" / "default" / "detector.json"
+
+
+@pytest.mark.skipif(not BUNDLED.is_file(), reason="the package has no trained detector yet")
+def test_the_word_for_the_bundled_detector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_detector("default").sha256 == load_detector().sha256
+    (tmp_path / "default").mkdir()  # one's own folder of that name goes before it
+    with pytest.raises(ModelError):
+        load_detector("default")
 
 
 @pytest.mark.skipif(not BUNDLED.is_file(), reason="the package has no trained detector yet")

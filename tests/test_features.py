@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from masksim.bank import BANK, bank_residual
 from masksim.errors import ImageError, UsageError
 from masksim.features import FeatureConfig, pattern_features, shared_features
 from masksim.preprocess import luma_chroma, shared_windows
-from masksim.residual import BANK, OnnxResidual, ResidualConfig, bank_residual, residual_onnx
+from masksim.residual import OnnxResidual, ResidualConfig, residual_onnx
 from masksim.spectrum import pool_cells, welch_log_power
 
 Natural = Callable[..., NDArray[np.uint8]]

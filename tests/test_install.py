@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = set(PROJECT["optional-dependencies"])
 TEXTS = [
-    *ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "src").rglob("*.py"),
+    *ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "src").rglob("*.py"),
     *(ROOT / "src").rglob("*.js"), *(ROOT / "benchmarks").glob("*.py"),
     *(ROOT / "examples").rglob("*.py"),
 ]  # fmt: skip
@@ -29,7 +29,7 @@ def named(path: Path) -> set[str]:
     found = set()
     for match in re.finditer(r"pip install", text):
         line = text[text.rfind("\n", 0, match.start()) + 1 : text.find("\n", match.start())]
-        good = re.search(r'python -m pip install (?:\.(?![\w\[])|"\.\[([\w,{}]+)\]")', line)
+        good = re.search(r'python -m pip install (?:\.(?![\w\[])|torch`|"\.\[([\w,{}]+)\]")', line)
         assert good is not None, f"{path.name}: {line}"
         found |= set((good[1] or "").split(",")) - {"", "{extra}"}
     if path.suffix == ".py":  # by the functions that write that line

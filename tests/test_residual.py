@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import subprocess
 import sys
 from pathlib import Path
@@ -14,17 +13,13 @@ from numpy.typing import NDArray
 
 from masksim.errors import ModelError, UsageError
 from masksim.residual import (
-    BANK_GRAPH_SHA256,
     OnnxResidual,
     ResidualConfig,
-    bank_residual,
     build_residual,
     check_weights,
     residual_onnx,
-    residual_runner,
     weight_shapes,
     weights_of,
-    write_onnx,
 )
 
 CONFIGS = {
@@ -38,7 +33,6 @@ CONFIGS = {
     "linear3x3": ResidualConfig("linear3x3"),
     "cross_diff": ResidualConfig("cross_diff"),
     "none": ResidualConfig("none"),
-    "bank": ResidualConfig("bank"),
 }
 
 # Single precision against single precision, relative to the largest value of the residual.
@@ -81,8 +75,7 @@ def test_onnx_equals_torch(name: str, shape: tuple[int, ...]) -> None:
         expected = module(torch.from_numpy(pixels)).numpy()
     found = runner(config)(pixels)
     side = [n - 2 * config.margin for n in shape[2:]]
-    channels = 4 * 3 if config.kind == "bank" else 3
-    assert found.shape == (shape[0], channels, *side)
+    assert found.shape == (shape[0], 3, *side)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE * np.abs(expected).max())
 
@@ -183,7 +176,7 @@ def test_the_batch_does_not_matter_and_runs_repeat() -> None:
 def test_the_graph_is_a_file_of_repeatable_bytes(tmp_path: Path) -> None:
     config = CONFIGS["light"]
     weights = some_weights(config)
-    write_onnx(config, weights, tmp_path / "net.onnx")
+    (tmp_path / "net.onnx").write_bytes(residual_onnx(config, weights))
     assert (tmp_path / "net.onnx").read_bytes() == residual_onnx(config, weights)
     pixels = some_pixels(1, 3, 20, 20)
     found = OnnxResidual(tmp_path / "net.onnx")(pixels)
@@ -283,7 +276,7 @@ def test_invalid_configurations(values: dict[str, Any]) -> None:
 
 
 def test_configurations_go_to_json_and_back() -> None:
-    for config in CONFIGS.values():
+    for config in (*CONFIGS.values(), ResidualConfig("bank")):
         assert ResidualConfig.from_dict(config.to_dict()) == config
 
 
@@ -299,78 +292,3 @@ def test_importing_needs_neither_torch_nor_onnx() -> None:
     assert done.stdout.splitlines()[0].startswith("torch_missing ")
     assert done.stdout.splitlines()[1].startswith("onnx_missing ")
     assert done.stdout.count('python -m pip install ".[train]"') == 2
-
-
-def test_bank_against_scipy() -> None:
-    ndimage = pytest.importorskip("scipy.ndimage")
-    pixels = some_pixels(1, 2, 40, 57)
-    levels = pixels[0].astype(np.float64) * 255
-    found = runner(ResidualConfig("bank"))(pixels)[0].reshape(4, 2, 40, 57)
-    for p in range(2):
-        x = levels[p]
-        cross = np.zeros_like(x)
-        cross[:-1, :-1] = x[1:, 1:] + x[:-1, :-1] - x[1:, :-1] - x[:-1, 1:]
-        power = ndimage.uniform_filter(cross**2, 9, mode="constant")
-        expected = [
-            cross,
-            cross.clip(-3, 3),
-            cross / np.sqrt(power + 4),
-            x - ndimage.median_filter(x, 3, mode="mirror"),
-        ]
-        for k in range(4):
-            np.testing.assert_allclose(found[k, p], expected[k], atol=2e-3)
-
-
-@pytest.mark.parametrize(
-    "shape", [(1, 1, 2, 2), (2, 3, 7, 9), (1, 2, 100, 33), (1, 1, 3, 700), (1, 1, 130, 512)]
-)
-def test_bank_without_its_graph(shape: tuple[int, ...]) -> None:
-    pixels = np.random.default_rng(3).random(shape, dtype=np.float32)
-    pixels[..., : shape[-1] // 3] = 0.5  # flat: nothing but zeros may come of it
-    found = bank_residual(pixels)
-    expected = runner(ResidualConfig("bank"))(pixels)
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, expected, atol=2e-6)
-    if shape[-1] > 20:
-        assert not found[..., 6 : shape[-1] // 3 - 6].any()
-
-
-def test_bank_without_its_graph_against_scipy() -> None:
-    ndimage = pytest.importorskip("scipy.ndimage")
-    pixels = np.random.default_rng(4).integers(0, 256, (60, 71)).astype(np.float64)
-    found = bank_residual((pixels / 255).astype(np.float32)[None, None])[0]
-    cross = np.zeros_like(pixels)
-    cross[:-1, :-1] = pixels[:-1, :-1] + pixels[1:, 1:] - pixels[1:, :-1] - pixels[:-1, 1:]
-    power = ndimage.uniform_filter(cross**2, 9, mode="constant")
-    expected = [
-        cross,
-        cross.clip(-3, 3),
-        cross / np.sqrt(power + 4),
-        pixels - ndimage.median_filter(pixels, 3, mode="mirror"),
-    ]
-    np.testing.assert_allclose(found, expected, atol=1e-3)
-
-
-def test_the_graph_of_the_bank_is_known_and_any_other_is_run() -> None:
-    graph = residual_onnx(ResidualConfig("bank"), {})
-    assert hashlib.sha256(graph).hexdigest() == BANK_GRAPH_SHA256
-    assert residual_runner(graph) is bank_residual
-    assert residual_runner(graph, providers=["CPUExecutionProvider"]) is bank_residual
-    other = residual_onnx(ResidualConfig("none"), {})
-    assert isinstance(residual_runner(other, threads=1), OnnxResidual)
-    with pytest.raises(UsageError, match="threads"):
-        residual_runner(graph, threads=0)
-    with pytest.raises(UsageError, match="NoSuchProvider"):
-        residual_runner(graph, providers=["NoSuchProvider"])
-    for pixels in (np.zeros((1, 1, 1, 9), np.float32), np.zeros((1, 9, 9), np.float32)):
-        with pytest.raises(UsageError, match="at least 2 x 2"):
-            bank_residual(pixels)
-    with pytest.raises(UsageError, match="float32"):
-        bank_residual(np.zeros((1, 1, 9, 9)))  # type: ignore[arg-type]
-
-
-def test_bank_takes_any_number_of_channels() -> None:
-    config = ResidualConfig("bank")
-    luma = some_pixels(2, 1, 32, 40)
-    assert runner(config)(luma).shape == (2, 4, 32, 40)
-    assert weight_shapes(config) == {}

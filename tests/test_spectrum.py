@@ -291,7 +291,7 @@ def test_transforms_in_place_are_the_plain_ones(shape: tuple[int, ...]) -> None:
 
 def test_numpy_arrays_need_no_second_namespace() -> None:
     code = (
-        "import sys, numpy as np; from masksim.spectrum import array_namespace;"
+        "import sys, numpy as np; from masksim.arrays import array_namespace;"
         "assert array_namespace(np.ones(3), np.float32(1)) is np;"
         "assert 'array_api_compat.numpy' not in sys.modules"
     )

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from masksim.image import ImageFacts, Limits, LoadedImage, load_image, to_display
     from masksim.results import Detection
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "DataError",

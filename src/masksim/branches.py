@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from masksim import preprocess, spectrum
+from masksim.bank import BANK
 from masksim.checkpoint import Branch
 from masksim.errors import ModelError, UsageError
 from masksim.features import FeatureConfig, shared_features
 from masksim.model import OriginalHead, SharedHeads, heads_by_band
-from masksim.residual import BANK, Runner
+from masksim.residual import Runner
 from masksim.results import PatternPlane, PlaneMap, SimilarityMap
 
 if TYPE_CHECKING:

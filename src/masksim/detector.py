@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     Pixels = NDArray[np.uint8]
 
 BUNDLED = "default"
+"""The word for the detector of the package, wherever one is asked for."""
 
 FEW_SOURCES = 3
 """A head learned from fewer sources than this carries a caution."""
@@ -124,7 +125,9 @@ class Detector:
         self._branches: list[BranchRunner] = [
             (OriginalBranch if branch.head == "original" else SharedBranch)(
                 branch,
-                residual_runner(branch.onnx, threads=threads, providers=providers),
+                residual_runner(
+                    branch.residual.kind, branch.onnx, threads=threads, providers=providers
+                ),
                 threads or cores(),
             )
             for branch in file.branches
@@ -488,6 +491,16 @@ def bundled_path() -> Path:
     return Path(str(resources.files("masksim"))) / "weights" / BUNDLED
 
 
+def detector_folder(name: str | os.PathLike[str] | None) -> Path:
+    """Find a detector's folder: `BUNDLED` and None are the one inside the package.
+
+    A folder of the user's that is called like that word goes before it.
+    """
+    if name is None or (name == BUNDLED and not Path(name).exists()):
+        return bundled_path()
+    return Path(name)
+
+
 def load_detector(
     path: str | os.PathLike[str] | None = None,
     *,
@@ -504,7 +517,7 @@ def load_detector(
     Parameters
     ----------
     path
-        Folder of a detector; by default the one inside the package.
+        Folder of a detector; ``"default"``, and nothing, is the one inside the package.
     threads, providers, stability, population, likelihood_ratio, metadata,
     watermarks
         See `Detector`.
@@ -518,10 +531,8 @@ def load_detector(
     ModelError
         It is missing, damaged or unsafe.
     """
-    if path is None:
-        path = bundled_path()
     return Detector(
-        DetectorFile.load(path),
+        DetectorFile.load(detector_folder(path)),
         threads=threads,
         providers=providers,
         stability=stability,

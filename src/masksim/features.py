@@ -9,15 +9,15 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from masksim import preprocess
+from masksim.arrays import Array, array_namespace
+from masksim.bank import BANK
 from masksim.errors import UsageError
-from masksim.residual import BANK
 from masksim.spectrum import (
-    array_namespace,
     log_power_by_part,
     phase_coherence,
     pool_cells,
@@ -27,9 +27,6 @@ from masksim.spectrum import (
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-# Any array of the array API (numpy.ndarray, torch.Tensor): there is no common static type yet.
-Array: TypeAlias = Any
 
 
 @dataclass(frozen=True)
@@ -225,6 +222,28 @@ def shared_features(
     return total / np.float32(len(corners)), placed
 
 
+def part_of_each(energies: Array, parts: int) -> Array:
+    """Rank the segments of an image by their energy, and part them into equally many.
+
+    Parameters
+    ----------
+    energies : array, shape (..., n)
+        Equal ones keep their order.
+    parts : int
+
+    Returns
+    -------
+    array of int64, shape (..., n)
+        From 0, the quietest, to ``parts - 1``.
+    """
+    xp = array_namespace(energies)
+    count = energies.shape[-1]
+    order = xp.arange(count)
+    one, other = energies[..., :, None], energies[..., None, :]
+    before = (other < one) | ((other == one) & (order[None, :] < order[:, None]))
+    return xp.count_nonzero(before, axis=-1) * parts // count
+
+
 def _of_each(function: Callable[[Any], Any], items: Sequence[Any], threads: int) -> list[Any]:
     """Apply a function, in threads where there are several; in the order of the items."""
     if threads > 1 and len(items) > 1:
@@ -260,8 +279,7 @@ def _in_parts(
     windows = _of_each(residuals, corners, threads)
     # The cross difference is the bank's first channel.
     energies = np.stack([segment_energies(planes[0][0], segment, hop) for planes in windows])
-    ranks = np.argsort(np.argsort(energies, axis=None, kind="stable"), kind="stable")
-    parts = (ranks * config.parts // energies.size).reshape(energies.shape)
+    parts = part_of_each(energies.reshape(-1), config.parts).reshape(energies.shape)
 
     def spectra(k: int) -> tuple[NDArray[np.float32], ...]:
         luma, chroma, *rest = windows[k]

@@ -110,11 +110,11 @@ class Limits:
     Attributes
     ----------
     max_bytes
-        Largest encoded image, in bytes: 6 for each of the pixels that are allowed, as of 16-bit
-        colour without compression. Arrays and Pillow images are not encoded: it does not apply to
-        them.
+        Largest file, in bytes; messages give it in MB, a million bytes each. By default 1,200 MB:
+        6 bytes for each pixel that is allowed, as 16-bit colour without compression takes. It does
+        not apply to arrays and Pillow images, which are no files.
     max_pixels
-        Largest width times height.
+        Largest width times height; by default 200 megapixels.
     """
 
     max_bytes: int = 1_200_000_000
@@ -493,9 +493,10 @@ def _read_stream(stream: Any, limits: Limits, label: str) -> bytes:
 
 
 def _too_many_bytes(label: str, limits: Limits, size: int | None = None) -> ImageError:
-    found = "more" if size is None else f"{size}"
+    found = "more" if size is None else _many(size, "MB", "bytes")
     return ImageError(
-        f"{label}: at most {limits.max_bytes} bytes are accepted, the file has {found}",
+        f"{label}: at most {_many(limits.max_bytes, 'MB', 'bytes')} are accepted, the file has "
+        f"{found}",
         code="too_many_bytes",
     )
 
@@ -506,10 +507,14 @@ def _check_size(size: tuple[int, int], limits: Limits, label: str) -> None:
         raise ImageError(f"{label}: the image has no pixels ({width} x {height})", code="too_small")
     if width * height > limits.max_pixels:
         raise ImageError(
-            f"{label}: at most {limits.max_pixels} pixels are accepted, "
+            f"{label}: at most {_many(limits.max_pixels, 'megapixels', 'pixels')} are accepted, "
             f"the image has {width} x {height}",
             code="too_many_pixels",
         )
+
+
+def _many(number: int, millions: str, ones: str) -> str:
+    return f"{number / 1e6:.6g} {millions}" if number >= 1_000_000 else f"{number} {ones}"
 
 
 # ------------------------------------------------------------------------------- formats

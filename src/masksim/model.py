@@ -9,19 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
 
-from array_api_compat import device as device_of
-
+from masksim.arrays import Array, array_namespace, device_of
 from masksim.errors import ModelError
-from masksim.spectrum import array_namespace
-
-# Any array of the array API (numpy.ndarray, torch.Tensor): there is no common static type yet.
-Array: TypeAlias = Any
 
 CHANNELS = 3
 BATCH_NORM_EPSILON = 1e-5
 COSINE_EPSILON = 1e-8
+LEAST_SQUARE = 1e-12  # of deviations, before the logarithm
 
 # exp(80) is still finite in single precision: no overflow, and full relative accuracy below 0.
 _SIGMOID_LIMIT = 80.0
@@ -482,10 +477,14 @@ class SharedHeads:
         """Sum of the maps: shape (..., C, R, S) -> (..., G)."""
         return array_namespace(features).sum(self.maps(features), axis=(-3, -2, -1))
 
+    def mean_square(self, features: Array) -> Array:
+        """Mean squared deviation from real photos: shape (..., C, R, S) -> (...)."""
+        z = self.standardise(features)
+        return array_namespace(z).mean(z * z, axis=(-3, -2, -1))
+
     def distance(self, features: Array) -> float:
         """How far an image (C, R, S) is from real photos: ln of the mean squared deviation."""
-        z = self.standardise(features)
-        return math.log(max(float(array_namespace(z).mean(z * z)), 1e-12))
+        return math.log(max(float(self.mean_square(features)), LEAST_SQUARE))
 
     def probability(self, similarity: Array) -> Array:
         """``sigmoid(exp(a) * similarity + b)`` of each generator, (..., G)."""

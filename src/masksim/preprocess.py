@@ -12,6 +12,7 @@ from typing import Literal, TypeAlias, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from masksim.arrays import Array, array_namespace, contiguous
 from masksim.errors import ImageError, UsageError
 
 ColourSpace: TypeAlias = Literal["RGB", "YCbCr-BT601-studio-8bit", "YCbCr-BT601-full"]
@@ -26,11 +27,9 @@ _STUDIO_NUMERATORS = np.array(
 )
 _STUDIO_DENOMINATOR = 255_000
 _STUDIO_OFFSETS = (16, 128, 128)
-STUDIO = (_STUDIO_NUMERATORS, _STUDIO_DENOMINATOR, _STUDIO_OFFSETS)
-"""Numerators, denominator and offsets: for those who write the same conversion elsewhere."""
 
-# ITU-R BT.601 luma weights, as used by JPEG.
-_LUMA = (0.299, 0.587, 0.114)
+LUMA = (0.299, 0.587, 0.114)
+"""Weights of R, G and B in luma: ITU-R BT.601, as used by JPEG."""
 _LUMA_THOUSANDTHS = (299, 587, 114)
 
 # How many positions are compared when windows are spread: all, in images under some megapixels.
@@ -182,26 +181,49 @@ def to_colour(pixels: NDArray[np.uint8], space: ColourSpace) -> NDArray[np.float
             "pixels must be uint8 of shape (..., H, W, 3), got "
             f"{pixels.dtype} of shape {tuple(pixels.shape)}"
         )
-    planes = np.moveaxis(pixels, -1, -3)
+    return planes_of(contiguous(np.moveaxis(pixels, -1, -3)), space)
+
+
+def planes_of(levels: Array, space: ColourSpace) -> Array:
+    """`to_colour` of levels that are channels first already.
+
+    Parameters
+    ----------
+    levels : array, shape (..., 3, H, W)
+        Integers from 0 to 255, of any type that holds them.
+    space
+        See `to_colour`.
+
+    Returns
+    -------
+    array of float32, shape (..., 3, H, W)
+
+    Raises
+    ------
+    UsageError
+        The space is unknown.
+    """
+    xp = array_namespace(levels)
     if space == "RGB":
-        return np.ascontiguousarray(planes, dtype=np.float32) / np.float32(255)
-    out = np.empty(planes.shape, dtype=np.float32)
+        return xp.astype(levels, xp.float32) / np.float32(255)
     if space == "YCbCr-BT601-studio-8bit":
-        red, green, blue = (planes[..., c, :, :].astype(np.int32) for c in range(3))
-        for c, (weights, offset) in enumerate(
-            zip(_STUDIO_NUMERATORS, _STUDIO_OFFSETS, strict=True)
-        ):
-            level = weights[0] * red + weights[1] * green + weights[2] * blue
-            out[..., c, :, :] = level // _STUDIO_DENOMINATOR + offset
-        out /= np.float32(255)
-        return out
+        red, green, blue = (xp.astype(levels[..., c, :, :], xp.int32) for c in range(3))
+        planes = [
+            (red * weights[0] + green * weights[1] + blue * weights[2]) // _STUDIO_DENOMINATOR
+            + offset
+            for weights, offset in zip(_STUDIO_NUMERATORS, _STUDIO_OFFSETS, strict=True)
+        ]
+        return xp.astype(xp.stack(planes, axis=-3), xp.float32) / np.float32(255)
     if space == "YCbCr-BT601-full":
-        r, g, b = (planes[..., c, :, :].astype(np.float64) / 255 for c in range(3))
-        luma = _LUMA[0] * r + _LUMA[1] * g + _LUMA[2] * b
-        out[..., 0, :, :] = luma
-        out[..., 1, :, :] = 0.5 + (b - luma) / (2 * (1 - _LUMA[2]))
-        out[..., 2, :, :] = 0.5 + (r - luma) / (2 * (1 - _LUMA[0]))
-        return np.clip(out, 0, 1, out=out)  # rounding alone can leave the range
+        r, g, b = (xp.astype(levels[..., c, :, :], xp.float64) / 255 for c in range(3))
+        luma = r * LUMA[0] + g * LUMA[1] + b * LUMA[2]
+        planes = [
+            luma,
+            0.5 + (b - luma) / (2 * (1 - LUMA[2])),
+            0.5 + (r - luma) / (2 * (1 - LUMA[0])),
+        ]
+        out = xp.stack([xp.astype(plane, xp.float32) for plane in planes], axis=-3)
+        return xp.clip(out, 0, 1)  # rounding alone can leave the range
     raise UsageError(f"unknown colour space {space!r}; known: {', '.join(COLOUR_SPACES)}")
 
 
@@ -227,24 +249,41 @@ def luma_chroma(pixels: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
             f"pixels must be uint8 of shape (B, H, W, 3), got {pixels.dtype} of shape "
             f"{tuple(pixels.shape)}"
         )
-    batch, height, width, _ = pixels.shape
+    # One plane after another: all that follows runs along rows.
+    levels = np.empty((3, *pixels.shape[:3]), dtype=np.float32)
+    levels[:] = np.moveaxis(pixels, -1, 0)
+    return luma_chroma_of(levels)
+
+
+def luma_chroma_of(levels: Array) -> list[Array]:
+    """`luma_chroma` of levels that are channels first already: float32 (3, B, H, W)."""
+    xp = array_namespace(levels)
     # In thousandths of a level all sums are integers under 2**24, which single precision holds
     # exactly: one division rounds, and nothing else does.
-    levels = np.empty((3, batch, height, width), dtype=np.float32)
-    levels[:] = np.moveaxis(pixels, -1, 0)  # one plane after another: all below runs along rows
-    luma = np.empty((batch, 1, height, width), dtype=np.float32)
-    np.divide(_weighted(levels, _LUMA_THOUSANDTHS), np.float32(255_000), out=luma[:, 0])
-    rows = levels[:, :, 0::2] + levels[:, :, 1::2]
-    summed = rows[..., 0::2] + rows[..., 1::2]
+    luma = _weighted(levels, _LUMA_THOUSANDTHS)
+    luma /= np.float32(255_000)
+    summed = sums_of_four(levels)
     brightness = _weighted(summed, _LUMA_THOUSANDTHS)
-    chroma = np.empty((batch, 2, height // 2, width // 2), dtype=np.float32)
-    for k, (channel, weight) in enumerate(((2, _LUMA[2]), (0, _LUMA[0]))):
+    chroma = []
+    for channel, weight in ((2, LUMA[2]), (0, LUMA[0])):
+        plane = summed[channel, ...] * np.float32(1000)
+        plane -= brightness
         # Of four pixels, in [0, 1], and doubled; 2 * (1 - weight) brings the difference to +-0.5.
-        scale = 2 / (4 * 255_000 * 2 * (1 - weight))
-        plane = summed[channel] * np.float32(1000) - brightness
-        np.multiply(plane, np.float32(scale), out=plane)
-        np.add(plane, np.float32(1), out=chroma[:, k])
-    return [luma, np.clip(chroma, 0, 2, out=chroma)]
+        plane *= np.float32(2 / (4 * 255_000 * 2 * (1 - weight)))
+        plane += np.float32(1)
+        chroma.append(xp.clip(plane, 0, 2))
+    return [luma[:, None, ...], xp.stack(chroma, axis=1)]
+
+
+def sums_of_four(planes: Array) -> Array:
+    """Sum 2x2 pixels: (..., H, W), H and W even, to (..., H / 2, W / 2)."""
+    rows = planes[..., 0::2, :] + planes[..., 1::2, :]
+    return rows[..., 0::2] + rows[..., 1::2]
+
+
+def cross_difference(planes: Array) -> Array:
+    """Each pixel and its diagonal neighbour less the other two: (..., H, W) to (..., H-1, W-1)."""
+    return planes[..., :-1, :-1] + planes[..., 1:, 1:] - planes[..., 1:, :-1] - planes[..., :-1, 1:]
 
 
 def half_cross_difference(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -261,20 +300,17 @@ def half_cross_difference(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         In levels times four, last row and column 0.
     """
     levels = np.moveaxis(pixels, -1, 1).astype(np.float32)
-    rows = levels[..., 0::2, :] + levels[..., 1::2, :]
-    half = rows[..., 0::2] + rows[..., 1::2]
+    half = sums_of_four(levels)
     out = np.zeros_like(half)
-    out[..., :-1, :-1] = (
-        half[..., :-1, :-1] + half[..., 1:, 1:] - half[..., 1:, :-1] - half[..., :-1, 1:]
-    )
+    out[..., :-1, :-1] = cross_difference(half)
     return out
 
 
-def _weighted(channels: NDArray[np.float32], weights: Sequence[int]) -> NDArray[np.float32]:
+def _weighted(channels: Array, weights: Sequence[int]) -> Array:
     """Sum of the channels times their weights: (3, ...) -> (...)."""
-    total: NDArray[np.float32] = channels[0] * np.float32(weights[0])
-    for channel, weight in zip(channels[1:], weights[1:], strict=True):
-        total += channel * np.float32(weight)
+    total = channels[0, ...] * np.float32(weights[0])
+    for k in range(1, len(weights)):
+        total += channels[k, ...] * np.float32(weights[k])
     return total
 
 

@@ -1,10 +1,10 @@
 """From a window of pixels to its noise residual.
 
 A residual network exists twice: as a torch module while it is trained (`build_residual`, the only
-part that imports torch, and only when called), and as an ONNX graph while it is used (`write_onnx`,
-`OnnxResidual`). Between them travels a plain mapping of names to NumPy arrays, `weight_shapes`.
-The bank, which has no weights, exists a third time: `bank_residual` computes it by NumPy in the
-processor's cache, several times as fast as its graph. `residual_runner` takes the quickest form.
+part that imports torch, and only when called), and as an ONNX graph while it is used
+(`residual_onnx`, `OnnxResidual`). Between them travels a plain mapping of names to NumPy arrays,
+`weight_shapes`. The bank has no weights and is in `masksim.bank`; `residual_runner` takes its NumPy
+form where it can.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from masksim.bank import BANK_GRAPH_SHA256, bank_nodes, bank_residual
 from masksim.errors import ModelError, UsageError, install
 
 if TYPE_CHECKING:
@@ -31,23 +32,6 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 CHANNELS = 3
 BATCH_NORM_EPSILON = 1e-5
 CROSS_DIFFERENCE = np.array([[1, -1], [-1, 1]], dtype=np.float32)
-
-# The bank of fixed residuals works in 8-bit levels.
-BANK = ("cross difference", "clipped", "normalised", "median")
-BANK_LEVELS = 255.0
-BANK_CLIP = 3.0
-BANK_FLOOR = 2.0
-BANK_BOX = 9
-# Pairs whose exchange (smaller first) leaves the median of nine values at index 4.
-MEDIAN_NETWORK = (
-    (1, 2), (4, 5), (7, 8), (0, 1), (3, 4), (6, 7), (1, 2), (4, 5), (7, 8), (0, 3),
-    (5, 8), (4, 7), (3, 6), (1, 4), (2, 5), (4, 7), (4, 2), (6, 4), (4, 2),
-)  # fmt: skip
-
-BANK_GRAPH_SHA256 = "9fc9f9b0b72ff89bed76a9543134e8a164452d2606d5e3b7fdffeffc5ddebce7"
-"""Of the graph that `residual_onnx` writes for the bank: detectors that hold it need not run it."""
-# Pixels of a strip of rows: some ten buffers of this size stay in a core's own cache.
-_BANK_STRIP = 24576
 
 # The oldest pair that holds every operator used: read by any ONNX Runtime since 1.10.
 _ONNX_OPSET = 15
@@ -234,8 +218,6 @@ def build_residual(
 ) -> torch.nn.Module:
     """Build a torch module, (B, 3, H, W) -> (B, 3, H - 2 margin, W - 2 margin).
 
-    The bank is (B, C, H, W) -> (B, 4 C, H, W).
-
     Parameters
     ----------
     config : ResidualConfig
@@ -251,7 +233,11 @@ def build_residual(
     ------
     ModelError
         Code ``torch_missing`` without torch; ``model_invalid`` on weights of another architecture.
+    UsageError
+        For the bank, which has nothing to train.
     """
+    if config.kind == "bank":
+        raise UsageError("the residual bank has no weights, so there is no network to build")
     try:
         import torch
         from torch import nn
@@ -271,8 +257,6 @@ def build_residual(
         difference.weight.requires_grad_(False)
         difference.weight.copy_(torch.from_numpy(CROSS_DIFFERENCE))
         module = nn.Sequential(difference, nn.ZeroPad2d((0, 1, 0, 1)))
-    elif config.kind == "bank":
-        module = _bank_module()
     else:
         parts: list[nn.Module] = []
         for layer in _layers(config):
@@ -297,40 +281,6 @@ def build_residual(
             for name in weight_shapes(config):
                 state[name].copy_(torch.from_numpy(np.array(weights[name], dtype=np.float32)))
     return module
-
-
-def _bank_module() -> torch.nn.Module:
-    import torch
-    from torch import nn
-    from torch.nn import functional
-
-    class Bank(nn.Module):
-        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-            x = pixels * BANK_LEVELS
-            inner = x[..., 1:, 1:] + x[..., :-1, :-1] - x[..., 1:, :-1] - x[..., :-1, 1:]
-            cross = functional.pad(inner, (0, 1, 0, 1))
-            reach = BANK_BOX // 2
-            power = functional.avg_pool2d(cross * cross, (1, BANK_BOX), 1, (0, reach))
-            power = functional.avg_pool2d(power, (BANK_BOX, 1), 1, (reach, 0))
-            height, width = x.shape[-2:]
-            around = functional.pad(x, (1, 1, 1, 1), mode="reflect")
-            near = [around[..., i : i + height, j : j + width] for i in range(3) for j in range(3)]
-            for i, j in MEDIAN_NETWORK:
-                near[i], near[j] = (
-                    torch.minimum(near[i], near[j]),
-                    torch.maximum(near[i], near[j]),
-                )
-            return torch.cat(
-                [
-                    cross,
-                    cross.clamp(-BANK_CLIP, BANK_CLIP),
-                    cross / (power + BANK_FLOOR**2).sqrt(),
-                    x - near[4],
-                ],
-                dim=1,
-            )
-
-    return Bank()
 
 
 def weights_of(config: ResidualConfig, module: torch.nn.Module) -> dict[str, NDArray[np.float32]]:
@@ -378,54 +328,23 @@ def residual_onnx(config: ResidualConfig, weights: Mapping[str, NDArray[Any]]) -
 
     nodes: list[Any] = []
     constants: list[Any] = []
-    any_number = config.kind == "bank"
-    channels: tuple[int | str, int | str] = (
-        ("channels", "channels_out") if any_number else (CHANNELS, CHANNELS)
-    )
 
     def constant(name: str, values: NDArray[Any]) -> str:
         constants.append(numpy_helper.from_array(np.ascontiguousarray(values), name))
         return name
 
-    if config.kind == "none":
-        nodes.append(helper.make_node("Identity", ["pixels"], ["residual"]))
-    elif config.kind == "linear3x3":
-        kernel = constant("kernel", weights["0.weight"].astype(np.float32))
-        nodes.append(helper.make_node("Conv", ["pixels", kernel], ["residual"], pads=[1] * 4))
-    elif config.kind == "cross_diff":
-        kernel = constant("kernel", np.tile(CROSS_DIFFERENCE, (CHANNELS, 1, 1, 1)))
-        pads = constant("pads", np.array([0, 0, 0, 0, 0, 0, 1, 1], dtype=np.int64))
-        nodes.append(helper.make_node("Conv", ["pixels", kernel], ["inner"], group=CHANNELS))
-        nodes.append(helper.make_node("Pad", ["inner", pads], ["residual"]))
-    elif config.kind == "bank":
-        _bank_nodes(nodes, constant)
+    if config.kind == "bank":
+        bank_nodes(nodes, constant)
     else:
-        previous = "pixels"
-        for i, layer in enumerate(_layers(config), start=1):
-            kernel_values, bias_values = _folded(layer, weights)
-            inputs = [
-                previous,
-                constant(f"kernel{i}", kernel_values),
-                constant(f"bias{i}", bias_values),
-            ]
-            output = f"layer{i}" if layer.relu else "residual"
-            nodes.append(helper.make_node("Conv", inputs, [output], pads=[config.padding] * 4))
-            if layer.relu:
-                previous = f"active{i}"
-                nodes.append(helper.make_node("Relu", [output], [previous]))
+        _network_nodes(config, weights, nodes, constant)
+    # The bank alone takes any number of channels.
+    channels, out = ("channels", "channels_out") if config.kind == "bank" else (CHANNELS, CHANNELS)
+    value, kind = helper.make_tensor_value_info, TensorProto.FLOAT
     graph = helper.make_graph(
         nodes,
         "residual",
-        [
-            helper.make_tensor_value_info(
-                "pixels", TensorProto.FLOAT, ["batch", channels[0], "height", "width"]
-            )
-        ],
-        [
-            helper.make_tensor_value_info(
-                "residual", TensorProto.FLOAT, ["batch", channels[1], "height_out", "width_out"]
-            )
-        ],
+        [value("pixels", kind, ["batch", channels, "height", "width"])],
+        [value("residual", kind, ["batch", out, "height_out", "width_out"])],
         constants,
     )
     model = helper.make_model(
@@ -438,66 +357,36 @@ def residual_onnx(config: ResidualConfig, weights: Mapping[str, NDArray[Any]]) -
     return bytes(model.SerializeToString(deterministic=True))
 
 
-def _bank_nodes(nodes: list[Any], constant: Callable[[str, NDArray[Any]], str]) -> None:
-    """Add the graph of the bank: the same arithmetic as `_bank_module`."""
+def _network_nodes(
+    config: ResidualConfig,
+    weights: Mapping[str, NDArray[Any]],
+    nodes: list[Any],
+    constant: Callable[[str, NDArray[Any]], str],
+) -> None:
+    """Add the nodes of a residual other than the bank, from ``pixels`` to ``residual``."""
     from onnx import helper
 
-    def node(kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
-        nodes.append(helper.make_node(kind, inputs, [output], **attributes))
-        return output
-
-    def crop(source: str, y: int, x: int, bottom: int, right: int, output: str) -> str:
-        starts = constant(f"{output}_starts", np.array([y, x], dtype=np.int64))
-        ends = constant(f"{output}_ends", np.array([bottom, right], dtype=np.int64))
-        return node("Slice", [source, starts, ends, axes], output)
-
-    end = np.iinfo(np.int32).max
-    axes = constant("axes", np.array([2, 3], dtype=np.int64))
-    levels = node(
-        "Mul", ["pixels", constant("levels", np.array([BANK_LEVELS], dtype=np.float32))], "x"
-    )
-    same = node(
-        "Add", [crop(levels, 1, 1, end, end, "x11"), crop(levels, 0, 0, -1, -1, "x00")], "same"
-    )
-    other = node(
-        "Add", [crop(levels, 1, 0, end, -1, "x10"), crop(levels, 0, 1, -1, end, "x01")], "other"
-    )
-    inner = node("Sub", [same, other], "inner")
-    pads = constant("pads", np.array([0, 0, 0, 0, 0, 0, 1, 1], dtype=np.int64))
-    cross = node("Pad", [inner, pads], "cross")
-    low, high = (
-        constant(n, np.array(v, dtype=np.float32))
-        for n, v in (("low", -BANK_CLIP), ("high", BANK_CLIP))
-    )
-    clipped = node("Clip", [cross, low, high], "clipped")
-
-    reach = BANK_BOX // 2
-    power = node("Mul", [cross, cross], "square")
-    for name, shape, sides in (
-        ("rows", [1, BANK_BOX], [0, reach]),
-        ("power", [BANK_BOX, 1], [reach, 0]),
-    ):
-        power = node(
-            "AveragePool", [power], name, kernel_shape=shape, pads=sides * 2, count_include_pad=1
+    if config.kind == "none":
+        nodes.append(helper.make_node("Identity", ["pixels"], ["residual"]))
+    elif config.kind == "linear3x3":
+        kernel = constant("kernel", weights["0.weight"].astype(np.float32))
+        nodes.append(helper.make_node("Conv", ["pixels", kernel], ["residual"], pads=[1] * 4))
+    elif config.kind == "cross_diff":
+        kernel = constant("kernel", np.tile(CROSS_DIFFERENCE, (CHANNELS, 1, 1, 1)))
+        pads = constant("pads", np.array([0, 0, 0, 0, 0, 0, 1, 1], dtype=np.int64))
+        nodes.append(helper.make_node("Conv", ["pixels", kernel], ["inner"], group=CHANNELS))
+        nodes.append(helper.make_node("Pad", ["inner", pads], ["residual"]))
+    previous = "pixels"
+    for i, layer in enumerate(_layers(config), start=1):
+        kernel_values, bias_values = _folded(layer, weights)
+        kernel, bias = constant(f"kernel{i}", kernel_values), constant(f"bias{i}", bias_values)
+        output = f"layer{i}" if layer.relu else "residual"
+        nodes.append(
+            helper.make_node("Conv", [previous, kernel, bias], [output], pads=[config.padding] * 4)
         )
-    floor = constant("floor", np.array([BANK_FLOOR**2], dtype=np.float32))
-    deviation = node("Sqrt", [node("Add", [power, floor], "floored")], "deviation")
-    normalised = node("Div", [cross, deviation], "normalised")
-
-    around_pads = constant("around_pads", np.array([0, 0, 1, 1, 0, 0, 1, 1], dtype=np.int64))
-    around = node("Pad", [levels, around_pads], "around", mode="reflect")
-    near = [
-        crop(around, i, j, end if i == 2 else i - 2, end if j == 2 else j - 2, f"near{i}{j}")
-        for i in range(3)
-        for j in range(3)
-    ]
-    for step, (i, j) in enumerate(MEDIAN_NETWORK):
-        near[i], near[j] = (
-            node("Min", [near[i], near[j]], f"min{step}"),
-            node("Max", [near[i], near[j]], f"max{step}"),
-        )
-    median = node("Sub", [levels, near[4]], "median")
-    node("Concat", [cross, clipped, normalised, median], "residual", axis=1)
+        if layer.relu:
+            previous = f"active{i}"
+            nodes.append(helper.make_node("Relu", [output], [previous]))
 
 
 def _folded(
@@ -518,182 +407,60 @@ def _folded(
     )
 
 
-def write_onnx(
-    config: ResidualConfig, weights: Mapping[str, NDArray[Any]], path: str | os.PathLike[str]
-) -> None:
-    """Write `residual_onnx` to a file."""
-    Path(path).write_bytes(residual_onnx(config, weights))
-
-
 Runner: TypeAlias = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 """Pixels, float32 (B, C, H, W) in [0, 1], to their residual, float32 (B, C', H', W')."""
 
 
 def residual_runner(
-    graph: bytes, *, threads: int | None = None, providers: Sequence[str] | None = None
+    kind: Kind,
+    graph: bytes,
+    *,
+    threads: int | None = None,
+    providers: Sequence[str] | None = None,
 ) -> Runner:
-    """Give the quickest way to compute what a residual graph computes.
+    """Give the quickest way to compute a residual.
 
     Parameters
     ----------
-    graph : bytes
-        Serialized, as a detector file holds it.
+    kind
+        What the detector file says the graph is, see `ResidualConfig`.
+    graph
+        Serialized, as the detector file holds it.
     threads, providers
         See `OnnxResidual`.
 
     Returns
     -------
     function
-        `bank_residual` for the graph of the bank on the processor, else an `OnnxResidual`. They
-        differ by rounding alone.
+        `masksim.bank.bank_residual` for the bank on the processor, else an `OnnxResidual`.
 
     Raises
     ------
-    ModelError, UsageError
+    ModelError
+        As `OnnxResidual`; code ``model_invalid`` if `kind` is the bank and the graph is not.
+    UsageError
         As `OnnxResidual`.
     """
+    if kind != "bank":
+        return OnnxResidual(graph, threads=threads, providers=providers)
+    known = hashlib.sha256(graph).hexdigest() == BANK_GRAPH_SHA256
     on_processor = providers is None or list(providers) == ["CPUExecutionProvider"]
-    if on_processor and hashlib.sha256(graph).hexdigest() == BANK_GRAPH_SHA256:
+    if known and on_processor:
         if threads is not None and threads < 1:
             raise UsageError(f"threads must be at least 1, got {threads}")
         return bank_residual
-    return OnnxResidual(graph, threads=threads, providers=providers)
+    runner = OnnxResidual(graph, threads=threads, providers=providers)
+    if not known:  # written by another version of onnx, perhaps: what it computes decides
+        _check_bank(runner)
+    return bank_residual if on_processor else runner
 
 
-def bank_residual(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Compute the bank (see `ResidualConfig`) in one thread, without its graph.
-
-    Parameters
-    ----------
-    pixels : ndarray of float32, shape (B, C, H, W)
-        In [0, 1]; H and W at least 2.
-
-    Returns
-    -------
-    ndarray of float32, shape (B, 4 C, H, W)
-        In 8-bit levels.
-
-    Raises
-    ------
-    UsageError
-        If `pixels` has another type or shape.
-    """
-    if pixels.ndim != 4 or pixels.dtype != np.float32 or min(pixels.shape[2:]) < 2:
-        raise UsageError(
-            f"pixels must be float32 of shape (B, C, H, W), at least 2 x 2, got {pixels.dtype} of "
-            f"shape {tuple(pixels.shape)}"
-        )
-    batch, channels, height, width = pixels.shape
-    out = np.empty((batch, len(BANK), channels, height, width), dtype=np.float32)
-    rows = min(height, max(8, _BANK_STRIP // width))
-    for b in range(batch):
-        for c in range(channels):
-            for top in range(0, height, rows):
-                _bank_strip(pixels[b, c], out[b, :, c, top : top + rows], top)
-    return out.reshape(batch, len(BANK) * channels, height, width)
-
-
-def _bank_strip(plane: NDArray[np.float32], out: NDArray[np.float32], top: int) -> None:
-    """Fill some rows of the bank, (4, rows, W), from row `top` of a plane, (H, W).
-
-    The strip lies in one line of memory, with a margin left and right, so that a neighbour of all
-    pixels is a slice of that line. What such a slice reads across the end of a row falls into the
-    margin, which is cut off or set to what the border asks for.
-    """
-    height, width = plane.shape
-    rows = out.shape[1]
-    reach = BANK_BOX // 2
-    line = width + 2 * reach
-    inner = slice(reach, reach + width)
-    first = top - reach  # the image's row that the first row of the strip stands for
-
-    # `reach` rows above, `reach` and the one that the cross difference takes below, and room for
-    # the box to run over the end of the last row.
-    size = (rows + 2 * reach) * line + 2 * reach
-    x = np.zeros(size + line + 1, dtype=np.float32)
-    grid = x[: (rows + 2 * reach + 1) * line].reshape(-1, line)
-    start, stop = max(first, 0), min(top + rows + reach + 1, height)
-    np.multiply(
-        plane[start:stop], np.float32(BANK_LEVELS), out=grid[start - first : stop - first, inner]
-    )
-    # The median's border: reflected. It takes part in no cross difference that is kept.
-    grid[:, reach - 1], grid[:, reach + width] = grid[:, reach + 1], grid[:, reach + width - 2]
-    if top == 0:
-        grid[reach - 1] = grid[reach + 1]
-    if top + rows == height:
-        grid[reach + rows] = grid[reach + rows - 2]
-
-    cross = x[line + 1 :] + x[:size]
-    cross -= x[line : line + size] + x[1 : 1 + size]
-    difference = cross[: -2 * reach].reshape(-1, line)
-    difference[:, :reach] = difference[:, reach + width - 1 :] = 0
-    difference[: start - first] = difference[max(0, height - 1 - first) :] = 0
-    kept = difference[reach : reach + rows, inner]
-    out[0] = kept
-    np.clip(kept, -BANK_CLIP, BANK_CLIP, out=out[1])
-
-    power = _nine(_nine(cross * cross, 1), line)
-    power *= np.float32(1 / BANK_BOX**2)
-    power += np.float32(BANK_FLOOR**2)
-    deviation = np.sqrt(power, out=power).reshape(rows, line)
-    np.divide(kept, deviation[:, :width], out=out[2])
-
-    np.subtract(
-        grid[reach : reach + rows, inner],
-        _median(x, (reach - 1) * line, line, rows)[:, reach - 1 : reach - 1 + width],
-        out=out[3],
-    )
-
-
-def _nine(values: NDArray[np.float32], step: int) -> NDArray[np.float32]:
-    """Sum of each value and the eight that follow at a distance, by doubling."""
-    total = values[:-step] + values[step:]
-    total = total[: -2 * step] + total[2 * step :]
-    total = total[: -4 * step] + total[4 * step :]
-    total = total[:-step]
-    total += values[BANK_BOX * step - step :]
-    return total
-
-
-def _median(x: NDArray[np.float32], at: int, line: int, rows: int) -> NDArray[np.float32]:
-    """Median of 3x3 values, (rows, line); the value at [0, 0] is of the square that begins at `at`.
-
-    Each column of three is sorted once for the three squares it is in. The median is that of the
-    largest of their smallest, the median of their middle and the smallest of their largest.
-    """
-    least, most = np.minimum, np.maximum
-    size = rows * line
-    a, b, c = (x[at + k * line : at + k * line + size] for k in range(3))
-    low, high = least(a, b), most(a, b)
-    between = most(low, c)
-    low = least(low, c, out=low)
-    middle = least(high, between)
-    high = most(high, between, out=high)
-
-    largest = most(low[:-2], low[1:-1])
-    largest = most(largest, low[2:], out=largest)
-    smallest = least(high[:-2], high[1:-1])
-    smallest = least(smallest, high[2:], out=smallest)
-    between = between[:-2]
-    out = np.empty(size, dtype=np.float32)
-    found = out[:-2]
-    _median_of_three(middle[:-2], middle[1:-1], middle[2:], between, found)
-    _median_of_three(largest, found.copy(), smallest, between, found)
-    return out.reshape(rows, line)
-
-
-def _median_of_three(
-    a: NDArray[np.float32],
-    b: NDArray[np.float32],
-    c: NDArray[np.float32],
-    spare: NDArray[np.float32],
-    out: NDArray[np.float32],
-) -> None:
-    """Write the median of each three values to `out`, which is none of them."""
-    np.maximum(a, b, out=spare)
-    np.minimum(spare, c, out=spare)
-    np.minimum(a, b, out=out)
-    np.maximum(out, spare, out=out)
+def _check_bank(runner: Runner) -> None:
+    """Compare a graph with the bank on noise of a few levels, where each constant counts."""
+    pixels = np.random.default_rng(0).random((1, 3, 24, 40), dtype=np.float32) * np.float32(0.03)
+    found, expected = runner(pixels), bank_residual(pixels)
+    if found.shape != expected.shape or not np.allclose(found, expected, rtol=1e-4, atol=1e-3):
+        raise ModelError("the residual graph is not that of the bank", code="model_invalid")
 
 
 class OnnxResidual:

@@ -8,18 +8,13 @@ zero frequency in the middle (`fftshift`), axes in cycles per pixel, see `freque
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace as any_namespace
 from numpy.typing import NDArray
 
+from masksim.arrays import NUMPY_CONFORMS, Array, array_namespace, device_of
 from masksim.errors import UsageError
-
-# Any array of the array API (numpy.ndarray, torch.Tensor): there is no common static type yet.
-Array: TypeAlias = Any
-
-_NUMPY_CONFORMS = hasattr(np, "__array_api_version__")  # from 2.1 on
 
 _PLANES_AT_ONCE = 4  # their patches and transforms stay in a core's own cache
 
@@ -28,17 +23,6 @@ EPSILON = 1e-10
 
 COHERENCE_FLOOR = 1e-6
 """Added to magnitudes, of a transform that is not scaled, before phases are taken."""
-
-
-def array_namespace(*arrays: Array) -> Any:
-    """Give the module whose functions take these arrays, by the array API standard.
-
-    NumPy itself where that suffices: `array_api_compat` would load all of it, its tests and its
-    Fortran compiler too, which takes longer than an image.
-    """
-    if _NUMPY_CONFORMS and all(isinstance(array, (np.ndarray, np.generic)) for array in arrays):
-        return np
-    return any_namespace(*arrays)
 
 
 def frequencies(n: int) -> NDArray[np.float64]:
@@ -177,20 +161,38 @@ def welch_log_power(residual: Array, segment: int, hop: int, floor: float) -> Ar
     height, width = residual.shape[-2:]
     if min(height, width) < segment or hop < 1:
         raise UsageError(f"no segment of {segment} with hop {hop} fits {width}x{height} pixels")
-    window = xp.asarray(hann_window(segment), dtype=residual.dtype, device=_device(residual))
+    window = xp.asarray(hann_window(segment), dtype=residual.dtype, device=device_of(residual))
     corners = _corners(residual.shape[-2:], segment, hop)
-    if _NUMPY_CONFORMS and isinstance(residual, np.ndarray) and residual.dtype == np.float32:
+    if NUMPY_CONFORMS and isinstance(residual, np.ndarray) and residual.dtype == np.float32:
         parts = np.zeros(len(corners), dtype=np.int64)
         return _sum_in_place(residual, window, corners, floor, parts, 1)[0] / len(corners)
     total: Array = None
     for y, x in corners:
-        patch = residual[..., y : y + segment, x : x + segment] * window
-        transform = xp.fft.rfftn(patch, axes=(-2, -1), norm="ortho")
-        power = xp.real(transform) ** 2 + xp.imag(transform) ** 2
-        # NumPy before 2.0 transforms in double precision: return to the caller's.
-        log = xp.log(xp.astype(power, residual.dtype, copy=False) + floor)
+        log = log_power(residual[..., y : y + segment, x : x + segment] * window, floor)
         total = log if total is None else total + log
     return total / len(corners)
+
+
+def log_power(patch: Array, floor: float) -> Array:
+    """Logarithm of the power spectrum of a patch.
+
+    Parameters
+    ----------
+    patch : array, real floating point, shape (..., n, n)
+        Already weighted by a window. Any unit u.
+    floor : float
+        Added to the power, u**2.
+
+    Returns
+    -------
+    array, shape (..., n, n // 2 + 1), the dtype of `patch`
+        Natural logarithm, in FFT order.
+    """
+    xp = array_namespace(patch)
+    transform = xp.fft.rfftn(patch, axes=(-2, -1), norm="ortho")
+    power = xp.real(transform) ** 2 + xp.imag(transform) ** 2
+    # NumPy before 2.0 transforms in double precision: return to the caller's.
+    return xp.log(xp.astype(power, patch.dtype, copy=False) + floor)
 
 
 def _corners(size: Sequence[int], segment: int, hop: int) -> list[tuple[int, int]]:
@@ -283,11 +285,29 @@ def phase_coherence(planes: NDArray[np.float32], segment: int, hop: int) -> NDAr
     for y, x in corners:
         patch = planes[:, y : y + segment, x : x + segment] * window
         transform = np.fft.rfft2(patch).astype(np.complex64)
-        transform /= np.abs(transform) + np.float32(COHERENCE_FLOOR)
-        other = transform[[1, 2, 2]]
-        first = transform[[0, 1, 0]]
-        total += first.real * other.real + first.imag * other.imag
+        total += phase_cosines(transform)
     return total / np.float32(len(corners))
+
+
+def phase_cosines(transform: Array, axis: int = 0) -> Array:
+    """Cosine of the phase difference of each pair of three planes, at each frequency.
+
+    Parameters
+    ----------
+    transform : array, complex
+        Fourier transforms, not scaled, of three planes along `axis`. Changed in place where arrays
+        can be.
+    axis : int
+
+    Returns
+    -------
+    array, real
+        Of planes 0 and 1, 1 and 2, 0 and 2 along `axis`.
+    """
+    xp = array_namespace(transform)
+    transform /= xp.abs(transform) + np.float32(COHERENCE_FLOOR)
+    first, other = (xp.take(transform, np.array(at), axis=axis) for at in ((0, 1, 0), (1, 2, 2)))
+    return xp.real(first) * xp.real(other) + xp.imag(first) * xp.imag(other)
 
 
 def _sum_in_place(
@@ -314,7 +334,7 @@ def _sum_in_place(
         power, imaginary = (np.empty(transform.shape, dtype=np.float32) for _ in range(2))
         for (y, x), part in zip(corners, parts.tolist(), strict=True):
             np.multiply(some[:, y : y + segment, x : x + segment], window, out=patch)
-            if _NUMPY_CONFORMS:
+            if NUMPY_CONFORMS:
                 fft.rfft(patch, axis=-1, norm="ortho", out=transform)
                 fft.fft(transform, axis=-2, norm="ortho", out=transform)
             else:  # knows no `out`, and transforms in double precision
@@ -344,11 +364,19 @@ def pool_cells(half: Array, side: int) -> Array:
         Rows from -0.5 cycles/pixel upwards (shifted), columns from 0; the column of the Nyquist
         frequency is left out.
     """
+    rows, columns = half.shape[-2:]
+    if columns != rows // 2 + 1:
+        raise UsageError(f"a half spectrum of {rows}x{columns} has no cells of side {side}")
+    return cells_of(half[..., : rows // 2], side)
+
+
+def cells_of(half: Array, side: int) -> Array:
+    """`pool_cells` of a half spectrum without the Nyquist frequency, (..., N, N // 2)."""
     xp = array_namespace(half)
     *batch, rows, columns = half.shape
-    if columns != rows // 2 + 1 or side < 1 or (rows // 2) % side:
+    if columns != rows // 2 or side < 1 or columns % side:
         raise UsageError(f"a half spectrum of {rows}x{columns} has no cells of side {side}")
-    shifted = xp.roll(half[..., : rows // 2], rows // 2, axis=-2)
+    shifted = xp.roll(half, rows // 2, axis=-2)
     split = xp.reshape(shifted, (*batch, rows // side, side, rows // (2 * side), side))
     # A few sums of all cells, not a mean of a few numbers for each: several times as fast.
     total: Array = None
@@ -385,9 +413,3 @@ def spread_cells(cells: NDArray[np.float32], side: int) -> NDArray[np.float32]:
     mirrored = np.roll(np.flip(full, axis=(-2, -1)), 1, axis=(-2, -1))
     spread: NDArray[np.float32] = (full + mirrored) / 2
     return spread
-
-
-def _device(x: Array) -> Any:
-    from array_api_compat import device
-
-    return device(x)

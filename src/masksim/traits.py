@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
+from masksim.arrays import Array, array_namespace, contiguous
 from masksim.errors import UsageError
+from masksim.preprocess import LUMA, cross_difference, sums_of_four
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -46,7 +48,7 @@ _FIRST_TRAITS = 8  # of the first tables that were written
 
 _BLOCK = 32  # pixels
 _LEAST = 0.05  # levels squared, added to energies: what rounding to 8 bits decides is hidden
-_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
+_LUMA = np.array(LUMA, dtype=np.float32)
 
 
 def is_lossy(format: str) -> bool:
@@ -74,8 +76,14 @@ def bands_of(traits: NDArray[np.floating[Any]], count: int) -> NDArray[np.int64]
 
     Where it is not known, 0: that of files without a trace of it.
     """
-    band = traits[..., TRAITS.index("band")]
-    return np.clip(np.nan_to_num(band, nan=0.0), 0, count - 1).astype(np.int64)
+    return index_of_band(traits[..., TRAITS.index("band")], count)
+
+
+def index_of_band(band: Array, count: int) -> Array:
+    """Make the band of compression, any real numbers or NaN, an index below `count`."""
+    xp = array_namespace(band)
+    known = xp.where(band > 0, band, xp.zeros_like(band))
+    return xp.astype(xp.asarray(xp.clip(known, 0, count - 1)), xp.int64)
 
 
 def with_all_traits(values: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
@@ -134,8 +142,8 @@ def measure(
     """
     if not windows:
         raise UsageError("traits are measured in at least one window")
-    found = np.array([_window(pixels[y : y + h, x : x + w]) for x, y, w, h in windows])
-    energy, half, chroma, brightness = found.mean(axis=0).tolist()
+    found = [measure_window(pixels[y : y + h, x : x + w]) for x, y, w, h in windows]
+    energy, half, chroma, brightness, flat = np.array(found, np.float64).mean(axis=0).tolist()
     return np.array(
         [
             min(pixels.shape[:2]),
@@ -143,7 +151,7 @@ def measure(
             energy - half,
             chroma,
             brightness,
-            flat_share(pixels, windows),
+            flat,
             np.nan if quality is None else quality,
             np.nan if distance is None else distance,
             np.nan if band is None else band,
@@ -169,35 +177,57 @@ def flat_share(pixels: NDArray[np.uint8], windows: Sequence[tuple[int, int, int,
     float
         In [0, 1], the mean over the windows.
     """
-    shares = []
-    for x, y, width, height in windows:
-        part = pixels[y : y + height, x : x + width]
-        # Whole rows of bytes at once, three to a pixel: the last axis of three is slow to reduce.
-        rows = np.ascontiguousarray(part).reshape(height, 3 * width)
-        same = (rows[:-1, :-3] == rows[:-1, 3:]) & (rows[:-1, :-3] == rows[1:, :-3])
-        flat = same[:, 0::3] & same[:, 1::3] & same[:, 2::3]
-        shares.append(float(flat.mean()))
-    return float(np.mean(shares))
+    return float(np.mean([_flat(pixels[y : y + h, x : x + w]) for x, y, w, h in windows]))
 
 
-def _window(part: NDArray[np.uint8]) -> tuple[float, float, float, float]:
-    """Energy, energy at half the resolution, chroma and brightness of a window."""
-    luma = part.astype(np.float32) @ _LUMA
-    height, width = (side // 2 * 2 for side in luma.shape)
+def measure_window(part: Array) -> tuple[Array, ...]:
+    """Measure what a window shows of the traits of `measure`.
+
+    Parameters
+    ----------
+    part : array, shape (..., H, W, 3)
+        sRGB, levels of any type that holds them.
+
+    Returns
+    -------
+    energy, half, chroma, brightness, flat : arrays, shape (...)
+        ``half`` is the energy at half the resolution; the others as in `measure`.
+    """
+    xp = array_namespace(part)
+    height, width = part.shape[-3:-1]
+    luma = xp.astype(part, xp.float32) @ _LUMA
+    half = sums_of_four(luma[..., : height // 2 * 2, : width // 2 * 2]) * np.float32(0.25)
     # Whole planes and unsigned bytes: a mean over short or strided axes takes ten times as long.
-    rows = luma[:height:2, :width] + luma[1:height:2, :width]
-    half = (rows[:, ::2] + rows[:, 1::2]) * np.float32(0.25)
-    red, green, blue = (np.ascontiguousarray(part[..., c]) for c in range(3))
-    apart = sum(
-        int((np.maximum(other, green) - np.minimum(other, green)).sum(dtype=np.uint64))
+    red, green, blue = (contiguous(part[..., c]) for c in range(3))
+    apart = [
+        xp.sum(xp.maximum(other, green) - xp.minimum(other, green), axis=(-2, -1), dtype=xp.float64)
         for other in (red, blue)
+    ]
+    chroma = (apart[0] + apart[1]) / (2 * height * width)
+    return _energy(luma), _energy(half), chroma, xp.mean(luma, axis=(-2, -1)), _flat(part)
+
+
+def _flat(part: Array) -> Array:
+    """Share of the pixels of a window that equal their neighbours: (..., H, W, 3) -> (...)."""
+    xp = array_namespace(part)
+    *batch, height, width, _ = part.shape
+    # Whole rows of bytes at once, three to a pixel: the last axis of three is slow to reduce.
+    rows = xp.reshape(contiguous(part), (*batch, height, 3 * width))
+    here = rows[..., :-1, :-3]
+    same = (here == rows[..., :-1, 3:]) & (here == rows[..., 1:, :-3])
+    flat = same[..., 0::3] & same[..., 1::3] & same[..., 2::3]
+    return xp.count_nonzero(flat, axis=(-2, -1)) / ((height - 1) * (width - 1))
+
+
+def _energy(plane: Array) -> Array:
+    """Mean logarithm of the mean squared cross difference of blocks: (..., H, W) -> (...)."""
+    xp = array_namespace(plane)
+    squared = cross_difference(plane) ** 2
+    *batch, height, width = squared.shape
+    rows, columns = (xp.maximum(side // _BLOCK, 1) for side in (height, width))
+    height, width = height // rows, width // columns
+    blocks = xp.reshape(
+        squared[..., : rows * height, : columns * width], (*batch, rows, height, columns, width)
     )
-    return _energy(luma), _energy(half), apart / (2 * green.size), float(luma.mean())
-
-
-def _energy(plane: NDArray[np.float32]) -> float:
-    squared = (plane[:-1, :-1] + plane[1:, 1:] - plane[1:, :-1] - plane[:-1, 1:]) ** 2
-    rows, columns = (max(side // _BLOCK, 1) for side in squared.shape)
-    height, width = squared.shape[0] // rows, squared.shape[1] // columns
-    blocks = squared[: rows * height, : columns * width].reshape(rows, height, columns, width)
-    return float(np.log(blocks.mean(axis=(1, 3)) + _LEAST).mean())
+    means = xp.mean(blocks, axis=(-3, -1))
+    return xp.mean(xp.log(means + _LEAST), axis=(-2, -1))

@@ -24,7 +24,10 @@ from masksim.cli import main as cli
 from masksim.detector import Detector, load_detector
 from masksim.errors import ImageError, ModelError, UsageError
 from masksim.export import graph as export
+from masksim.export import onnx as onnx_file
+from masksim.export import openvino as openvino_file
 from masksim.export import runner as exported
+from masksim.export.trace import OPSET
 from masksim.preprocess import COLOUR_SPACES, shared_windows
 from masksim.residual import ResidualConfig, residual_onnx, weight_shapes
 from masksim.traits import TRAITS
@@ -40,7 +43,7 @@ def run_on(
 ) -> exported.GraphRunner:
     """Export to a file, and load it."""
     path = folder / f"{'maps' if maps else 'plain'}.onnx"
-    export.write_onnx(detector, path, maps=maps)
+    onnx_file.write_onnx(detector, path, maps=maps)
     return exported.GraphRunner(path, backend, threads=1)
 
 
@@ -144,9 +147,9 @@ def test_maps_add_up_and_are_the_heads_own(
 
 
 def test_what_a_graph_says_of_itself(detector: Detector, graph: exported.GraphRunner) -> None:
-    model = onnx.load_model_from_string(export.export_onnx(detector))
+    model = onnx.load_model_from_string(onnx_file.export_onnx(detector))
     onnx.checker.check_model(model, full_check=True)
-    assert [entry.version for entry in model.opset_import] == [export.OPSET]
+    assert [entry.version for entry in model.opset_import] == [OPSET]
     assert {entry.domain for entry in model.opset_import} == {""}
     assert all(node.domain == "" for node in model.graph.node)
     used = {name for node in model.graph.node for name in node.input}
@@ -172,7 +175,7 @@ def test_what_a_graph_says_of_itself(detector: Detector, graph: exported.GraphRu
 
 def test_the_same_detector_gives_the_same_bytes(detector: Detector, trained: Any) -> None:
     again = load_detector(trained.folder, threads=1)
-    assert export.export_onnx(detector) == export.export_onnx(again)
+    assert onnx_file.export_onnx(detector) == onnx_file.export_onnx(again)
 
 
 def test_without_calibration_there_are_no_rates(
@@ -460,7 +463,7 @@ def test_all_kinds_of_originals_in_one_graph(tmp_path: Path, window: int) -> Non
         np.testing.assert_allclose(out["similarity"][k], detector.similarities(pixels), atol=5e-6)
     assert exported.verify(runner, detector, images).same
     with pytest.raises(ModelError, match="different sizes"):  # a DnCNN takes a margin off
-        export.export_onnx(detector, maps=True)
+        onnx_file.export_onnx(detector, maps=True)
     same = of_branches(*branches[:3])
     out = run_on(same, tmp_path, maps=True)(export.cut_windows(images[0], chosen)[None])
     shown = same.similarity_maps(images[0])
@@ -503,7 +506,7 @@ def test_what_is_no_single_graph_is_refused(trained: Any) -> None:
         (shared, replace(shared, generators=("a", "b"))),
     ):
         with pytest.raises(ModelError, match="one graph holds"):
-            export.export_onnx(of_branches(*branches))
+            onnx_file.export_onnx(of_branches(*branches))
 
 
 def test_a_small_image_is_refused(detector: Detector) -> None:
@@ -530,7 +533,7 @@ def tampered(source: Path, target: Path, name: str = "probability") -> Path:
 def test_a_changed_graph_is_found_out(detector: Detector, tmp_path: Path, trained: Any) -> None:
     val = trained.manifest.select("val")
     files = [val.file(row) for row in val.rows[:3]]
-    export.write_onnx(detector, tmp_path / "good.onnx")
+    onnx_file.write_onnx(detector, tmp_path / "good.onnx")
     for name, same in (("similarity", False), ("joint_rate", False), ("probability", True)):
         path = tampered(tmp_path / "good.onnx", tmp_path / "bad.onnx", name)
         found = exported.verify(exported.GraphRunner(path), detector, files)
@@ -593,7 +596,7 @@ def test_openvino_gives_the_same(
     detector: Detector, tmp_path: Path, trained: Any, maps: bool
 ) -> None:
     pytest.importorskip("openvino")
-    made = export.write_openvino(detector, tmp_path / "ir", maps=maps)
+    made = openvino_file.write_openvino(detector, tmp_path / "ir", maps=maps)
     path = Path(made["files"][0])
     assert path == tmp_path / "ir" / f"{detector.name}.xml"
     assert sum(Path(file).stat().st_size for file in made["files"]) == made["bytes"]
@@ -603,12 +606,12 @@ def test_openvino_gives_the_same(
     files = [val.file(row) for row in val.rows[::8]]
     found = exported.verify(runner, detector, files)
     assert found.same, found
-    export.write_onnx(detector, tmp_path / "graph.onnx")
+    onnx_file.write_onnx(detector, tmp_path / "graph.onnx")
     assert exported.verify(
         exported.GraphRunner(tmp_path / "graph.onnx", "openvino"), detector, files
     ).same
     strata = invented(trained, holes=True, second=True)
-    export.write_openvino(strata, tmp_path / "strata.xml")
+    openvino_file.write_openvino(strata, tmp_path / "strata.xml")
     found = exported.verify(exported.GraphRunner(tmp_path / "strata.xml"), strata, files)
     assert found.same, found
 
@@ -623,7 +626,7 @@ def test_openvino_runs_originals(tmp_path: Path) -> None:
             )
         )
     )
-    export.write_openvino(detector, tmp_path / "o.xml")
+    openvino_file.write_openvino(detector, tmp_path / "o.xml")
     images = [fixture.image(60, 70, seed=k) for k in (0, 1, 3)]
     assert exported.verify(exported.GraphRunner(tmp_path / "o.xml"), detector, images).same
 
@@ -633,11 +636,11 @@ def test_without_openvino_the_message_says_so(
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "openvino", None)
     with pytest.raises(ModelError) as caught:
-        export.write_openvino(detector, tmp_path)
+        openvino_file.write_openvino(detector, tmp_path)
     assert caught.value.code == "openvino_missing"
     monkeypatch.setitem(__import__("sys").modules, "onnx", None)
     with pytest.raises(ModelError) as caught:
-        export.export_onnx(detector)
+        onnx_file.export_onnx(detector)
     assert caught.value.code == "onnx_missing"
 
 
@@ -747,7 +750,7 @@ def test_the_example_of_the_page_runs(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     detector = load_detector(threads=1)
-    export.write_onnx(detector, tmp_path / "masksim.onnx")
+    onnx_file.write_onnx(detector, tmp_path / "masksim.onnx")
     pixels = natural_image(560, 900)
     Image.fromarray(pixels).save(tmp_path / "photo.png")
     monkeypatch.chdir(tmp_path)

@@ -15,15 +15,18 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from conftest import make_natural, make_planted, plant
+from masksim.bank import bank_residual
 from masksim.checkpoint import DetectorFile, population_arrays
 from masksim.cli import main as cli
 from masksim.data.manifest import REAL, Manifest
 from masksim.detector import Detector, load_detector
 from masksim.errors import UsageError
 from masksim.export import graph as export
+from masksim.export import onnx as onnx_file
+from masksim.export import openvino as openvino_file
 from masksim.export import runner as exported
+from masksim.export.trace import OPSET
 from masksim.preprocess import luma_chroma
-from masksim.residual import bank_residual
 from masksim.spectrum import segment_energies
 from masksim.traits import BANDS, TRAITS, compression_band
 
@@ -79,7 +82,7 @@ def bands(tmp_path_factory: pytest.TempPathFactory) -> Bands:
 
 def run_on(detector: Detector, folder: Path, *, maps: bool = False) -> exported.GraphRunner:
     path = folder / f"{'maps' if maps else 'plain'}.onnx"
-    export.write_onnx(detector, path, maps=maps)
+    onnx_file.write_onnx(detector, path, maps=maps)
     return exported.GraphRunner(path, threads=1)
 
 
@@ -419,10 +422,10 @@ def test_parts_and_coherence_go_alone(
 
 
 def test_what_a_graph_says_of_itself(bands: Bands) -> None:
-    graph = export.export_onnx(bands.detector)
-    assert graph == export.export_onnx(load_again(bands))
+    graph = onnx_file.export_onnx(bands.detector)
+    assert graph == onnx_file.export_onnx(load_again(bands))
     model = onnx.load_model_from_string(graph)
-    assert [entry.version for entry in model.opset_import] == [export.OPSET]
+    assert [entry.version for entry in model.opset_import] == [OPSET]
     assert all(node.domain == "" for node in model.graph.node)
     used = {name for node in model.graph.node for name in node.input}
     assert {entry.name for entry in model.graph.initializer} <= used
@@ -456,7 +459,7 @@ def test_the_commands(bands: Bands, tmp_path: Path) -> None:
 
 def test_openvino_gives_the_same(bands: Bands, tmp_path: Path) -> None:
     pytest.importorskip("openvino")
-    export.write_openvino(bands.detector, tmp_path / "it.xml")
+    openvino_file.write_openvino(bands.detector, tmp_path / "it.xml")
     runner = exported.GraphRunner(tmp_path / "it.xml", threads=1)
     images = [make_natural(*size, seed=16) for size in SIZES]
     found = exported.verify(runner, bands.detector, images)

@@ -45,7 +45,14 @@ class Fragment(HTMLParser):
 def test_the_card_says_what_was_found() -> None:
     detection = fake.detection(cautions=("Beware.",))
     card = Fragment(detection._repr_html_())
-    for text in (detection.verdict.text, "Beware.", "photo.jpg", "not prove that it is a photo"):
+    verdict = detection.verdict
+    for text in (
+        verdict.headline,
+        verdict.explanation,
+        "Beware.",
+        "photo.jpg",
+        "not prove that it is a photo",
+    ):
         assert text in card.text
     for score in detection.scores:
         assert score.generator in card.text
@@ -66,7 +73,7 @@ def test_the_card_is_escaped() -> None:
 
 def test_the_card_of_an_uncalibrated_detector() -> None:
     card = Fragment(to_html(fake.detection(calibrated=False)))
-    assert "Uncalibrated" in card.text
+    assert "Not calibrated" in card.text
     assert "%" not in card.text.replace("100 %", "")
     assert "Each rate is" not in card.text
 

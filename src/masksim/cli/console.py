@@ -35,9 +35,6 @@ INTERRUPTED, NO_READER = 130, 141  # as shells count SIGINT and SIGPIPE
 CACHE = "MASKSIM_CACHE"
 """Name of the environment variable that may hold the folder of the cache."""
 
-BUNDLED = "default"
-"""The word for the detector of the package, wherever a command takes a detector."""
-
 
 def option(help: str, *names: str, **more: Any) -> Any:
     """Describe an option of a command; without names it is called as its parameter."""
@@ -50,9 +47,7 @@ def argument(help: str, metavar: str | None = None, **more: Any) -> Any:
 
 
 def detector_path(text: str) -> Path:
-    """Find the folder that an argument names: a detector's, or `BUNDLED` for the package's own.
-
-    A folder that is called like that word goes before it.
+    """Find the folder that an argument names, see `masksim.detector.detector_folder`.
 
     Raises
     ------
@@ -64,10 +59,10 @@ def detector_path(text: str) -> Path:
             f"{text} is an address, and masksim fetches nothing: download the detector, then give "
             "its folder"
         )
-    if text == BUNDLED and not Path(text).exists():
-        from masksim.detector import bundled_path
+    if text == "default":  # all else needs no detector yet
+        from masksim.detector import detector_folder
 
-        return bundled_path()
+        return detector_folder(text)
     return Path(text)
 
 

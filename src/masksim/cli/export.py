@@ -80,7 +80,7 @@ def export_onnx(
     with errors():
         need("export", "`masksim export onnx`", "onnx")
         check_free(out, overwrite=overwrite)
-        from masksim.export.graph import write_onnx
+        from masksim.export.onnx import write_onnx
 
         loaded = _load(detector, population)
         _written(write_onnx(loaded, out, maps=maps), loaded, as_json)
@@ -100,7 +100,7 @@ def export_openvino(
         need("export", "`masksim export openvino`", "onnx", "openvino")
         if out.suffix.lower() == ".xml":
             check_free(out, out.with_suffix(".bin"), overwrite=overwrite)
-        from masksim.export.graph import write_openvino
+        from masksim.export.openvino import write_openvino
 
         loaded = _load(detector, population)
         if out.suffix.lower() != ".xml":

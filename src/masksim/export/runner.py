@@ -7,7 +7,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
@@ -15,8 +15,10 @@ import numpy as np
 
 from masksim import verdict
 from masksim.errors import ImageError, ModelError, UsageError, counted
-from masksim.export.graph import PREFIX, cut_windows, import_openvino, windows_of
-from masksim.export.graph import metadata as read_metadata
+from masksim.export.graph import cut_windows, windows_of
+from masksim.export.onnx import PREFIX
+from masksim.export.onnx import metadata as read_metadata
+from masksim.export.openvino import import_openvino
 from masksim.image import load_image
 from masksim.model import probability
 from masksim.traits import TRAITS, bands_of, compression_band
@@ -24,6 +26,7 @@ from masksim.traits import TRAITS, bands_of, compression_band
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from masksim.calibration import Rates
     from masksim.detector import Detector
 
     Outputs = dict[str, NDArray[Any]]
@@ -280,18 +283,67 @@ class Verification:
 _COMPARED = ("similarity", "probability", "own_rate", "joint_rate")
 
 
-@dataclass
-class _Difference:
-    """Largest differences and counts so far."""
+class _Comparison:
+    """A graph and its detector over some images: largest differences and counts so far."""
 
-    largest: dict[str, float] = field(default_factory=lambda: dict.fromkeys(_COMPARED, 0.0))
-    counts: Counter[str] = field(default_factory=Counter)
+    def __init__(self, graph: GraphRunner, detector: Detector) -> None:
+        self.graph, self.detector = graph, detector
+        self.windows = windows_of(detector)
+        self.traits = json.loads(graph.metadata["traits"])
+        self.strata = json.loads(graph.metadata["strata"])
+        self.largest = dict.fromkeys(_COMPARED, 0.0)
+        self.counts: Counter[str] = Counter()
+        self.seconds = np.zeros(2)
 
-    def add(self, name: str, mine: Any, other: Any) -> None:
+    def add(self, image: str | os.PathLike[str] | NDArray[np.uint8]) -> None:
+        """Compare an image; raises what the detector raises."""
+        detector = self.detector
+        loaded = load_image(image, part=detector.part)
+        pixels, facts = loaded.pixels, loaded.facts
+        quality, band = facts.jpeg_quality, compression_band(facts.format, facts.jpeg_quality)
+        start = time.perf_counter()
+        similarity, traits = detector.measure_pixels(pixels, quality, facts.format)
+        rates = detector.rates(similarity, traits)
+        windows = cut_windows(pixels, self.windows)
+        middle = time.perf_counter()
+        out = self.graph(windows[None], side=[traits[_SIDE]], quality=[quality], band=[band])
+        self.seconds += [middle - start, time.perf_counter() - middle]
+        self.counts["images"] += 1
+        self._differ("similarity", out["similarity"][0], similarity)
+        expected = _probabilities(detector, similarity, traits)
+        self._differ("probability", out["probability"][0], expected)
+        if rates is not None:
+            self._differ("own_rate", out["false_positive_rate"][0], rates.own)
+            joint = float(out["joint_rate"][0])
+            self._differ("joint_rate", joint, rates.joint)
+            again = self._ranked_again(out, traits)
+            levels = [verdict.level_of(found.joint, found.interval) for found in (again, rates)]
+            self.counts["level"] += levels[0] != levels[1]
+            self.counts["ranks"] += not self._is_ranked_so(out, again)
+
+    def _differ(self, name: str, mine: Any, other: Any) -> None:
         apart = float(np.abs(np.asarray(mine, np.float64) - np.asarray(other, np.float64)).max())
         # Not a number compares as nothing; it is as far as can be.
         self.largest[name] = max(self.largest[name], apart if np.isfinite(apart) else np.inf)
         self.counts[name] += not apart <= _RATES
+
+    def _ranked_again(self, out: Outputs, traits: NDArray[np.float64]) -> Rates:
+        """Rank the graph's own numbers by the detector's calibration."""
+        seen = traits.copy()
+        for name, value in zip(self.traits, out["traits"][0].astype(np.float64), strict=True):
+            seen[TRAITS.index(name)] = value
+        again = self.detector.rates(out["similarity"][0].astype(np.float64), seen)
+        assert again is not None  # the detector has a calibration
+        return again
+
+    def _is_ranked_so(self, out: Outputs, again: Rates) -> bool:
+        row = self.strata[int(out["stratum"][0])]
+        return (
+            np.allclose(again.own, out["false_positive_rate"][0], rtol=0, atol=_RATES)
+            and abs(again.joint - float(out["joint_rate"][0])) <= _RATES
+            and (again.population or row["population"]) == row["population"]
+            and again.stratum == row["photos_are"]
+        )
 
 
 def verify(
@@ -331,67 +383,19 @@ def verify(
     UsageError
         Its rates are of other photos, or there is no image that both can analyse.
     """
-    if graph.metadata["sha256"] != detector.sha256:
-        raise ModelError(
-            f"the graph was made of the detector {graph.metadata['sha256']}, this is "
-            f"{detector.sha256}",
-            code="model_hash",
-        )
-    strata = json.loads(graph.metadata["strata"])
-    populations = {row["population"] for row in strata}
-    if populations != set(detector.calibrations):
-        raise UsageError(
-            f"the graph's rates are of the photos {', '.join(sorted(populations))}, the detector's "
-            f"of {', '.join(sorted(detector.calibrations))}"
-        )
-    chosen = windows_of(detector)
-    names = json.loads(graph.metadata["traits"])
-    found, left_out, seconds = _Difference(), Counter[str](), np.zeros(2)
+    _check_belongs(graph, detector)
+    found, left_out = _Comparison(graph, detector), Counter[str]()
     listed = list(images)
-    done = 0
     for k, image in enumerate(listed):
         if progress is not None:
             progress("verify", k, len(listed))
         try:
-            loaded = load_image(image, part=detector.part)
-            pixels, facts = loaded.pixels, loaded.facts
-            quality, band = facts.jpeg_quality, compression_band(facts.format, facts.jpeg_quality)
-            start = time.perf_counter()
-            similarity, traits = detector.measure_pixels(pixels, quality, facts.format)
-            rates = detector.rates(similarity, traits)
-            windows = cut_windows(pixels, chosen)
+            found.add(image)
         except ImageError as error:
             left_out[error.code] += 1
-            continue
-        middle = time.perf_counter()
-        out = graph(windows[None], side=[traits[_SIDE]], quality=[quality], band=[band])
-        seconds += [middle - start, time.perf_counter() - middle]
-        done += 1
-        found.add("similarity", out["similarity"][0], similarity)
-        found.add(
-            "probability", out["probability"][0], _probabilities(detector, similarity, traits)
-        )
-        if rates is None:
-            continue
-        own, joint = out["false_positive_rate"][0], float(out["joint_rate"][0])
-        found.add("own_rate", own, rates.own)
-        found.add("joint_rate", joint, rates.joint)
-        seen = traits.copy()
-        for name, value in zip(names, out["traits"][0].astype(np.float64), strict=True):
-            seen[TRAITS.index(name)] = value
-        again = detector.rates(out["similarity"][0].astype(np.float64), seen)
-        assert again is not None  # as `rates` is not
-        row = strata[int(out["stratum"][0])]
-        found.counts["ranks"] += not (
-            np.allclose(again.own, own, rtol=0, atol=_RATES)
-            and abs(again.joint - joint) <= _RATES
-            and (again.population or row["population"]) == row["population"]
-            and again.stratum == row["photos_are"]
-        )
-        levels = [verdict.level_of(r.joint, r.interval) for r in (again, rates)]
-        found.counts["level"] += levels[0] != levels[1]
     if progress is not None:
         progress("verify", len(listed), len(listed))
+    done = found.counts["images"]
     if not done:
         raise UsageError(f"no image to compare; left out: {counted(left_out)}")
     return Verification(
@@ -403,10 +407,26 @@ def verify(
         joint_rates_differ=found.counts["joint_rate"],
         levels_differ=found.counts["level"],
         wrong_ranks=found.counts["ranks"],
-        detector_seconds=float(seconds[0] / done),
-        graph_seconds=float(seconds[1] / done),
+        detector_seconds=float(found.seconds[0] / done),
+        graph_seconds=float(found.seconds[1] / done),
         backend=graph.backend,
     )
+
+
+def _check_belongs(graph: GraphRunner, detector: Detector) -> None:
+    """Refuse a graph of another detector, or with the rates of other photos."""
+    if graph.metadata["sha256"] != detector.sha256:
+        raise ModelError(
+            f"the graph was made of the detector {graph.metadata['sha256']}, this is "
+            f"{detector.sha256}",
+            code="model_hash",
+        )
+    populations = {row["population"] for row in json.loads(graph.metadata["strata"])}
+    if populations != set(detector.calibrations):
+        raise UsageError(
+            f"the graph's rates are of the photos {', '.join(sorted(populations))}, the detector's "
+            f"of {', '.join(sorted(detector.calibrations))}"
+        )
 
 
 def _probabilities(

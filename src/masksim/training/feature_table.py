@@ -65,7 +65,7 @@ _worker: dict[str, Any] = {}
 
 
 def _start_worker(graph: bytes) -> None:
-    _worker["residual"] = residual_runner(graph, threads=1)
+    _worker["residual"] = residual_runner("bank", graph, threads=1)
 
 
 def _work(

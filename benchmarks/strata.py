@@ -1,0 +1,144 @@
+"""What the strata of the bundled detector change, and its likelihood ratios; no image is needed.
+
+usage: python benchmarks/strata.py
+
+From the detector file alone: each source of its calibration photos is ranked among all others, in
+the strata that it has, in parts of them, and without any. Writes benchmarks/results/strata.json,
+docs/tables/strata.md and the table of likelihood ratios in docs/calibration.md. About five minutes
+on one core.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pages import ROOT, fill
+
+from masksim.calibration import Calibration
+from masksim.detector import Detector, load_detector
+from masksim.intervals import grouped_interval
+from masksim.populations import BUILT_IN
+from masksim.strata import Strata
+from masksim.traits import BANDS, TRAITS, bands_of
+
+CLAIMED = (0.01, 0.05)
+SHOWN = (0.002, 0.01, 0.05, 0.1, 0.2, 0.5, 0.9)  # joint rates in the table of ratios
+
+
+def plans(strata: Strata) -> dict[str, Strata]:
+    """The detector's strata, parts of them, and none."""
+    bands = tuple(strata.bands)
+    parts = {
+        "none: all photos together": (),
+        **{f"{name} alone": ((name, cuts),) for name, cuts in bands},
+        f"as shipped: {', '.join(name for name, _ in bands)}": bands,
+    }
+    return {name: Strata(part, strata.photos, strata.sources) for name, part in parts.items()}
+
+
+def found_share(parted: Calibration, detector: Detector) -> dict[float, float]:
+    """Share of the generators' own images with at most a claimed rate; each generator the same."""
+    arrays = detector.file.calibration or {}
+    joint = parted.all_rates(arrays["own_similarities"], arrays["own_traits"])[1]
+    of = arrays["own_generators"]
+    return {
+        claimed: float(np.mean([(joint[of == g] <= claimed).mean() for g in np.unique(of)]))
+        for claimed in CLAIMED
+    }
+
+
+def measured(parted: Calibration, detector: Detector) -> dict[str, Any]:
+    """Realised rates of photos, each among those of other sources, and what is found."""
+    rates = parted.left_out()
+    energy = parted.traits[:, TRAITS.index("energy")]
+    third = np.searchsorted(np.quantile(energy, [1 / 3, 2 / 3]), energy, side="right")
+    band = bands_of(parted.traits, len(BANDS))
+    found = found_share(parted, detector)
+
+    def share(hits: NDArray[np.bool_], groups: NDArray[Any], count: int) -> list[float]:
+        return [float(hits[groups == k].mean()) for k in range(count)]
+
+    out: dict[str, Any] = {}
+    for claimed in CLAIMED:
+        hits = rates <= claimed
+        interval = grouped_interval(hits, parted.sources)
+        out[f"{claimed:g}"] = {
+            "rate": float(hits.mean()),
+            "interval": [interval.low, interval.high],
+            "by_energy": share(hits, third, 3),
+            "by_band": share(hits, band, len(BANDS)),
+            "found": found[claimed],
+        }
+    return out
+
+
+def percent(*shares: float) -> str:
+    """Write shares in per cent."""
+    return " / ".join(f"{100 * share:.1f}" for share in shares)
+
+
+def strata_markdown(rows: dict[str, Any]) -> str:
+    """Write the comparison of divisions."""
+    lines = [
+        "| strata | claimed | alarms [95 %] | smooth / middle / textured third | "
+        f"{' / '.join(BANDS)} | own images found |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, claims in rows.items():
+        for claimed, row in claims.items():
+            low, high = row["interval"]
+            lines.append(
+                f"| {name} | {100 * float(claimed):g} % | {percent(row['rate'])} % "
+                f"[{100 * low:.1f}, {100 * high:.1f}] | {percent(*row['by_energy'])} | "
+                f"{percent(*row['by_band'])} | {100 * row['found']:.0f} % |"
+            )
+    return "\n".join(lines)
+
+
+def ratios(detector: Detector) -> dict[str, Any]:
+    """Likelihood ratio of some joint rates, and the bounds."""
+    found = detector.likelihood_ratios
+    if found is None:
+        raise SystemExit("the detector gives no likelihood ratios")
+    return {
+        "low": found.low,
+        "high": found.high,
+        "at": {f"{rate:g}": asdict(found.at(rate)) for rate in SHOWN},
+    }
+
+
+def ratios_markdown(found: dict[str, Any]) -> str:
+    """Write the ratios by joint rate."""
+    lines = ["| joint rate | likelihood ratio |", "|---|---|"]
+    for rate, row in found["at"].items():
+        bound = " (the bound)" if row["bounded"] else ""
+        lines.append(f"| {100 * float(rate):g} % | {row['value']:.2g}{bound} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Rank, compare, write."""
+    detector = load_detector(likelihood_ratio=True)
+    photos = detector.calibrations[BUILT_IN]
+    rows = {}
+    for name, strata in plans(photos.strata).items():
+        parted = Calibration(
+            photos.real_scores, photos.traits, photos.sources, strata, photos.learned
+        )
+        rows[name] = measured(parted, detector)
+    given = ratios(detector)
+    document = {"detector_sha256": detector.sha256, "strata": rows, "likelihood_ratios": given}
+    path = ROOT / "benchmarks" / "results" / "strata.json"
+    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    fill(ROOT / "docs" / "tables" / "strata.md", "strata", strata_markdown(rows))
+    fill(ROOT / "docs" / "calibration.md", "ratios", ratios_markdown(given))
+    print(strata_markdown(rows))
+    print(ratios_markdown(given))
+
+
+if __name__ == "__main__":
+    main()
