@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from model_card import ROOT
+from pages import ROOT
 
 from masksim.augment import rng_for
 from masksim.data import verify
