@@ -20,11 +20,12 @@ import numpy as np
 
 from masksim import __version__
 from masksim.checkpoint import DetectorFile, population_arrays
-from masksim.data.manifest import REAL, Manifest, Row, manifest_hash, scan_folders
-from masksim.data.sources import file_digest
+from masksim.data.manifest import REAL, Manifest, Row, manifest_hash
+from masksim.data.scan import scan_folders
 from masksim.detector import Detector, bundled_path, load_detector
 from masksim.errors import DataError, MasksimError, UsageError, counted
 from masksim.evaluation.scoring import in_pieces, score_manifest, write_piece
+from masksim.files import file_digest
 from masksim.intervals import Interval, clopper_pearson, grouped_interval
 from masksim.populations import BUILT_IN, JOINT_ARRAYS
 from masksim.show.tables import Column, Table
@@ -54,7 +55,7 @@ def photos_in(
     Parameters
     ----------
     folders
-        A sub-folder is a source; see `masksim.data.manifest.scan_folders`.
+        A sub-folder is a source; see `masksim.data.scan.scan_folders`.
 
     Returns
     -------
