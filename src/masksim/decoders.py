@@ -232,12 +232,10 @@ def damaged(error: Exception, data: bytes, format_: str, label: str) -> ImageErr
         )
     picture = tiff.find_picture(data) if format_ == "TIFF" and data else None
     page = None if picture is None else picture.page
-    if format_ == "TIFF" and data:
-        early = tiff.ends_early(page)
-    else:
+    early = tiff.ends_early(page) if format_ == "TIFF" and data else None
+    if early is None:
         early = containers.ends_early(data, format_)
-        early = bool(_ENDED.search(text)) if early is None else early
-    if early:
+    if early or (early is None and _ENDED.search(text)):
         return ImageError(
             f"{label}: the {format_} file ends too early ({len(data)} bytes)", code="truncated"
         )

@@ -243,9 +243,9 @@ def read_manifest(path: str | os.PathLike[str], *, split: str = "test") -> Manif
     has = set(columns)
     make: Callable[[dict[str, str]], Row]
     if {"file", "generator", "repo", "split"} <= has:
-        make = _row_collected
+        make = partial(_row, path="file", source="repo", processing="none")
     elif {"path", "generator", "source", "split"} <= has:
-        make = _row_own
+        make = _row
     elif {"filename", "typ"} <= has:
         make = partial(_row_typ, split=split)
     else:
@@ -307,43 +307,29 @@ def _number(word: str | None, name: str) -> int:
     return int(word)
 
 
-def _row_own(line: dict[str, str]) -> Row:
-    for name in ("path", "generator", "source"):
+def _row(
+    line: dict[str, str], *, path: str = "path", source: str = "source", processing: str = ""
+) -> Row:
+    """Make a row of a line; path and source stand in the columns named, as may `processing`."""
+    for name in (path, "generator", source):
         if not line[name]:
             raise ValueError(f"{name} is empty")
     sha256 = line.get("sha256", "").lower()
     if sha256 and not re.fullmatch("[0-9a-f]{64}", sha256):
         raise ValueError(f"sha256 must be 64 hexadecimal digits, got {sha256!r}")
+    extra = {k: v for k, v in line.items() if k not in (*CORE, path, source) and v != ""}
+    if path != "path" and line.get("path"):
+        extra["source_path"] = line["path"]
     return Row(
-        path=line["path"],
+        path=line[path],
         generator=line["generator"],
-        source=line["source"],
+        source=line[source],
         split=split_of(line["split"]),
         sha256=sha256,
         width=_number(line.get("width"), "width"),
         height=_number(line.get("height"), "height"),
         format=line.get("format", "").upper(),
-        processing=line.get("processing", ""),
-        extra={k: v for k, v in line.items() if k not in CORE and v != ""},
-    )
-
-
-def _row_collected(line: dict[str, str]) -> Row:
-    taken = {"file", "generator", "repo", "split", "width", "height", "format", "path"}
-    extra = {k: v for k, v in line.items() if k not in taken and v != ""}
-    if line.get("path"):
-        extra["source_path"] = line["path"]
-    if not line["file"] or not line["repo"]:
-        raise ValueError("file and repo must not be empty")
-    return Row(
-        path=line["file"],
-        generator=line["generator"],
-        source=line["repo"],
-        split=split_of(line["split"]),
-        width=_number(line.get("width"), "width"),
-        height=_number(line.get("height"), "height"),
-        format=line.get("format", "").upper(),
-        processing="none",
+        processing=line.get("processing", processing),
         extra=extra,
     )
 

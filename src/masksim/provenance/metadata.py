@@ -10,8 +10,9 @@ every control character escaped; they may hold markup, so whoever shows them mus
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any, Literal, TypeAlias, cast
 
 from PIL import Image, IptcImagePlugin
@@ -325,32 +326,23 @@ def _search(
                 )
             )
 
-    exif = raw.exif.texts
-    for name in (*_PROGRAMS, *_CREDITS, *_FREE):
-        if not (text := exif.get(name)):
-            continue
-        if name in _PROGRAMS:
-            add(f"EXIF {name}", generators.by_program(text), text)
-        elif name in _CREDITS:
-            add(f"EXIF {name}", generators.by_credit(text), text)
-        else:
-            label = label or generators.of_label(text)
-            add(f"EXIF {name}", _in_free(name, text), text)
-    for name, where, look in (
-        ("CreatorTool", "XMP CreatorTool", generators.by_program),
-        ("Credit", "XMP Credit", generators.by_credit),
-        ("description", "XMP description", generators.by_record),
-    ):
-        for text in xmp.get(name, ()):
-            add(where, look(text), text)
-    for text in xmp.get("AI-generation-source", ()):
-        named = generators.by_program(text)
-        add("XMP AI-generation-source", named or Named(None, text[:60], 0, len(text)), text)
-    for name, look in (("program", generators.by_program), ("credit", generators.by_credit)):
-        if text := raw.iptc.get(name):
-            add(f"IPTC {name}", look(text), text)
-    for text in xmp.get("AIGC", ()):
-        label = label or generators.of_label(text)
+    exif, iptc = raw.exif.texts, raw.iptc
+    places: list[tuple[str, str | None, Callable[[str], Named | None]]] = [
+        *((f"EXIF {name}", exif.get(name), generators.by_program) for name in _PROGRAMS),
+        *((f"EXIF {name}", exif.get(name), generators.by_credit) for name in _CREDITS),
+        *((f"EXIF {name}", exif.get(name), partial(_in_free, name)) for name in _FREE),
+        *(("XMP CreatorTool", t, generators.by_program) for t in xmp.get("CreatorTool", ())),
+        *(("XMP Credit", t, generators.by_credit) for t in xmp.get("Credit", ())),
+        *(("XMP description", t, generators.by_record) for t in xmp.get("description", ())),
+        *(("XMP AI-generation-source", t, _in_own) for t in xmp.get("AI-generation-source", ())),
+        ("IPTC program", iptc.get("program"), generators.by_program),
+        ("IPTC credit", iptc.get("credit"), generators.by_credit),
+    ]
+    for where, value, look in places:
+        if value:
+            add(where, look(value), value)
+    for value in (*map(exif.get, _FREE), *xmp.get("AIGC", ())):
+        label = label or (generators.of_label(value) if value else None)
     telling: list[tuple[str, str]] = []
     rest: list[tuple[str, str]] = []
     left = _BUDGET
@@ -367,6 +359,11 @@ def _search(
 
 
 _RECORD = re.compile(r"\s*(?:[{]|\[\s*[{\"]|(?:prompt|workflow)\s*:)", re.IGNORECASE)
+
+
+def _in_own(text: str) -> Named | None:
+    """Read a field that generators' programs alone have."""
+    return generators.by_program(text) or Named(None, text[:60], 0, len(text))
 
 
 def _in_free(name: str, text: str) -> Named | None:
@@ -474,8 +471,9 @@ def _on_ai_fields(found: Metadata) -> Iterator[Statement]:
     if system := found.ai_system:
         version = f" {found.ai_system_version}" if found.ai_system_version else ""
         yield Statement(f"XMP names the AI system that was used: {system}{version}.", "generator")
-    elif version := found.ai_system_version:
-        yield Statement(f"XMP names a version of an AI system: {version}.", "generator")
+    elif found.ai_system_version:
+        text = f"XMP names a version of an AI system: {found.ai_system_version}."
+        yield Statement(text, "generator")
     if prompt := found.ai_prompt:
         yield Statement(f"XMP holds an AI prompt: {excerpt(prompt)}", "generator")
     if writer := found.ai_prompt_writer:
