@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -158,8 +157,10 @@ def compression_features(pixels: Pixels) -> list[float]:
 
 def need_sklearn() -> None:
     """Raise UsageError where scikit-learn is not installed."""
-    if find_spec("sklearn") is None:
-        raise extra_missing("the leak probe", "scikit-learn", "data")
+    try:
+        import sklearn  # noqa: F401
+    except ImportError as error:
+        raise extra_missing("the leak probe", "scikit-learn", "data") from error
 
 
 def _fold_groups(rows: Sequence[Row], folds: int) -> tuple[list[str], str]:
