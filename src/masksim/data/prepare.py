@@ -356,9 +356,8 @@ class _Workshop:
         facts = loaded.facts
         row = replace(item.row, format=facts.format)
         if item.variant.format is None:
-            size = {"width": facts.width, "height": facts.height}
-            path = self._keep_bytes(item)
-            return replace(row, path=path, sha256=facts.sha256, processing="none", **size)
+            row = replace(row, path=self._keep_bytes(item), processing="none")
+            return replace(row, sha256=facts.sha256, width=facts.width, height=facts.height)
         data, processing = render(loaded, item.variant, self.config)
         temporary = self._fresh()
         temporary.write_bytes(data)
@@ -417,8 +416,8 @@ class _Journal:
 def _sign(item: Item, config: PrepareConfig) -> str:
     """Return what an image's result depends on; raise OSError when the file is gone."""
     status = item.file.stat()
-    values = [asdict(config), asdict(item.variant), asdict(item.row), item.file.as_posix()]
-    values += [status.st_size, status.st_mtime_ns]
+    values: list[Any] = [asdict(config), asdict(item.variant), asdict(item.row)]
+    values += [item.file.as_posix(), status.st_size, status.st_mtime_ns]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:24]
 
 
