@@ -22,8 +22,8 @@ from masksim.detector import bundled_path, load_detector
 from masksim.evaluation import scoring
 from masksim.evaluation.breakdowns import BREAKDOWNS
 from masksim.evaluation.degrade import select
+from masksim.evaluation.evaluate import measure_degradations, measure_table, plain
 from masksim.evaluation.measures import Evaluation
-from masksim.evaluation.results import measure_degradations, measure_table, plain
 from masksim.evaluation.scale import Scale
 from masksim.show.tables import Table
 

@@ -13,9 +13,9 @@ from masksim import calibration, verdict
 from masksim.data.manifest import REAL
 from masksim.errors import DataError, UsageError
 from masksim.evaluation import breakdowns, protocol_tables, protocols
+from masksim.evaluation.evaluate import plain
 from masksim.evaluation.measures import Evaluation
 from masksim.evaluation.protocols import run_protocol
-from masksim.evaluation.results import plain
 from masksim.evaluation.scale import Scale
 from masksim.evaluation.score_table import ScoreTable
 from masksim.metrics import Estimate

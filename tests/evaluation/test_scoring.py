@@ -22,8 +22,8 @@ from masksim.detector import load_detector
 from masksim.errors import DataError, UsageError
 from masksim.evaluation import degrade, protocols, scoring
 from masksim.evaluation.breakdowns import break_down
+from masksim.evaluation.evaluate import Results, measure_degradations, measure_table, plain
 from masksim.evaluation.measures import Evaluation
-from masksim.evaluation.results import Results, measure_degradations, measure_table, plain
 from masksim.evaluation.scale import Scale, joint_evidence
 from masksim.evaluation.score_table import ScoreTable
 from masksim.image import load_image

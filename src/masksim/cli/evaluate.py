@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from masksim.config import Progress
     from masksim.data.manifest import Manifest
     from masksim.detector import Detector
+    from masksim.evaluation.evaluate import Results
     from masksim.evaluation.measures import Evaluation
     from masksim.evaluation.protocols import Protocol
-    from masksim.evaluation.results import Results
     from masksim.evaluation.scale import Scale
     from masksim.evaluation.score_table import ScoreTable
     from masksim.show.tables import Table
@@ -227,7 +227,7 @@ class _Found:
 
     def document(self) -> dict[str, Any]:
         """Put everything together for JSON."""
-        from masksim.evaluation.results import plain
+        from masksim.evaluation.evaluate import plain
 
         document: dict[str, Any] = {}
         if self.detector is not None:
@@ -243,8 +243,8 @@ class _Found:
 def _measured(asked: _Asked, progress: Progress) -> _Found:
     """Score what is to be scored, and measure it."""
     from masksim.evaluation import degrade, scoring
+    from masksim.evaluation.evaluate import Results, measure_degradations, measure_table
     from masksim.evaluation.measures import Evaluation
-    from masksim.evaluation.results import Results, measure_degradations, measure_table
     from masksim.evaluation.scale import Scale
 
     # A name that is wrong is told before hours of scoring; none is what others are compared with.

@@ -58,7 +58,7 @@ def draw_all(
     chosen
         A picture of ROC curves, one of scores and one of calibration for each of these protocols.
     degradations
-        By name, from `masksim.evaluation.results.measure_degradations`.
+        By name, from `masksim.evaluation.evaluate.measure_degradations`.
     patterns
         By generator, from `masksim.detector.Detector.patterns`.
 
