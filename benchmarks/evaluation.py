@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from model_card import ROOT
+from pages import ROOT
 
 from masksim.data.manifest import REAL, read_manifest
 from masksim.detector import bundled_path, load_detector

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from model_card import ROOT, fill
+from pages import ROOT, fill
 from scipy import stats
 
 from masksim.calibration import false_positive_rate, joint_false_positive_rate

@@ -24,7 +24,7 @@ from pathlib import Path
 from shlex import quote
 
 import numpy as np
-from model_card import ROOT, fill
+from pages import ROOT, fill
 
 from masksim import metrics
 from masksim.augment import rng_for

@@ -20,7 +20,8 @@ import numpy as np
 from masksim import __version__
 from masksim.checkpoint import DetectorFile, population_arrays
 from masksim.config import Progress
-from masksim.data.manifest import Manifest, Row, manifest_hash, scan_folders
+from masksim.data.manifest import Manifest, Row, manifest_hash
+from masksim.data.scan import scan_folders
 from masksim.detector import bundled_path
 from masksim.errors import DataError, UsageError, counted
 from masksim.evaluation.score_table import ScoreTable
