@@ -198,7 +198,7 @@ def test_pictures(run: Callable[..., Any], photo: Path, tmp_path: Path) -> None:
 
 def test_picture_names_are_plain_and_distinct(tmp_path: Path) -> None:
     images = ["../..", "<stdin>", "<x>", "a.jpg", "a.jpg", "a.jpg"]
-    planned = cli._picture_paths(tmp_path, images, ["a:b", "sd1"])
+    planned = cli.picture_paths(tmp_path, images, ["a:b", "sd1"])
     paths = [path for one in planned for path in one.values()]
     assert len(set(paths)) == 12
     assert all(path.parent == tmp_path and not path.name.startswith(".") for path in paths)
