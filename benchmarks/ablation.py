@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from model_card import ROOT, fill
+from pages import ROOT, fill
 
 from masksim import metrics
 from masksim.config import read_toml

@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 
 import numpy as np
-from model_card import ROOT, fill
+from pages import ROOT, fill
 
 from masksim.data.manifest import manifest_hash, read_manifest
 from masksim.evaluation import audit

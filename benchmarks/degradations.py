@@ -5,7 +5,7 @@ usage: python benchmarks/degradations.py
 
 from __future__ import annotations
 
-from model_card import ROOT
+from pages import ROOT
 
 from masksim.evaluation.degrade import GRID
 

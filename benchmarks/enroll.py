@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from model_card import fill
+from pages import fill
 
 from masksim import metrics
 from masksim.augment import rng_for

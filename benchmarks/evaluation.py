@@ -13,14 +13,18 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
-from model_card import ROOT
+from pages import ROOT
 
-from masksim.data.manifest import read_manifest
+from masksim.data.manifest import REAL, read_manifest
 from masksim.detector import bundled_path, load_detector
-from masksim.evaluation import scoring as evaluate
+from masksim.evaluation import scoring
+from masksim.evaluation.breakdowns import BREAKDOWNS
 from masksim.evaluation.degrade import select
-from masksim.evaluation.protocols import plain
+from masksim.evaluation.measures import Evaluation
+from masksim.evaluation.results import measure_degradations, measure_table, plain
+from masksim.evaluation.scale import Scale
 from masksim.show.tables import Table
 
 HEAD = """\
@@ -45,7 +49,7 @@ bootstrap intervals. All numbers in full precision are in
 PARTS = (
     ("Protocols", ("specific", "unseen", "generic", "leave-one-out")),
     ("Which generator", ("confusion",)),
-    ("Parts of the images", ("by-source", "by-format", "by-history", "by-last-step")),
+    ("Parts of the images", tuple(f"by-{by.replace(' ', '-')}" for by in BREAKDOWNS)),
     ("Histories", ("history-pairs", "real-histories")),
     ("Degradations", ("degradations",)),
 )
@@ -54,6 +58,28 @@ Whole files as found, not in views: formats and histories of the classes differ,
 row to compare with. At most {per_class} images of each generator and {reals} photos. What each
 degradation does is listed in `masksim.evaluation.degrade.GRID`.
 """
+
+
+def page(document: dict[str, Any], tables: dict[str, Table], degradations: str) -> list[str]:
+    """Write the page in its parts."""
+    counts = dict(document["images"])
+    real = counts.pop(REAL)
+    detector = document["detector"]
+    texts = [
+        HEAD.format(
+            name=detector["name"], digest=detector["sha256"][:12], split=document["split"],
+            images=f"{real:,} real photos and {sum(counts.values()):,} images of "
+            f"{len(counts)} generators",
+        )
+    ]  # fmt: skip
+    for title, names in PARTS:
+        shown = [tables[name] for name in names if name in tables]
+        if shown:
+            texts.append(f"## {title}\n")
+        if "degradations" in names:
+            texts.append(degradations)
+        texts += [one.to_markdown() + "\n" for one in shown]
+    return texts
 
 
 def main() -> None:
@@ -75,55 +101,33 @@ def main() -> None:
     manifest = read_manifest(args.manifest)
     images = manifest.select(args.split)
     detector = load_detector()
-    scale = evaluate.scale_of(detector)
-    table = evaluate.score_manifest(
-        bundled_path(), images, cache=args.cache, workers=args.workers,
-        progress=lambda done, count: progress("scores", done, count),
-    )  # fmt: skip
-    results = evaluate.measure_table(
-        table, scale, shares=evaluate.views_of(detector).shares,
-        seen=evaluate.seen_in_training(manifest), samples=args.samples, progress=progress,
-    )  # fmt: skip
-    degraded = evaluate.score_degraded(
-        bundled_path(), evaluate.bounded(images, args.per_class, reals=args.reals),
+    scale = Scale.of_detector(detector)
+    table = scoring.score_manifest(
+        bundled_path(), images, cache=args.cache, workers=args.workers, progress=progress
+    )
+    given = Evaluation.of(table, scale, scoring.views_of(detector).shares, args.samples)
+    results = measure_table(given, seen=scoring.seen_in_training(manifest), progress=progress)
+    degraded = scoring.score_degraded(
+        bundled_path(), scoring.bounded(images, args.per_class, reals=args.reals),
         select(args.degrade.split(",")), cache=args.cache, workers=args.workers,
         progress=progress,
     )  # fmt: skip
-    results += evaluate.measure_degradations(
-        degraded, scale, samples=args.samples,
-        progress=lambda done, count: progress("degradations", done, count),
-    )  # fmt: skip
+    results += measure_degradations(degraded, scale, samples=args.samples, progress=progress)
     print(file=sys.stderr)
 
-    pairs = set(zip(table.typ.tolist(), table.filenames.tolist(), strict=True))
-    counts = {t: sum(typ == t for typ, _ in pairs) for t in sorted({typ for typ, _ in pairs})}
     document = {
         "detector": {"name": detector.name, "sha256": detector.sha256},
         "split": args.split,
-        "images": counts,
+        "images": table.images(),
         "failures": dict(table.failures),
         "samples": args.samples,
         **plain(results.data),
     }
     path = ROOT / "benchmarks" / "results" / "evaluation.json"
     path.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    tables: dict[str, Table] = {one.name: one for one in results.tables}
-    real = counts.pop("real")
-    page = [
-        HEAD.format(
-            name=detector.name, digest=detector.sha256[:12], split=args.split,
-            images=f"{real:,} real photos and {sum(counts.values()):,} images of "
-            f"{len(counts)} generators",
-        )
-    ]  # fmt: skip
-    for title, names in PARTS:
-        shown = [tables[name] for name in names if name in tables]
-        if shown:
-            page.append(f"## {title}\n")
-        if "degradations" in names:
-            page.append(DEGRADATIONS.format(per_class=args.per_class, reals=args.reals))
-        page += [one.to_markdown() + "\n" for one in shown]
-    (ROOT / "docs" / "tables" / "evaluation.md").write_text("\n".join(page), encoding="utf-8")
+    tables = {one.name: one for one in results.tables}
+    texts = page(document, tables, DEGRADATIONS.format(per_class=args.per_class, reals=args.reals))
+    (ROOT / "docs" / "tables" / "evaluation.md").write_text("\n".join(texts), encoding="utf-8")
     for name in ("specific", "generic", "leave-one-out"):
         print(tables[name].to_text(100), end="\n\n")
 

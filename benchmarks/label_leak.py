@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from model_card import ROOT, fill
+from pages import ROOT, fill
 from PIL import Image
 
 from masksim.augment import reencode, resize, rng_for

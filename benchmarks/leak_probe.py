@@ -2,7 +2,7 @@
 
 usage: python benchmarks/leak_probe.py --manifest MANIFEST [--split val]
 
-A random forest sees only traces of compression (`masksim.data.verify.compression_features`) of one
+A random forest sees only traces of compression (`masksim.data.leak.compression_features`) of one
 512-pixel window an image, cross-validated over sources: of the files as found, and of the views
 that the detector is measured on (history `jpeg`, which every image can have, then the final JPEG).
 Format, size and metadata are the same for all views: there is nothing else to see but content.
@@ -17,10 +17,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from model_card import ROOT
+from pages import ROOT
 
 from masksim.augment import rng_for
-from masksim.data import verify
+from masksim.data import leak
 from masksim.data.manifest import read_manifest
 from masksim.data.views import evaluation_view
 from masksim.detector import load_detector
@@ -53,11 +53,11 @@ def main() -> None:
         for image, features in ((pixels, found), (view, viewed)):
             y, x = centre_window(image.shape[0], image.shape[1], config.window)
             window = image[y : y + config.window, x : x + config.window]
-            features.append(verify.compression_features(window))
+            features.append(leak.compression_features(window))
         kept.append(sized)
     result = {}
     for name, features in (("as found", found), ("as measured", viewed)):
-        probe = verify.leak_probe(name, np.array(features), kept, verify.COMPRESSION)
+        probe = leak.leak_probe(name, np.array(features), kept, leak.COMPRESSION)
         result[name] = {
             "auroc": probe.auroc,
             "low": probe.low,

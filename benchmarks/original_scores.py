@@ -24,12 +24,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from model_card import ROOT, fill
+from pages import ROOT, fill
 from scipy import stats
 
 from masksim.calibration import false_positive_rate, joint_false_positive_rate
 from masksim.errors import DataError
-from masksim.show.tables import Column, Interval, Table
+from masksim.metrics import Estimate
+from masksim.show.tables import Column, Table
 
 LEVELS = (0.01, 0.05, 0.10)
 NAMES = {"coco": "COCO", "flickrface": "faces"}
@@ -323,8 +324,8 @@ def spread(rows: np.ndarray) -> dict[str, dict[str, float]]:
     }
 
 
-def _interval(found: dict[str, float]) -> Interval:
-    return Interval(found["share"], found["low"], found["high"])
+def _interval(found: dict[str, float]) -> Estimate:
+    return Estimate(found["share"], found["low"], found["high"])
 
 
 def _most(found: dict[str, dict], level: str) -> str:
@@ -345,7 +346,7 @@ def tables(document: dict) -> list[Table]:
     """What is shown, in the order of the page."""
     names = list(document["populations"])
 
-    def cells(of: dict[str, dict]) -> list[Interval]:
+    def cells(of: dict[str, dict]) -> list[Estimate]:
         return [_interval(of[p][f"{level:g}"]) for p in names for level in LEVELS]
 
     made = [
@@ -450,7 +451,7 @@ def tables(document: dict) -> list[Table]:
                 (
                     f"{NAMES.get(p, p)}: {rule}", counts["images"], counts["photos"],
                     found["images"], round(found["effective_images"]),
-                    Interval(found["share"], *by_crop), _interval(found),
+                    Estimate(found["share"], *by_crop), _interval(found),
                 )
             )  # fmt: skip
     made.append(

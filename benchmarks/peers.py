@@ -24,7 +24,7 @@ from pathlib import Path
 from shlex import quote
 
 import numpy as np
-from model_card import ROOT, fill
+from pages import ROOT, fill
 
 from masksim import metrics
 from masksim.augment import rng_for
@@ -75,8 +75,7 @@ def measured(facts: list[dict], name: str, purpose: str, shares: dict, samples: 
         if purpose != "as found":
             weights = history_weights(history[used], [y, ~y], shares)
         keep = weights > 0
-        few = len(np.unique(source[synthetic])) < 3  # then images are drawn, not sources
-        alike = np.where(y & few, path[used], source[used])
+        alike, _ = metrics.draw_together(y, path[used], source[used])
         found = metrics.bootstrap(
             metrics.auroc, scores[used][keep], y[keep], weights[keep],
             groups=alike[keep], samples=samples,

@@ -25,7 +25,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from model_card import ROOT, fill
+from pages import ROOT, fill
 
 from masksim.augment import rng_for
 from masksim.data.manifest import REAL, Manifest, manifest_hash, read_manifest

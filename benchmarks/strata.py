@@ -15,8 +15,8 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-from model_card import ROOT, fill
 from numpy.typing import NDArray
+from pages import ROOT, fill
 
 from masksim.calibration import Calibration
 from masksim.detector import Detector, load_detector

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from model_card import fill
 from numpy.typing import NDArray
+from pages import fill
 
 from masksim import metrics
 from masksim.calibration import Calibration

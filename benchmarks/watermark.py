@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from model_card import ROOT, fill
 from numpy.typing import NDArray
+from pages import ROOT, fill
 from PIL import Image
 
 from masksim.errors import ImageError

@@ -948,14 +948,14 @@ def test_subsampling(subsampling: str) -> None:
     ],
 )
 def test_rare_subsamplings(samplings: tuple[int, int, int], expected: str) -> None:
-    from masksim.image import _jpeg_of
+    from masksim.jpeg import jpeg_facts
 
     content = bytearray(encode(Image.new("RGB", (32, 32)), "JPEG"))
     at = content.index(b"\xff\xc0") + 10  # of each component: number, sampling, table
     content[at + 1 : at + 9 : 3] = bytes(samplings)
     with Image.open(io.BytesIO(bytes(content))) as image:
         assert isinstance(image, JpegImagePlugin.JpegImageFile)
-        assert _jpeg_of(image) == (75, expected)
+        assert jpeg_facts(image) == (75, expected)
 
 
 def test_only_jpeg_has_jpeg_facts(odd_files: Files) -> None:

@@ -18,8 +18,8 @@ PACKAGE = Path(masksim.__file__).parent
 # imports only from those that stand before it.
 ROUTE = (
     *("errors", "files", "config", "arrays", "metrics"),
-    *("containers", "tiff", "image", "augment", "preprocess", "bank", "residual"),
-    *("spectrum", "traits", "features", "model"),
+    *("containers", "tiff", "jpeg", "decoders", "pixels", "image"),
+    *("augment", "preprocess", "bank", "residual", "spectrum", "traits", "features", "model"),
     *("intervals", "strata", "calibration", "evidence", "verdict"),
     *("checkpoint", "populations", "limits", "stability"),
     *("provenance", "results", "show", "branches", "detector"),

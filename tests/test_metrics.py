@@ -238,10 +238,6 @@ def test_measures_at_a_threshold_are_those_of_scikit_learn(
         ):
             expected = theirs(y, above, sample_weight=w)
             assert ours(s, y, w, threshold=threshold) == pytest.approx(expected, abs=1e-12)
-        recall = sklearn_metrics.recall_score(y, above, sample_weight=w, zero_division=0)
-        assert metrics.true_positive_rate(s, y, w, threshold=threshold) == pytest.approx(recall)
-        false = sklearn_metrics.recall_score(~y, ~above, sample_weight=w, zero_division=0)
-        assert metrics.false_positive_rate(s, y, w, threshold=threshold) == pytest.approx(1 - false)
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -249,7 +245,7 @@ def test_best_mcc_is_the_best_of_all_thresholds(weighted: bool) -> None:
     for seed in range(8):
         s, y, w = case(seed, ties=bool(seed % 2), weighted=weighted)
         best = max(metrics.mcc(s, y, w, threshold=t) for t in (-np.inf, *s))
-        assert metrics.best_mcc(s, y, w) == pytest.approx(best)
+        assert metrics.ranking(s, y, w)["best_mcc"] == pytest.approx(best)
 
 
 def test_eer_is_where_the_curve_of_scikit_learn_crosses() -> None:
@@ -263,15 +259,15 @@ def test_eer_is_where_the_curve_of_scikit_learn_crosses() -> None:
         curve = interpolate.interp1d(false, true)
         # Where the curve is a vertical step brentq lands beside it by its tolerance.
         expected = optimize.brentq(lambda x, c=curve: 1 - x - c(x), 0, 1)
-        assert metrics.eer(s, y, w) == pytest.approx(expected, abs=1e-6)
+        assert metrics.ranking(s, y, w)["eer"] == pytest.approx(expected, abs=1e-6)
 
 
 def test_eer_by_hand() -> None:
-    assert metrics.eer([1, 2, 3, 4], [0, 0, 1, 1]) == 0
-    assert metrics.eer([4, 3, 2, 1], [0, 0, 1, 1]) == 1
-    assert metrics.eer([5, 5, 5, 5], [0, 1, 0, 1]) == 0.5
+    assert metrics.ranking([1, 2, 3, 4], [0, 0, 1, 1])["eer"] == 0
+    assert metrics.ranking([4, 3, 2, 1], [0, 0, 1, 1])["eer"] == 1
+    assert metrics.ranking([5, 5, 5, 5], [0, 1, 0, 1])["eer"] == 0.5
     # One of four reals above one of four synthetic images.
-    assert metrics.eer([1, 2, 3, 5, 4, 6, 7, 8], [0, 0, 0, 0, 1, 1, 1, 1]) == 0.25
+    assert metrics.ranking([1, 2, 3, 5, 4, 6, 7, 8], [0, 0, 0, 0, 1, 1, 1, 1])["eer"] == 0.25
 
 
 def test_eer_of_two_gaussians() -> None:
@@ -279,7 +275,7 @@ def test_eer_of_two_gaussians() -> None:
     q = (np.arange(20000) + 0.5) / 20000
     s = np.concatenate([stats.norm.ppf(q), stats.norm.ppf(q) + 2.0])
     y = np.repeat([False, True], 20000)
-    assert metrics.eer(s, y) == pytest.approx(stats.norm.cdf(-1.0), abs=1e-4)
+    assert metrics.ranking(s, y)["eer"] == pytest.approx(stats.norm.cdf(-1.0), abs=1e-4)
 
 
 def test_ece_has_the_value_of_torchmetrics_documentation() -> None:
@@ -429,9 +425,13 @@ def test_what_is_drawn_together() -> None:
     y = np.array([True, True, True, False, False])
     images = np.array([7, 7, 8, 9, 10])
     sources = np.array(["a", "a", "b", "c", "c"])
-    groups, over_images = metrics.draw_together(y, images, sources)
-    assert over_images
+    groups, kinds = metrics.draw_together(y, images, sources)
+    assert kinds == ("over images", "over images")
+    assert groups.tolist() == ["image 7", "image 7", "image 8", "image 9", "image 10"]
+    groups, kinds = metrics.draw_together(y, images, sources, few=2)
+    assert kinds == ("over sources", "over images")
+    assert groups.tolist() == ["source a", "source a", "source b", "image 9", "image 10"]
+    unknown = np.array(["a", "a", "", "c", "c"])
+    groups, kinds = metrics.draw_together(y, images, unknown, few=1)
+    assert kinds == ("over images", "over sources")
     assert groups.tolist() == ["image 7", "image 7", "image 8", "source c", "source c"]
-    groups, over_images = metrics.draw_together(y, images, sources, few=2)
-    assert not over_images
-    assert groups.tolist() == ["source a", "source a", "source b", "source c", "source c"]

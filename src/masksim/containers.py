@@ -12,9 +12,13 @@ from dataclasses import dataclass
 __all__ = [
     "Bare",
     "IsoFacts",
+    "boxes",
     "ends_early",
     "iso_facts",
     "jpeg_frame",
+    "jpeg_segments",
+    "png_chunks",
+    "webp_chunks",
     "without_metadata",
 ]
 
@@ -22,8 +26,8 @@ __all__ = [
 # Slices past the end are empty, so none of these can fail.
 
 
-def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Kind, start and end of each chunk, ends past the end of the file too."""
+def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Kind, start and end of each chunk of a PNG; an end may lie past that of the file."""
     at = 8
     while at < len(data):
         end = at + 12 + int.from_bytes(data[at : at + 4], "big")
@@ -31,8 +35,17 @@ def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
         at = end
 
 
-def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """Marker, start and end of each segment, up to and with the first start of scan."""
+def webp_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Kind, start and end of each chunk of a WebP; an end may lie past that of the file."""
+    at = 12
+    while at + 8 <= len(data):
+        size = int.from_bytes(data[at + 4 : at + 8], "little")
+        yield data[at : at + 4], at, at + 8 + size + size % 2
+        at += 8 + size + size % 2
+
+
+def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Marker, start and end of each segment of a JPEG, up to and with the first start of scan."""
     at = 2
     while data[at : at + 1] == b"\xff":
         marker = data[at + 1] if at + 1 < len(data) else 0
@@ -51,8 +64,8 @@ _APP0, _APP1, _APP2, _ADOBE, _APP15, _COMMENT = 0xE0, 0xE1, 0xE2, 0xEE, 0xEF, 0x
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 
 
-def _boxes(data: bytes, at: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """Kind, start of the content and end of each box between two offsets."""
+def boxes(data: bytes, at: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+    """Kind, start of the content and end of each ISO box between two offsets."""
     while at + 8 <= end:
         size, kind, start = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8], at + 8
         if size == 1:
@@ -69,7 +82,7 @@ def _boxes(data: bytes, at: int, end: int) -> Iterator[tuple[bytes, int, int]]:
 
 def _jpeg_is_cut(data: bytes) -> bool:
     last = 2
-    for marker, start, end in _jpeg_segments(data):
+    for marker, start, end in jpeg_segments(data):
         if marker == _SCAN:  # it ends with an end-of-image marker
             return data.find(b"\xff\xd9", start) < 0
         last = end
@@ -77,49 +90,11 @@ def _jpeg_is_cut(data: bytes) -> bool:
 
 
 def _png_is_cut(data: bytes) -> bool:
-    return all(kind != b"IEND" for kind, _, _ in _png_chunks(data))
+    return all(kind != b"IEND" for kind, _, _ in png_chunks(data))
 
 
 def _webp_is_cut(data: bytes) -> bool:
     return len(data) < 8 or len(data) < 8 + int.from_bytes(data[4:8], "little")
-
-
-def _colours_of(flags: int) -> int:
-    return 3 << (flags & 7) + 1 if flags & 0x80 else 0
-
-
-def _gif_is_cut(data: bytes) -> bool:
-    """Follow the blocks up to the end of the first picture, the only one that is used."""
-    if len(data) < 13:
-        return True
-    at = 13 + _colours_of(data[10])
-    while at < len(data):
-        kind = data[at]
-        if kind == 0x2C:
-            if at + 9 >= len(data):
-                return True
-            start = at + 11 + _colours_of(data[at + 9])
-        elif kind == 0x21:
-            start = at + 2
-        else:  # the end, or no block at all
-            return False
-        while start < len(data) and data[start]:
-            start += 1 + data[start]
-        if start >= len(data) or kind == 0x2C:
-            return start >= len(data)
-        at = start + 1
-    return True
-
-
-def _bmp_is_cut(data: bytes) -> bool:
-    start, header = (int.from_bytes(data[at : at + 4], "little") for at in (10, 14))
-    if len(data) < 14 + header:
-        return True
-    if header < 40 or int.from_bytes(data[30:34], "little") not in (0, 3, 6):  # packed
-        return len(data) < int.from_bytes(data[2:6], "little")
-    width, height = (int.from_bytes(data[at : at + 4], "little", signed=True) for at in (18, 22))
-    row = -(-width * int.from_bytes(data[28:30], "little") // 32) * 4
-    return len(data) < start + row * abs(height)
 
 
 def _iso_is_cut(data: bytes) -> bool:
@@ -141,27 +116,30 @@ _CUT: dict[str, Callable[[bytes], bool]] = {
     "MPO": _jpeg_is_cut,
     "PNG": _png_is_cut,
     "WEBP": _webp_is_cut,
-    "GIF": _gif_is_cut,
-    "BMP": _bmp_is_cut,
     "AVIF": _iso_is_cut,
     "HEIF": _iso_is_cut,
 }
 
 
-def ends_early(data: bytes, format_: str) -> bool:
-    """Whether a file ends before its own structure says that it does.
+def ends_early(data: bytes, format_: str) -> bool | None:
+    """Whether a file ends before its container says that it does.
 
-    Meant for files that a decoder has given up: a decoder's word alone is no proof, for some call a
-    file truncated that only has a form they do not know.
+    Meant for files that a decoder has given up: some call a file truncated that has only a form
+    they do not know.
 
     Parameters
     ----------
     data
         The file.
     format_
-        As in `masksim.image.ImageFacts`; of others, and of TIFF, False: see `masksim.tiff`.
+        As in `masksim.image.ImageFacts`.
+
+    Returns
+    -------
+    bool or None
+        None for GIF and BMP, whose decoders tell, and TIFF, of which `masksim.tiff` does.
     """
-    return format_ in _CUT and _CUT[format_](data)
+    return _CUT[format_](data) if format_ in _CUT and data else None
 
 
 # ------------------------------------------------------------------------ without metadata
@@ -221,7 +199,7 @@ _CRITICAL = {b"IHDR", b"PLTE", b"IDAT", b"IEND"}
 
 
 def _png_levels(data: bytes) -> Iterator[Bare]:
-    chunks = list(_png_chunks(data))
+    chunks = list(png_chunks(data))
     exif = next((data[start + 8 : end - 4] for kind, start, end in chunks if kind == b"eXIf"), b"")
     icc = any(kind == b"iCCP" for kind, _, _ in chunks)
     kinds = {kind for kind, _, _ in chunks}
@@ -235,7 +213,7 @@ _LEAST = {_APP0: 16, _ADOBE: 14}
 
 
 def _jpeg_levels(data: bytes) -> Iterator[Bare]:
-    segments = list(_jpeg_segments(data))
+    segments = list(jpeg_segments(data))
     bodies = [(marker, data[start + 4 : end]) for marker, start, end in segments]
     exif = next((b for marker, b in bodies if marker == _APP1 and b.startswith(b"Exif")), b"")
     icc = any(marker == _APP2 and b.startswith(b"ICC_PROFILE") for marker, b in bodies)
@@ -255,10 +233,8 @@ _WEBP_FLAGS = 0xFF ^ (0x20 | 0x08 | 0x04)  # all but profile, EXIF, XMP
 
 
 def _webp_levels(data: bytes) -> Iterator[Bare]:
-    parts, at, exif, icc = [], 12, b"", False
-    while at + 8 <= len(data):
-        kind, size = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
-        end = at + 8 + size + size % 2
+    parts, exif, icc = [], b"", False
+    for kind, at, end in webp_chunks(data):
         if kind == b"VP8X":
             flags = bytes([data[at + 8] & _WEBP_FLAGS]) if at + 8 < len(data) else b""
             parts.append(data[at : at + 8] + flags + data[at + 9 : end])
@@ -266,17 +242,16 @@ def _webp_levels(data: bytes) -> Iterator[Bare]:
             parts.append(data[at:end])
         exif = data[at + 8 : end] if kind == b"EXIF" else exif
         icc = icc or kind == b"ICCP"
-        at = end
     body = b"WEBP" + b"".join(parts)
     yield Bare(b"RIFF" + len(body).to_bytes(4, "little") + body, exif, icc)
 
 
 def _iso_levels(data: bytes) -> Iterator[Bare]:
     """Rename the items of EXIF and XMP, so that no decoder looks for them; nothing is moved."""
-    for kind, start, end in _boxes(data, 0, len(data)):
+    for kind, start, end in boxes(data, 0, len(data)):
         if kind != b"meta":
             continue
-        for inner, first, last in _boxes(data, start + 4, end):
+        for inner, first, last in boxes(data, start + 4, end):
             if inner == b"iinf":
                 items = data[first:last].replace(b"Exif", b"skip").replace(b"mime", b"skip")
                 yield Bare(data[:first] + items + data[last:], b"", False)
@@ -290,7 +265,7 @@ def jpeg_frame(data: bytes) -> tuple[int, int] | None:
 
     The marker says which process made it: 0xC0 to 0xC2 are Huffman-coded DCT, 0xC3 is lossless.
     """
-    for marker, start, _ in _jpeg_segments(data):
+    for marker, start, _ in jpeg_segments(data):
         if marker in _FRAMES and start + 4 < len(data):
             return marker, data[start + 4]
     return None
@@ -323,14 +298,14 @@ def iso_facts(data: bytes) -> IsoFacts:
     data
         The file; of damaged ones as much as there is.
     """
-    meta = next((box for box in _boxes(data, 0, len(data)) if box[0] == b"meta"), None)
+    meta = next((box for box in boxes(data, 0, len(data)) if box[0] == b"meta"), None)
     if meta is None:
         return IsoFacts()
-    inside = {kind: (start, end) for kind, start, end in _boxes(data, meta[1] + 4, meta[2])}
+    inside = {kind: (start, end) for kind, start, end in boxes(data, meta[1] + 4, meta[2])}
     if b"iprp" not in inside:
         return IsoFacts()
-    parts = {kind: (start, end) for kind, start, end in _boxes(data, *inside[b"iprp"])}
-    properties = list(_boxes(data, *parts.get(b"ipco", (0, 0))))
+    parts = {kind: (start, end) for kind, start, end in boxes(data, *inside[b"iprp"])}
+    properties = list(boxes(data, *parts.get(b"ipco", (0, 0))))
     start, end = inside.get(b"pitm", (0, 0))
     length = 4 if data[start : start + 1] > b"\0" else 2
     primary = int.from_bytes(data[start + 4 : end][:length], "big")

@@ -127,27 +127,13 @@ def _mcc(tp: Any, fp: Any, tn: Any, fn: Any) -> Any:
     return (tp * tn - fp * fn) / np.sqrt(np.where(product > 0, product, np.inf))
 
 
-def true_positive_rate(
-    scores: Any, synthetic: Any, weights: Any | None = None, *, threshold: float
-) -> float:
-    """Share of synthetic images above a threshold that was set elsewhere."""
-    tp, _, _, fn = _rates_above(scores, synthetic, weights, threshold)
-    return tp / (tp + fn)
-
-
-def false_positive_rate(
-    scores: Any, synthetic: Any, weights: Any | None = None, *, threshold: float
-) -> float:
-    """Share of real images above a threshold: what a claimed rate comes to on these reals."""
-    _, fp, tn, _ = _rates_above(scores, synthetic, weights, threshold)
-    return fp / (fp + tn)
-
-
 def ranking(scores: Any, synthetic: Any, weights: Any | None = None) -> dict[str, float]:
     """``auroc``, ``eer`` and ``best_mcc`` of one ROC curve, by scikit-learn.
 
-    They depend on the order of the scores alone. ``best_mcc`` chooses its threshold on the test
-    images themselves, as the original reports it: no user could reach it but by luck.
+    They depend on the order of the scores alone. ``eer`` is the rate at which false positives and
+    false negatives are equal, on the ROC's chords. ``best_mcc`` is the largest Matthews correlation
+    over all thresholds, chosen on the test images themselves, as the original reports it: no user
+    could reach it but by luck.
     """
     from sklearn.metrics import auc, roc_curve
 
@@ -164,16 +150,6 @@ def ranking(scores: Any, synthetic: Any, weights: Any | None = None) -> dict[str
     tp, fp = tpr * n_synthetic, fpr * n_real
     best = _mcc(tp, fp, n_real - fp, n_synthetic - tp).max()
     return {"auroc": float(auc(fpr, tpr)), "eer": float(eer), "best_mcc": float(best)}
-
-
-def eer(scores: Any, synthetic: Any, weights: Any | None = None) -> float:
-    """Rate at which false positives and false negatives are equal, on the ROC's chords."""
-    return ranking(scores, synthetic, weights)["eer"]
-
-
-def best_mcc(scores: Any, synthetic: Any, weights: Any | None = None) -> float:
-    """Largest Matthews' correlation coefficient over all thresholds; see `ranking`."""
-    return ranking(scores, synthetic, weights)["best_mcc"]
 
 
 def balanced_weights(synthetic: Any, weights: Any) -> NDArray[np.float64]:
@@ -257,7 +233,7 @@ def min_cllr(scores: Any, synthetic: Any, weights: Any | None = None) -> float:
 
 def draw_together(
     synthetic: Any, images: Any, sources: Any, *, few: int = 3
-) -> tuple[NDArray[np.str_], bool]:
+) -> tuple[NDArray[np.str_], tuple[str, str]]:
     """Label what a bootstrap should draw together: whole sources, where there are enough of them.
 
     Parameters
@@ -265,21 +241,27 @@ def draw_together(
     synthetic
         (n,) see the module.
     images, sources
-        (n,) what each row is a view of, and where that comes from.
+        (n,) what each row is a view of, and where that comes from; ``""``: not known.
     few
-        With fewer sources of synthetic images than this, their images are drawn.
+        A class of fewer sources than this, or of unknown ones, is drawn by its images.
 
     Returns
     -------
     groups
         str (n,), for `bootstrap`.
-    over_images
-        Whether the synthetic ones are labelled by image.
+    kinds
+        ``"over sources"`` or ``"over images"``, of the synthetic and of the real ones.
     """
     y, source = np.asarray(synthetic, dtype=bool), np.asarray(sources).astype(np.str_)
-    over_images = len(np.unique(source[y])) < few
-    image = np.char.add("image ", np.asarray(images).astype(np.str_))
-    return np.where(y & over_images, image, np.char.add("source ", source)), over_images
+    groups = np.char.add("image ", np.asarray(images).astype(np.str_))
+    kinds = []
+    for mask in (y, ~y):
+        names = np.unique(source[mask])
+        enough = len(names) >= few and "" not in names
+        if enough:
+            groups = np.where(mask, np.char.add("source ", source), groups)
+        kinds.append("over sources" if enough else "over images")
+    return groups, (kinds[0], kinds[1])
 
 
 def bootstrap(

@@ -234,7 +234,7 @@ def bits(tags: Tags) -> int:
 
 
 def tiles_as_strips(tags: Tags) -> bool:
-    """Whether tiles stand where strips should, as an early writer put them."""
+    """Whether tiles are listed as strips, as an early writer did it."""
     return bool(tags(TILE_WIDTH) and tags(TILE_HEIGHT)) and not tags(TILE_OFFSETS)
 
 
@@ -267,8 +267,8 @@ def ends_early(page: Page | None) -> bool:
 def strips_too_short(tags: Tags) -> bool:
     """Whether strips or tiles that are not compressed hold less than their pixels need.
 
-    Whoever reads on regardless takes what lies behind them for pixels. A single strip of at most 8
-    bits is let pass: its count is often wrong, and where it ends the file does.
+    Reading on would take what lies behind them for pixels. A single strip of at most 8 bits is
+    allowed: its count is often wrong, and what it should hold ends with the file.
     """
     _, counts, width, rows = _pieces(tags)
     if one(tags, COMPRESSION, 1) != 1 or not any(counts):
@@ -313,7 +313,7 @@ def subsampled(tags: Tags) -> bool:
 
 
 def unusual(page: Page) -> bool:
-    """Whether a decoder that gives up may simply not know this kind of TIFF."""
+    """Whether this kind of TIFF is so rare that a decoder may not know it."""
     return page.backward or subsampled(page) or one(page, COMPRESSION, 1) not in _USUAL
 
 

@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 from collections import Counter, defaultdict
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
@@ -23,26 +23,25 @@ from masksim.data.manifest import (
     CORE,
     Manifest,
     Row,
+    group_of,
+    manifest_hash,
+    read_manifest,
+    with_extra,
+    write_manifest,
+)
+from masksim.data.scan import (
     assign_splits,
     camera_of,
     find_images,
     folder_rows,
-    group_of,
-    group_rows,
     hash_percent,
     image_problem,
-    manifest_hash,
     read_layout,
-    read_manifest,
-    row_dict,
-    row_from_dict,
     scan_folders,
-    sniff_format,
-    with_extra,
-    write_manifest,
 )
 from masksim.data.sources import load_sources
 from masksim.errors import DataError, UsageError
+from masksim.image import sniff_format
 
 
 def save(path: Path, seed: int = 0, size: tuple[int, int] = (24, 16), **options: Any) -> Path:
@@ -85,7 +84,7 @@ def test_written_rows_come_back(tmp_path_factory: Any, rows: list[Row], random: 
     assert write_manifest(path, shuffled) == manifest_hash(rows)
     assert path.read_bytes() == first
     for row in rows:
-        assert row_from_dict(json.loads(json.dumps(row_dict(row)))) == row
+        assert Row(**json.loads(json.dumps(asdict(row)))) == row
 
 
 def test_names_that_are_no_utf8_survive(tmp_path: Path) -> None:
@@ -388,13 +387,6 @@ def test_own_folders_that_make_no_sense(tmp_path: Path) -> None:
         scan_folders([tmp_path / "a"], [("x", tmp_path / "a")])
 
 
-def test_groups() -> None:
-    rows = [Row(p, "g", s, "train") for p, s in (("c", "y"), ("b", "x"), ("a", "y"))]
-    groups = group_rows(rows)
-    assert {k: [row.path for row in v] for k, v in groups.items()} == {"x": ["b"], "y": ["a", "c"]}
-    assert list(groups) == ["x", "y"]
-
-
 # ---------------------------------------------------------------- the original's folders
 
 
@@ -407,7 +399,7 @@ def test_prompts_are_never_torn_apart(tmp_path: Path) -> None:
     rows: list[Row] = []
     for known in load_sources()["polardiffshield"].folders:
         for place in (known.path, *known.aliases):
-            rows += [row for row, _ in folder_rows(known, tmp_path, place)]
+            rows += folder_rows(known, tmp_path, place)
     assert Counter(row.generator for row in rows) == {"sd1": 200, "sd2": 200, "dalle2": 200}
     splits = splits_of(tuple(rows), group_of)
     assert len(splits) == 200

@@ -389,14 +389,14 @@ def test_any_number_of_workers_and_any_order(
 ) -> None:
     items = plan(photos)
     np.random.default_rng(workers).shuffle(items)  # type: ignore[arg-type]
-    seen: list[tuple[int, int, int]] = []
+    seen: list[tuple[str, int, int]] = []
     report = prepare(
         items, tmp_path, CONFIG, workers=workers, progress=lambda *event: seen.append(event)
     )
     assert report.hash == truth[0]
     assert contents(tmp_path) == truth[1]
-    assert seen[-1] == (640, 640, 13)
-    assert [done for done, _, _ in seen] == list(range(1, 641))
+    assert seen[-1] == ("preparing", 640, 640)
+    assert [done for _, done, _ in seen] == list(range(1, 641))
     assert not (tmp_path / ".masksim/tmp").exists()
     again = prepare(items, tmp_path, CONFIG, workers=workers)
     assert (again.made, again.kept, again.hash) == (0, 627, truth[0])
@@ -649,7 +649,7 @@ def test_nothing_to_prepare(tmp_path: Path) -> None:
 def test_an_interrupt_is_passed_on_and_loses_nothing(photos: Path, tmp_path: Path) -> None:
     items = plan(photos)[:60]
 
-    def interrupt(done: int, total: int, failed: int) -> None:
+    def interrupt(stage: str, done: int, total: int) -> None:
         if done == 25:
             raise KeyboardInterrupt
 

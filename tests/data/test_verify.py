@@ -13,26 +13,19 @@ from typing import Any
 import imagehash
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
-from sklearn.metrics import roc_auc_score
 from typer.testing import CliRunner
 
 from masksim.cli.data import app
-from masksim.data.manifest import Manifest, Row, write_manifest
-from masksim.data.verify import (
+from masksim.data.leak import (
     COMPRESSION,
     METADATA,
-    _auroc,
-    _popcount,
     compression_features,
     leak_probe,
     metadata_features,
-    near_pairs,
-    perceptual_hash,
-    verify,
 )
+from masksim.data.manifest import Manifest, Row, write_manifest
+from masksim.data.verify import near_pairs, perceptual_hash, verify
 from masksim.errors import UsageError
 from masksim.image import load_image
 
@@ -184,15 +177,6 @@ def test_too_few_images_are_not_measured() -> None:
     assert "19 images" in probe.reason
 
 
-@given(st.lists(st.tuples(st.booleans(), st.integers(0, 4)), min_size=4, max_size=40))
-@settings(max_examples=80, deadline=None)
-def test_auroc_is_that_of_scikit_learn(pairs: list[tuple[bool, int]]) -> None:
-    labels = np.array([int(label) for label, _ in pairs])
-    scores = np.array([float(score) for _, score in pairs])
-    if 0 < labels.sum() < len(labels):
-        assert _auroc(labels, scores) == pytest.approx(roc_auc_score(labels, scores))
-
-
 # ---------------------------------------------------------------- files
 
 
@@ -318,12 +302,6 @@ def test_imbalance_and_torn_groups() -> None:
 
 
 # ---------------------------------------------------------------- hashes
-
-
-def test_popcount() -> None:
-    values = [0, 1, 2**64 - 1, 0xDEADBEEFCAFEF00D, 2**63]
-    expected = [bin(v).count("1") for v in values]
-    assert _popcount(np.array(values, dtype=np.uint64)).tolist() == expected
 
 
 @pytest.mark.parametrize("distance", [0, 1, 3, 6, 10, 15])

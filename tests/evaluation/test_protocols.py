@@ -1,10 +1,7 @@
-"""`masksim.evaluation.protocols`: tables of scores made up here, measured again by plain
-formulas."""
+"""Protocols, break-downs, their tables: scores made up here, measured again by plain formulas."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from typing import Any
 
@@ -12,37 +9,21 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from masksim import calibration
+from masksim import calibration, verdict
 from masksim.data.manifest import REAL
 from masksim.errors import DataError, UsageError
-from masksim.evaluation import protocols
-from masksim.evaluation.protocols import Scale, ScoreTable
-from masksim.show.tables import Interval
+from masksim.evaluation import breakdowns, protocol_tables, protocols
+from masksim.evaluation.measures import Evaluation
+from masksim.evaluation.protocols import run_protocol
+from masksim.evaluation.results import plain
+from masksim.evaluation.scale import Scale
+from masksim.evaluation.score_table import ScoreTable
+from masksim.metrics import Estimate
+from planted_scores import HEADS, make
 
 sklearn_metrics = pytest.importorskip("sklearn.metrics")
 
-HEADS = ("a", "b", "c")
 Floats = NDArray[np.float64]
-
-
-def make(
-    counts: dict[str, int], *, seed: int = 0, probabilities: bool = True, sources: int = 4
-) -> ScoreTable:
-    """Scores of which each generator's own head is high; ``z`` is known to no head."""
-    rng = np.random.default_rng(seed)
-    typ = np.array([name for name, n in counts.items() for _ in range(n)])
-    scores = rng.normal(-1.0, 1.0, (len(typ), len(HEADS)))
-    for g, head in enumerate(HEADS):
-        scores[typ == head, g] += 2.0
-        scores[typ == head, (g + 1) % len(HEADS)] += 1.0
-    scores[typ == "z"] += 0.7
-    if probabilities:
-        scores = 1 / (1 + np.exp(-scores))
-    names = np.array([f"{name}/{i}.png" for i, name in enumerate(typ)])
-    source = np.array([f"{name}-{i % sources}" for i, name in enumerate(typ)])
-    formats = np.where(np.arange(len(typ)) % 2 == 0, "PNG", "JPEG")
-    empty = np.array([""] * len(typ))
-    return ScoreTable(names, typ, source, empty, formats, empty, HEADS, scores)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +54,7 @@ def test_probabilities_give_the_originals_figures(
 ) -> None:
     scale = Scale.of_table(table)
     assert scale.probabilities
-    found = protocols.run_protocol(table, scale, protocol, samples=10)
+    found = run_protocol(Evaluation(table, scale, samples=10), protocol)
     known = [*HEADS, "z"] if protocol == "generic" else list(HEADS)
     assert list(found["rows"]) == known
     assert list(found["left_out"]) == ([] if protocol == "generic" else ["z"])
@@ -107,7 +88,7 @@ def test_rates_of_a_calibrated_detector(table: ScoreTable) -> None:
         calibration=calibration.Calibration(real),
     )
     found: dict[str, Any] = {
-        p: protocols.run_protocol(raw, scale, p, samples=20)["rows"] for p in protocols.PROTOCOLS
+        p: run_protocol(Evaluation(raw, scale, samples=20), p)["rows"] for p in protocols.PROTOCOLS
     }
     is_a, is_real = raw.typ == "a", raw.typ == REAL
     s = raw.similarities
@@ -140,12 +121,12 @@ def test_scores_of_unknown_scale_have_no_probabilities() -> None:
     raw = make({REAL: 30, "a": 20}, probabilities=False)
     scale = Scale.of_table(raw)
     assert not scale.probabilities
-    row = protocols.run_protocol(raw, scale, "generic", samples=10)["rows"]["a"]
+    row = run_protocol(Evaluation(raw, scale, samples=10), "generic")["rows"]["a"]
     assert not {"mcc", "ece", "cllr", "tpr_5"} & set(row)
     best = raw.similarities.max(axis=1)
     expected = sklearn_metrics.roc_auc_score(raw.typ == "a", best)
     assert row["auroc"].value == pytest.approx(expected)
-    columns = [c.key for c in protocols.protocol_table("generic", {
+    columns = [c.key for c in protocol_tables.protocol_table("generic", {
         "rows": {"a": row}, "left_out": {}
     }).columns]  # fmt: skip
     assert columns == [
@@ -170,12 +151,12 @@ def test_weights_match_the_classes() -> None:
             w[chosen] = 1 / chosen.sum()
         return w
 
-    alone = protocols.run_protocol(base, Scale.of_table(base), "specific", samples=10)
-    both = protocols.run_protocol(
-        double, Scale.of_table(double), "specific", weigh=only_jpeg, samples=10
+    alone = run_protocol(Evaluation(base, Scale.of_table(base), samples=10), "specific")
+    both = run_protocol(
+        Evaluation(double, Scale.of_table(double), only_jpeg, samples=10), "specific"
     )
     for key, value in alone["rows"]["a"].items():
-        if isinstance(value, Interval):
+        if isinstance(value, Estimate):
             assert both["rows"]["a"][key].value == pytest.approx(value.value)
     assert both["rows"]["a"]["synthetic_images"] == 20
 
@@ -184,26 +165,28 @@ def test_intervals_draw_sources_where_there_are_enough() -> None:
     few = make({REAL: 30, "a": 20}, sources=2)
     many = make({REAL: 30, "a": 20}, sources=5)
     for one, kind in ((few, "over images"), (many, "over sources")):
-        row = protocols.run_protocol(one, Scale.of_table(one), "specific", samples=10)["rows"]["a"]
+        row = run_protocol(Evaluation(one, Scale.of_table(one), samples=10), "specific")["rows"][
+            "a"
+        ]
         assert row["interval"] == row["interval_of_reals"] == kind
     assert (
         "not sources: a"
-        in protocols.protocol_table(
-            "specific", protocols.run_protocol(few, Scale.of_table(few), "specific", samples=10)
+        in protocol_tables.protocol_table(
+            "specific", run_protocol(Evaluation(few, Scale.of_table(few), samples=10), "specific")
         ).note
     )
 
 
 def test_one_head_alone_leaves_none_out() -> None:
     one = make({REAL: 30, "a": 20}).only(["a"])
-    found = protocols.run_protocol(one, Scale.of_table(one), "leave-one-out", samples=10)
+    found = run_protocol(Evaluation(one, Scale.of_table(one), samples=10), "leave-one-out")
     assert found["rows"] == {}
     assert found["left_out"] == {"a": "no other head"}
     assert "mean" not in found
 
 
 def test_confusion_counts_the_silent(table: ScoreTable) -> None:
-    found = protocols.confusion(table, Scale.of_table(table))
+    found = breakdowns.confusion(Evaluation(table, Scale.of_table(table)))
     assert list(found) == [REAL, "a", "b", "c", "z"]
     for name, row in found.items():
         own = table.similarities[table.typ == name]
@@ -213,30 +196,42 @@ def test_confusion_counts_the_silent(table: ScoreTable) -> None:
             named = ~silent & (own.argmax(axis=1) == g)
             assert row["named"][head] == pytest.approx(named.mean())
     assert found["a"]["named"]["a"] > 0.5
-    shown = protocols.confusion_table(found)
+    shown = protocol_tables.confusion_table(found)
     assert [c.title for c in shown.columns] == ["made by", "images", *HEADS, "no evidence"]
+
+
+def called(scores: Floats, real: Floats) -> Any:
+    """Which of these a verdict calls evidence or stronger, each decided for itself."""
+    photos = calibration.Calibration(real)
+    rates = [photos.rates(row) for row in scores]
+    levels = [verdict.decide(HEADS, row, r).level for row, r in zip(scores, rates, strict=True)]
+    return np.isin(levels, ("evidence", "strong evidence"))
 
 
 def test_confusion_names_as_a_verdict_does() -> None:
     raw = make({REAL: 60, "a": 25, "b": 20}, probabilities=False, seed=8)
-    real = np.random.default_rng(9).normal(-1.0, [1.0, 2.0, 0.5], (149, 3))
-    found = protocols.confusion(raw, Scale(HEADS, calibration=calibration.Calibration(real)))
+    real = np.random.default_rng(9).normal(-1.0, [1.0, 2.0, 0.5], (39, 3))
+    found = breakdowns.confusion(
+        Evaluation(raw, Scale(HEADS, calibration=calibration.Calibration(real)))
+    )
     own = raw.similarities[raw.typ == "b"]
-    joint = calibration.joint_false_positive_rate(own, real)
+    evident = called(own, real)
+    # The interval has a say: not every rate of 5 % is evidence.
+    assert 0 < evident.sum() < (calibration.joint_false_positive_rate(own, real) <= 0.05).sum()
     rates = calibration.false_positive_rate(own, real)
     named = [
         min((rate, -score, g) for g, (rate, score) in enumerate(zip(r, s, strict=True)))[2]
         for r, s in zip(rates, own, strict=True)
     ]
     for g, head in enumerate(HEADS):
-        share = np.mean([n == g and q <= 0.05 for n, q in zip(named, joint, strict=True)])
+        share = np.mean([n == g and e for n, e in zip(named, evident, strict=True)])
         assert found["b"]["named"][head] == pytest.approx(share)
-    assert found["b"]["named"]["no evidence"] == pytest.approx((joint > 0.05).mean())
+    assert found["b"]["named"]["no evidence"] == pytest.approx((~evident).mean())
 
 
 def test_break_downs(table: ScoreTable) -> None:
     scale = Scale.of_table(table)
-    by_format = protocols.break_down(table, scale, "format", samples=10)
+    by_format = breakdowns.break_down(Evaluation(table, scale, samples=10), "format")
     assert [row["group"] for row in by_format] == ["JPEG", "PNG"]
     merged = table.similarities.max(axis=1)
     for row in by_format:
@@ -244,7 +239,7 @@ def test_break_downs(table: ScoreTable) -> None:
         expected = sklearn_metrics.roc_auc_score(table.typ[rows] != REAL, merged[rows])
         assert row["generic_auroc"].value == pytest.approx(expected)
         assert row["tpr_5"] is None
-    by_source = protocols.break_down(table, scale, "source", samples=10)
+    by_source = breakdowns.break_down(Evaluation(table, scale, samples=10), "source")
     first = next(row for row in by_source if row["typ"] == "b")
     # Five images a source: too few for rows of their own.
     assert first["group"] == "4 sources of fewer than 10 images"
@@ -253,7 +248,7 @@ def test_break_downs(table: ScoreTable) -> None:
     assert first["own_auroc"].value == pytest.approx(expected)
     assert sum(row["images"] for row in by_source if row["typ"] == REAL) == 60
     assert next(r for r in by_source if r["typ"] == "z")["own_auroc"] is None
-    shown = protocols.breakdown_table("source", by_source)
+    shown = protocol_tables.breakdown_table("source", by_source)
     assert "flagged_5" not in [c.key for c in shown.columns]
 
 
@@ -268,7 +263,7 @@ def test_break_downs(table: ScoreTable) -> None:
     ],
 )
 def test_last_steps(processing: str, expected: str) -> None:
-    assert protocols.last_step(processing) == expected
+    assert breakdowns.last_step(processing) == expected
 
 
 def test_steps_are_sorted_by_their_numbers() -> None:
@@ -276,8 +271,49 @@ def test_steps_are_sorted_by_their_numbers() -> None:
     steps = np.array(["jpeg 100 4:2:0", "jpeg 61 4:2:0", "jpeg 75 4:2:0"] * 4)
     one = ScoreTable(one.filenames, one.typ, one.sources, one.histories, one.formats, steps,
                      HEADS, one.similarities)  # fmt: skip
-    rows = protocols.break_down(one, Scale.of_table(one), "last step", samples=10)
+    rows = breakdowns.break_down(Evaluation(one, Scale.of_table(one), samples=10), "last step")
     assert [row["group"] for row in rows] == ["jpeg 60 to 69", "jpeg 70 to 79", "jpeg 100"]
+
+
+def test_histories_are_set_against_each_other() -> None:
+    """Each image in two histories; the scores of lossless views are higher, of whatever class."""
+    base = make({REAL: 40, "a": 20}, seed=6)
+    n = len(base.typ)
+    rng = np.random.default_rng(7)
+    twice = ScoreTable(
+        np.tile(base.filenames, 2), np.tile(base.typ, 2), np.tile(base.sources, 2),
+        np.repeat(["jpeg", "lossless"], n), np.tile(base.formats, 2), np.tile(base.processing, 2),
+        HEADS, rng.normal(np.repeat([0.0, 1.0], n)[:, None], 1.0, (2 * n, 3)),
+    )  # fmt: skip
+    given = Evaluation(twice, Scale.of_table(twice), samples=10)
+    score = given.joint.score
+    pairs = breakdowns.history_pairs(given)
+    assert len(pairs) == 4
+    for pair in pairs:
+        ours = (twice.typ == "a") & (twice.histories == pair.synthetic_history)
+        theirs = (twice.typ == REAL) & (twice.histories == pair.real_history)
+        assert (pair.synthetic, pair.real) == (ours.sum(), theirs.sum()) == (20, 40)
+        scores = np.concatenate([score[ours], score[theirs]])
+        expected = sklearn_metrics.roc_auc_score(np.repeat([True, False], [20, 40]), scores)
+        assert pair.auroc == pytest.approx(expected)
+    reals = breakdowns.real_histories(given)
+    assert [one.histories for one in reals] == [
+        "lossless against jpeg reals",
+        "lossless against a first JPEG, the same photos",
+    ]
+    real = twice.typ == REAL
+    expected = sklearn_metrics.roc_auc_score(twice.histories[real] == "lossless", score[real])
+    for one in reals:
+        assert (one.images, one.sources) == (40, 4)
+        assert one.auroc.value == pytest.approx(expected)
+        assert one.auroc.low <= one.auroc.value <= one.auroc.high
+    first, second = protocol_tables.history_tables(pairs, reals)
+    assert first.rows[1] == ("jpeg", "lossless", 20, 40, pairs[1].auroc)
+    assert second.rows[0][-1] == reals[0].auroc
+    assert len(list(protocol_tables.history_tables(pairs, []))) == 1
+    # Of files as found there is one view each: nothing to tell apart.
+    once = twice.select(twice.histories == "jpeg")
+    assert breakdowns.real_histories(Evaluation(once, Scale.of_table(once))) == []
 
 
 def test_second_opinions_stand_on_the_same_reals(table: ScoreTable) -> None:
@@ -288,8 +324,10 @@ def test_second_opinions_stand_on_the_same_reals(table: ScoreTable) -> None:
         table.filenames, table.typ, table.sources, table.histories, table.formats,
         table.processing, ("peer",), scores[:, None],
     )  # fmt: skip
-    found = protocols.second_opinions(
-        table.joined(peer), Scale.of_table(table), ["peer"], name="ours", samples=10
+    found = breakdowns.second_opinions(
+        Evaluation(table, Scale.of_table(table), samples=10),
+        table.joined(peer).only(["peer"]),
+        name="ours",
     )
     assert list(found) == ["ours", "peer"]
     assert found["peer"]["images"] == found["ours"]["images"] - 1
@@ -305,7 +343,7 @@ def test_second_opinions_stand_on_the_same_reals(table: ScoreTable) -> None:
     # Three of 59 reals, 5.08 %, would be too many.
     limit = np.sort(scores[has & ~y])[-3]
     assert found["peer"]["tpr_5"].value == pytest.approx((scores[has & y] > limit).mean())
-    shown = protocols.second_opinions_table(found)
+    shown = protocol_tables.second_opinions_table(found)
     assert len(shown.rows) == 2
     with pytest.raises(UsageError, match="name peer"):
         table.joined(peer).joined(peer)
@@ -317,73 +355,36 @@ def test_degradation_rows() -> None:
     raw = make({REAL: 40, "a": 20, "z": 10}, probabilities=False, seed=2)
     real = np.random.default_rng(3).normal(-1, 1, (99, 3))
     scale = Scale(HEADS, calibration=calibration.Calibration(real))
-    found = protocols.degradation(raw, scale, samples=10)
+    found = breakdowns.degradation(Evaluation(raw, scale, samples=10))
     joint = calibration.joint_false_positive_rate(raw.similarities, real)
-    assert found["evidence"].value == pytest.approx((joint[raw.typ != REAL] <= 0.05).mean())
-    assert found["flagged"].value == pytest.approx((joint[raw.typ == REAL] <= 0.05).mean())
+    evident = called(raw.similarities, real)
+    assert found["evidence"].value == pytest.approx(evident[raw.typ != REAL].mean())
+    assert found["flagged"].value == pytest.approx(evident[raw.typ == REAL].mean())
     rows = np.isin(raw.typ, ("a", REAL))
     expected = sklearn_metrics.roc_auc_score(raw.typ[rows] == "a", raw.similarities[rows, 0])
     assert found["specific_auroc"].value == pytest.approx(expected)
     expected = sklearn_metrics.roc_auc_score(raw.typ != REAL, -joint)
     assert found["generic_auroc"].value == pytest.approx(expected)
     # What is left where all images became too small, or all reals did.
-    none = protocols.degradation(raw.select(np.zeros(len(raw.typ), bool)), scale, samples=10)
+    nothing = raw.select(np.zeros(len(raw.typ), bool))
+    none = breakdowns.degradation(Evaluation(nothing, scale, samples=10))
     assert none["real_images"] == 0
     assert none["generic_auroc"] is None
-    synthetic = protocols.degradation(raw.select(raw.typ != REAL), scale, samples=10)
+    synthetic = breakdowns.degradation(Evaluation(raw.select(raw.typ != REAL), scale, samples=10))
     assert synthetic["specific_auroc"] is synthetic["flagged"] is None
     assert synthetic["evidence"] is not None
-    shown = protocols.degradations_table({"x": found, "y": none})
+    shown = protocol_tables.degradations_table({"x": found, "y": none})
     assert shown.rows[1][1:] == (0, 0, None, None, None, None)
-
-
-# --- the table of scores -------------------------------------------------------------------------
-
-
-def test_csv_comes_back(table: ScoreTable) -> None:
-    back = ScoreTable.from_csv(table.to_csv())
-    assert back.generators == HEADS
-    np.testing.assert_allclose(back.similarities, table.similarities, rtol=1e-6)
-    for name in ("filenames", "typ", "sources", "histories", "formats", "processing"):
-        np.testing.assert_array_equal(getattr(back, name), getattr(table, name))
-    assert back.to_csv() == ScoreTable.from_csv(back.to_csv()).to_csv()
-
-
-def test_any_table_of_the_field_is_read() -> None:
-    text = '\ufefffilename,typ,mygen\n"a, b.png",mygen,0.9\nr.jpg,real,0.1\n\n'
-    back = ScoreTable.from_csv(text)
-    assert back.filenames.tolist() == ["a, b.png", "r.jpg"]
-    assert back.sources.tolist() == ["", ""]
-    assert next(csv.reader(io.StringIO(back.to_csv())))[:3] == ["filename", "typ", "source"]
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "found nothing"),
-        ("filename,typ\na,real\n", "one or more detectors"),
-        ("filename,score\na,1\n", "filename, typ"),
-        ("filename,typ,x,x\na,real,1,2\n", "once"),
-        ("filename,typ,x\n", "no rows"),
-        ("filename,typ,x\na,real\n", "row 2"),
-        ("filename,typ,x\na,real,high\n", "'high'"),
-        ("filename,typ,x\na,real,nan\n", "'nan'"),
-        ("filename,typ,x\na,real,inf\n", "finite"),
-    ],
-)
-def test_what_is_no_table_of_scores_is_refused(text: str, message: str) -> None:
-    with pytest.raises(DataError, match=message):
-        ScoreTable.from_csv(text)
 
 
 def test_tables_that_cannot_be_measured() -> None:
     one = make({REAL: 5, "a": 5})
     for part in (one.select(one.typ == REAL), one.select(one.typ == "a")):
         with pytest.raises(DataError, match="needed are 'real'"):
-            protocols.run_protocol(part, Scale.of_table(one), "generic")
+            run_protocol(Evaluation(part, Scale.of_table(one), samples=10), "generic")
     hole = ScoreTable.from_csv("filename,typ,x\na,real,\nb,y,0.5\n")
     with pytest.raises(DataError, match="lack a score"):
-        protocols.run_protocol(hole, Scale.of_table(hole), "generic")
+        run_protocol(Evaluation(hole, Scale.of_table(hole), samples=10), "generic")
     with pytest.raises(UsageError, match="unknown protocol"):
         protocols.evidence(one, Scale.of_table(one), "other")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="scale of"):
@@ -391,30 +392,9 @@ def test_tables_that_cannot_be_measured() -> None:
 
 
 def test_results_are_plain_values(table: ScoreTable) -> None:
-    found = protocols.run_protocol(table, Scale.of_table(table), "specific", samples=10)
-    found["hole"] = [Interval(1.0, float("nan"), float("nan")), np.float64(2), None]
-    text = json.dumps(protocols.plain(found), allow_nan=False)
+    found = run_protocol(Evaluation(table, Scale.of_table(table), samples=10), "specific")
+    found["hole"] = [Estimate(1.0, float("nan"), float("nan")), np.float64(2), None]
+    text = json.dumps(plain(found), allow_nan=False)
     back = json.loads(text)
     assert back["hole"] == [{"value": 1.0, "low": None, "high": None}, 2.0, None]
     assert back["rows"]["a"]["auroc"]["value"] == found["rows"]["a"]["auroc"].value
-
-
-def test_original_scores_must_belong_together() -> None:
-    good = {
-        REAL: {"a": [("raise/1.png", 0.1)], "b": [("raise/1.png", 0.2)]},
-        "a": {"a": [("x/sb/2.png", 0.9)], "b": [("x/sb/2.png", 0.3)]},
-    }
-    table = protocols.read_original(good)
-    assert table.generators == ("a", "b")
-    assert sorted(zip(table.typ.tolist(), table.sources.tolist(), strict=True)) == [
-        ("a", "sb"), (REAL, "raise"),
-    ]  # fmt: skip
-    assert table.similarities[table.typ == "a"].tolist() == [[0.9, 0.3]]
-    with pytest.raises(DataError, match="no scores a_to_b"):
-        protocols.read_original({**good, "a": {"a": [("x", 1.0)]}})
-    with pytest.raises(DataError, match="not of the same images"):
-        protocols.read_original({**good, "a": {"a": [("x", 1.0)], "b": [("y", 1.0)]}})
-    with pytest.raises(DataError, match="real"):
-        protocols.read_original({"a": good["a"]})
-    with pytest.raises(DataError, match="finite"):
-        protocols.read_original({**good, "a": {"a": [("x", np.nan)], "b": [("x", 1.0)]}})

@@ -296,7 +296,7 @@ def test_statements_again_from_plain_values() -> None:
         plain = json.loads(json.dumps(dataclasses.asdict(read_metadata(data))))
         assert metadata.statements_of(plain) == plain["statements"]
     plain["c2pa"]["state"] = "splendid"
-    with pytest.raises(KeyError):
+    with pytest.raises(ValueError, match="state must be one of"):
         metadata.statements_of(plain)
 
 

@@ -9,7 +9,8 @@ import re
 import pytest
 
 from masksim.errors import UsageError
-from masksim.show.tables import FORMATS, Column, Interval, Table
+from masksim.metrics import Estimate
+from masksim.show.tables import FORMATS, Column, Table
 
 NAN = float("nan")
 
@@ -26,9 +27,9 @@ def table() -> Table:
             Column("words", "what & why"),
         ),
         (
-            ("a|b_c*", 12, Interval(0.98765, 0.9, 1.0), 0.0512, "50 % of $x_1$"),
-            ('say "hi", <b>', 3, Interval(0.5, NAN, NAN), None, "x\ty\n{z} \\ ~^#"),
-            ("mean", None, 0.75, Interval(0.25, 0.2, 0.3), ""),
+            ("a|b_c*", 12, Estimate(0.98765, 0.9, 1.0), 0.0512, "50 % of $x_1$"),
+            ('say "hi", <b>', 3, Estimate(0.5, NAN, NAN), None, "x\ty\n{z} \\ ~^#"),
+            ("mean", None, 0.75, Estimate(0.25, 0.2, 0.3), ""),
         ),
         "A note about x_1.",
     )
@@ -112,10 +113,8 @@ def test_text_does_not_steer_a_terminal() -> None:
 
 
 def test_columns_without_a_value_can_go() -> None:
-    one = Table(
-        "t", "t", (Column("a", "a"), Column("b", "b"), Column("c", "c")),
-        ((None, None, 1), (None, None, None)),
-    ).without_empty_columns()  # fmt: skip
+    columns = (Column("a", "a"), Column("b", "b"), Column("c", "c"))
+    one = Table.of("t", "t", columns, [{"c": 1, "more": 5}, {"a": None}])
     assert [c.key for c in one.columns] == ["a", "c"]
     assert one.rows == ((None, 1), (None, None))
 

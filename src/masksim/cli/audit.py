@@ -55,7 +55,7 @@ def calibrate(
     """Measure false-positive rates on photos of your own as well, and keep them in the detector."""
     with errors():
         from masksim.checkpoint import check_target
-        from masksim.evaluation.audit import calibrate as add
+        from masksim.evaluation.population import calibrate as add
 
         check_target(out, overwrite)
         place = cache_folder(cache, *real)
@@ -109,7 +109,8 @@ def audit(
 ) -> None:
     """Count false alarms among photos that are known to be real, by source, with intervals."""
     with errors():
-        from masksim.evaluation import audit as rooms
+        from masksim.evaluation import audit as audits
+        from masksim.evaluation.population import photos_in
 
         if bool(real) == (manifest is not None):
             raise UsageError("give either folders of photos (--real) or a manifest (--manifest)")
@@ -118,10 +119,10 @@ def audit(
         if manifest is not None:
             images = images_of(manifest, split)
         else:
-            images, left_out = rooms.photos_in(real or [])
+            images, left_out = photos_in(real or [])
         place = cache_folder(cache, *([manifest] if manifest else real or []))
         with stages() as progress:
-            found = rooms.audit(
+            found = audits.audit(
                 detector, images, cache=place, population=population, stability=not quick,
                 workers=workers, progress=progress,
             )  # fmt: skip
@@ -129,7 +130,7 @@ def audit(
             write(to_json({**found.to_dict(), "left_out": left_out}))
         else:
             width = shutil.get_terminal_size((100, 24)).columns
-            made = rooms.table(found, by=by.value)
+            made = audits.table(found, by=by.value)
             write(made.render(format.value, width=width if format is Format.text else None))
         reasons = Counter(left_out)
         reasons.update(found.failures.values())

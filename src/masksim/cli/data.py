@@ -7,7 +7,7 @@ codes: 0 done, 2 wrong usage, 5 the data cannot be had or used.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -33,7 +33,6 @@ from masksim.cli.console import (
 from masksim.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from masksim.config import Progress
     from masksim.data.prepare import Item
 
 app = typer.Typer(
@@ -68,11 +67,6 @@ def _say_problems(problems: Sequence[str], before: str = "", more: str = "") -> 
         say(before + problem)
     if len(problems) > _SHOWN:
         say(f"{before}and {len(problems) - _SHOWN} more{more}")
-
-
-def _sized(progress: Progress) -> Callable[[str, int, int | None], None]:
-    """Take sizes that are not known."""
-    return lambda name, done, count: progress(name, done, count or 0)
 
 
 # ---------------------------------------------------------------- list
@@ -130,7 +124,7 @@ def label_files(
         with stages(not quiet) as progress:
             found = label_folder(
                 folder, root=out.parent,
-                progress=lambda done, count, _: progress("labelling", done, count),
+                progress=progress,
             )  # fmt: skip
         digest = write_manifest(out, found.rows)
         counts = Counter(row.generator for row in found.rows)
@@ -179,15 +173,9 @@ def download_sets(
     """Download and unpack public sets; run it again to go on after an interruption."""
     with errors(as_json):
         need("data", "downloading", "httpx")
-        from masksim.data.manifest import image_problem
-        from masksim.data.sources import (
-            Retry,
-            SourceReport,
-            apply_overrides,
-            download_source,
-            load_sources,
-            pick_sources,
-        )
+        from masksim.data.download import Retry, SourceReport, download_source
+        from masksim.data.scan import image_problem
+        from masksim.data.sources import apply_overrides, load_sources, pick_sources
 
         wanted = pick_sources(load_sources(sources), names)
         if (url or table) and len(wanted) > 1:
@@ -203,7 +191,7 @@ def download_sets(
                     report = download_source(
                         source, data=data, cache=place, table=table, workers=workers,
                         retry=Retry(attempts=attempts), keep_archives=keep_archives,
-                        progress=_sized(progress), check_image=image_problem,
+                        progress=progress, check_image=image_problem,
                     )  # fmt: skip
             reports.append(report)
             if not quiet:
@@ -253,8 +241,8 @@ class _Wanted:
         UsageError
             The options do not go together.
         """
-        from masksim.data.manifest import scan_folders
         from masksim.data.prepare import plan_manifest, plan_original, plan_sets
+        from masksim.data.scan import scan_folders
         from masksim.data.sources import load_sources, pick_sources
 
         own = bool(self.real or self.synthetic)
@@ -385,7 +373,7 @@ def prepare_sets(
             report = prepare(
                 items, out, PrepareConfig(window, cut, subsampling, place, seed),
                 workers=workers, warnings=warnings, manifest_name=name,
-                progress=lambda done, count, _: progress("preparing", done, count),
+                progress=progress,
             )  # fmt: skip
         if not quiet:
             for text in report.warnings:
@@ -444,7 +432,7 @@ def verify_set(
         with stages(not quiet) as progress:
             report = verify(
                 listed, window=window, near_distance=None if near < 0 else near, probe=probe,
-                workers=workers, progress=lambda done, count, _: progress("verifying", done, count),
+                workers=workers, progress=progress,
             )  # fmt: skip
         if as_json:
             _document(report.as_dict())

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -37,8 +35,11 @@ if TYPE_CHECKING:
     from masksim.config import Progress
     from masksim.data.manifest import Manifest
     from masksim.detector import Detector
-    from masksim.evaluation.protocols import Protocol, Scale, ScoreTable
-    from masksim.evaluation.scoring import Results
+    from masksim.evaluation.measures import Evaluation
+    from masksim.evaluation.protocols import Protocol
+    from masksim.evaluation.results import Results
+    from masksim.evaluation.scale import Scale
+    from masksim.evaluation.score_table import ScoreTable
     from masksim.show.tables import Table
 
 
@@ -205,7 +206,7 @@ class _Asked:
     def calibrated(self, scale: Scale) -> Scale:
         """Put scores of real photos in, if there are any."""
         from masksim.calibration import Calibration
-        from masksim.evaluation.scoring import read_real_scores
+        from masksim.evaluation.score_table import read_real_scores
 
         if self.calibration is None:
             return scale
@@ -220,13 +221,13 @@ class _Found:
 
     detector: Detector | None
     split: str | None
-    table: ScoreTable | None
-    scale: Scale | None
+    table: ScoreTable | None  # with the columns of other detectors
+    given: Evaluation | None
     results: Results
 
     def document(self) -> dict[str, Any]:
         """Put everything together for JSON."""
-        from masksim.evaluation.protocols import plain
+        from masksim.evaluation.results import plain
 
         document: dict[str, Any] = {}
         if self.detector is not None:
@@ -234,17 +235,17 @@ class _Found:
         if self.split is not None:
             document["split"] = self.split
         if self.table is not None:
-            pairs = set(zip(self.table.typ.tolist(), self.table.filenames.tolist(), strict=True))
-            counts = Counter(typ for typ, _ in sorted(pairs))
-            document |= {"images": counts, "failures": dict(self.table.failures)}
+            document |= {"images": self.table.images(), "failures": dict(self.table.failures)}
         found: Mapping[str, Any] = plain(self.results.data)
         return document | dict(found)
 
 
 def _measured(asked: _Asked, progress: Progress) -> _Found:
     """Score what is to be scored, and measure it."""
-    from masksim.evaluation import degrade
-    from masksim.evaluation import scoring as rooms
+    from masksim.evaluation import degrade, scoring
+    from masksim.evaluation.measures import Evaluation
+    from masksim.evaluation.results import Results, measure_degradations, measure_table
+    from masksim.evaluation.scale import Scale
 
     # A name that is wrong is told before hours of scoring; none is what others are compared with.
     wanted = degrade.select(["none", *asked.degrade]) if asked.degrade else []
@@ -252,32 +253,30 @@ def _measured(asked: _Asked, progress: Progress) -> _Found:
     detector, images = asked.detector(), asked.images()
     # Only images have pieces.
     place = Path() if asked.manifest is None else cache_folder(asked.cache, asked.manifest)
-    results: Results = rooms.Results({}, ())
+    results = Results({}, ())
     table: ScoreTable | None = None
-    scale: Scale | None = None
+    given: Evaluation | None = None
     if chosen or asked.peers or asked.scores or asked.original_scores:
         table, scale, peers = _scores(asked, images, detector, place, progress)
-        results += rooms.measure_table(
-            table, scale, chosen=chosen, peers=peers,
-            shares=None if detector is None else rooms.views_of(detector).shares,
-            seen=frozenset() if images is None else rooms.seen_in_training(images),
-            name="masksim" if detector is None else detector.name,
-            samples=asked.samples, progress=progress,
+        shares = None if detector is None else scoring.views_of(detector).shares
+        given = Evaluation.of(table, scale, shares, asked.samples)
+        results += measure_table(
+            given, chosen=chosen, peers=table.only(peers) if peers else None,
+            seen=frozenset() if images is None else scoring.seen_in_training(images),
+            name="masksim" if detector is None else detector.name, progress=progress,
         )  # fmt: skip
     if wanted and images is not None and detector is not None:
         some = images.select(asked.split)
         if asked.per_class is not None:
-            some = rooms.bounded(some, asked.per_class)
-        tables = rooms.score_degraded(
+            some = scoring.bounded(some, asked.per_class)
+        tables = scoring.score_degraded(
             asked.detector_path(), some, wanted, cache=place, workers=asked.workers,
             progress=progress,
         )  # fmt: skip
-        results += rooms.measure_degradations(
-            tables, asked.calibrated(rooms.scale_of(detector)), samples=asked.samples,
-            progress=lambda done, count: progress("degradations", done, count),
-        )  # fmt: skip
+        scale = asked.calibrated(Scale.of_detector(detector))
+        results += measure_degradations(tables, scale, samples=asked.samples, progress=progress)
     split = None if asked.manifest is None else asked.split
-    return _Found(detector, split, table, scale, results)
+    return _Found(detector, split, table, given, results)
 
 
 def _scores(
@@ -289,18 +288,19 @@ def _scores(
 ) -> tuple[ScoreTable, Scale, list[str]]:
     """Score images or read scores; say what they mean, and which columns are other detectors'."""
     from masksim.data.views import ViewConfig
-    from masksim.evaluation import scoring as rooms
-    from masksim.evaluation.protocols import Scale
+    from masksim.evaluation.scale import Scale
+    from masksim.evaluation.score_table import read_original_scores, read_scores
+    from masksim.evaluation.scoring import score_manifest, score_peer, views_of
 
     if asked.original_scores is not None:
-        table = rooms.read_original_scores(asked.original_scores)
+        table = read_original_scores(asked.original_scores)
     elif asked.scores is not None:
-        table = rooms.read_scores(asked.scores)
+        table = read_scores(asked.scores)
     else:
         assert images is not None
-        table = rooms.score_manifest(
+        table = score_manifest(
             asked.detector_path(), images.select(asked.split), cache=cache, workers=asked.workers,
-            progress=lambda done, count: progress("scores", done, count),
+            progress=progress,
         )  # fmt: skip
     peers = [one for one in asked.peers if "=" not in one]
     heads = [name for name in table.generators if name not in peers]
@@ -312,23 +312,25 @@ def _scores(
         raise UsageError("every column of the scores is a peer: no detector is left to measure")
     for one in asked.peers:
         if "=" in one and images is not None:
-            config = ViewConfig() if detector is None else rooms.views_of(detector)
-            stage = partial(progress, f"peer {one.partition('=')[0]}")
-            other = rooms.score_peer(
-                one, images.select(asked.split), cache=cache, config=config, progress=stage
+            config = ViewConfig() if detector is None else views_of(detector)
+            other = score_peer(
+                one, images.select(asked.split), cache=cache, config=config, progress=progress
             )
             table = table.joined(other)
             peers += other.generators
             if other.failures:
                 say(f"note: {other.generators[0]} refused {len(other.failures)} images")
     own = table.only(heads)
-    if detector is None:
-        scale = Scale.of_table(own)
-        if not scale.probabilities:
-            say("note: some scores are outside [0, 1], so there are no probabilities to measure")
-    else:
-        scale = rooms.scale_of(detector)
-    return table, asked.calibrated(scale), peers
+    scale = Scale.of_table(own) if detector is None else Scale.of_detector(detector)
+    if detector is None and not scale.probabilities:
+        say("note: some scores are outside [0, 1], so there are no probabilities to measure")
+    scale = asked.calibrated(scale)
+    if table.traits is None and scale.needs_traits():
+        say(
+            "note: these scores do not tell what the images show: rates are those among all "
+            "photos, where verdicts take photos of the same kind"
+        )
+    return table, scale, peers
 
 
 _RESULTS = ("scores.csv", "results.json", "results.md")
@@ -356,20 +358,14 @@ def _save(
 
 
 def _draw(folder: Path, chosen: Sequence[Protocol], found: _Found) -> None:
-    from masksim.data.views import ViewConfig
-    from masksim.evaluation import curves
-    from masksim.evaluation import scoring as rooms
+    from masksim.evaluation.curves import draw_all
 
-    detector, table, scale = found.detector, found.table, found.scale
-    shares = (ViewConfig() if detector is None else rooms.views_of(detector)).shares
-    curves.draw_all(
+    draw_all(
         folder,
-        None if table is None or scale is None else table.only(scale.generators),
-        scale,
+        found.given,
         chosen=chosen,
-        weigh=None if table is None else rooms.weighing(table, shares),
         degradations=found.results.data.get("degradations"),
-        patterns=None if detector is None else detector.patterns(),
+        patterns=None if found.detector is None else found.detector.patterns(),
     )
 
 

@@ -1,7 +1,7 @@
 """Which images a batch is of: folders, globs, lists, object stores -> one plain list of paths.
 
 The order is that of the arguments, and within a folder by name, so that it is the same every time.
-What is kept of a file is its path alone, a string: about 200 bytes, 200 MB a million files.
+Only the paths are kept, as strings: about 200 bytes a file, 200 MB for a million.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from importlib import import_module
 from pathlib import Path, PurePath
 from typing import Any
 
-from masksim.data.manifest import EXTENSIONS
+from masksim.data.scan import EXTENSIONS, walk
 from masksim.errors import DataError, ImageError, UsageError, extra_missing
 
 SUFFIXES = frozenset(EXTENSIONS) - {".dng"} | {".mpo", ".hif"}
@@ -29,7 +29,7 @@ LISTS = (".txt", ".csv", ".parquet")
 """Files that are lists of images."""
 
 LONGEST = 4096
-"""Bytes of the longest path that systems take; what is longer is no file's."""
+"""Bytes of the longest path that systems take."""
 
 _LONGEST_LINE = 65536  # characters; a list with a longer line is no list
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")  # more than one letter: not a Windows drive
@@ -89,7 +89,7 @@ def list_inputs(
     column
         Of CSV and Parquet lists, where the paths are.
     root
-        Folder that relative paths of lists start from; by default the current one.
+        Folder that relative paths of lists start from; the current one by default.
 
     Returns
     -------
@@ -116,7 +116,7 @@ def list_inputs(
                     f"{argument} is not a list of paths: an entry has {len(path)} characters",
                     code="manifest_invalid",
                 )
-            # To a command an option, to a spreadsheet a formula: with ./ the same file, and neither
+            # A command would take it for an option, a spreadsheet for a formula; not so with ./
             harmless = f"./{path}" if path.startswith(_FORMULA) else path
             if (key := path_key(harmless)) not in seen:
                 seen.add(key)
@@ -209,18 +209,9 @@ def _wanted(name: str) -> bool:
 def _walk(folder: str, recursive: bool, unreadable: dict[str, str]) -> Iterator[str]:
     """Yield the images of a folder by name, and folders that cannot be read."""
     problems: list[OSError] = []
-    seen: set[str] = set()
-    for parent, folders, names in os.walk(folder, onerror=problems.append, followlinks=True):
+    for parent, names in walk(folder, recursive=recursive, onerror=problems.append):
         yield from _problems(problems, unreadable)
-        real = os.path.realpath(parent)
-        if real in seen:  # a link to where we are or have been
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(n for n in folders if not n.startswith(".")) if recursive else []
-        for name in sorted(names):
-            if _wanted(name):
-                yield os.path.join(parent, name)
+        yield from (os.path.join(parent, name) for name in names if _wanted(name))
     yield from _problems(problems, unreadable)
 
 
@@ -256,11 +247,11 @@ def _read_list(path: str, column: str) -> Iterator[str]:
 
 
 def _lines(stream: Any, name: str) -> Iterator[str]:
-    """Yield paths, one a line; where there is a null character, ended by those (`find -print0`)."""
+    """Yield paths: one a line, or separated by null characters, as `find -print0` writes them."""
     text = stream.read()
     if text.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise DataError(f"{name} is UTF-16: save it as UTF-8", code="manifest_invalid")
-    if b"\0\0" in text:  # no list of find's, but most binary files
+    if b"\0\0" in text:  # not as find writes lists, but as in most binary files
         raise DataError(f"{name} is not a list of paths but binary", code="manifest_invalid")
     if text.startswith(b"\xef\xbb\xbf"):
         text = text[3:]

@@ -1,8 +1,8 @@
 """A manifest of one's own files by what each file says of its origin, with the evidence.
 
-Only what files claim becomes a label: a generator that is named, or a camera of whose picture no
-program of a generator's is named. Claims can be forged, and most files say nothing: those get no
-row, and are counted by why.
+A label is what a file claims: the generator that it names, or ``"real"`` where it names a camera
+and no generator. Claims can be forged. Most files claim nothing: they get no row, and are counted
+by the reason.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ import hashlib
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from masksim.data.manifest import REAL, Row, assign_splits, find_images
-from masksim.errors import DataError, ImageError
+from masksim.config import Progress
+from masksim.data.manifest import REAL, Row
+from masksim.data.scan import assign_splits, some_images
+from masksim.errors import ImageError
 from masksim.image import Limits, open_undecoded
 from masksim.provenance.metadata import Metadata, read_metadata
 from masksim.provenance.origin import Origin, origin_of
@@ -50,7 +52,7 @@ _FAMILIES: tuple[tuple[str, str], ...] = (
 # What products make, where that is one thing.
 _PRODUCTS: Mapping[str, str] = {
     "GPT Image": "gpt-image",
-    "DALL\u00b7E": "dalle3",  # since its images have manifests; those of its elder say Labs
+    "DALL\u00b7E": "dalle3",  # the images of DALL·E 2 name OpenAI Labs instead
     "Stable Diffusion XL": "sdxl",
     "Adobe Firefly": "firefly",
     "Leonardo.Ai": "leonardo",
@@ -71,7 +73,7 @@ class Label:
     variant
         The model or product as the file names it, or the camera.
     evidence
-        What it rests on; where there is no label, why.
+        What the label rests on; without a label, the reason.
     """
 
     generator: str
@@ -88,7 +90,7 @@ class Labelled:
     rows
         One a file that says enough.
     without
-        How many files got no row, by why.
+        How many files got no row, by the reason.
     """
 
     rows: tuple[Row, ...]
@@ -96,7 +98,7 @@ class Labelled:
 
 
 def label_of(found: Metadata, said: Origin | None = None) -> Label:
-    """Tell what a file says that it is.
+    """Label a file by what it says of itself.
 
     Parameters
     ----------
@@ -124,7 +126,7 @@ def _generated(found: Metadata, said: Origin) -> Label:
     telling = [s.text for s in found.statements if s.points_to == "generator"]
     evidence = f"{said.checked}: {telling[0]}"
     models = [record.model for record in found.records if record.model]
-    # A picture that was loaded may be a photo still, for the most part.
+    # A picture that was loaded may have been a photo, and for the most part still be one.
     edit = "-edit" if any(record.begun for record in found.records) else ""
     for model in models:
         if family := _family(model):
@@ -163,7 +165,7 @@ def label_folder(
     *,
     root: str | os.PathLike[str] | None = None,
     shares: Mapping[str, float] | None = None,
-    progress: Callable[[int, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Labelled:
     """Label the images below a folder by their own claims.
 
@@ -174,10 +176,10 @@ def label_folder(
     root
         The manifest's folder: paths are relative to it where they lie below it, else absolute.
     shares
-        Split to share of the images, as `manifest.assign_splits`; whole sources go to a split. A
+        Split to share of the images, as `scan.assign_splits`; whole sources go to a split. A
         source is a folder directly below `folder`; for photographs without one, the camera.
     progress
-        Told how many are done, of how many, and how many of them got no label.
+        Called with (``"labelling"``, done, in all).
 
     Returns
     -------
@@ -191,11 +193,7 @@ def label_folder(
         The shares do not add up to 1.
     """
     folder = Path(folder).absolute()
-    if not folder.is_dir():
-        raise DataError(f"no folder {folder}", code="not_found")
-    files = find_images(folder)
-    if not files:
-        raise DataError(f"no image in {folder}", code="no_images")
+    files = some_images(folder)
     base = Path(root).absolute() if root is not None else folder
     rows: list[Row] = []
     without: Counter[str] = Counter()
@@ -204,7 +202,7 @@ def label_folder(
         if row is not None:
             rows.append(row)
         if progress is not None:
-            progress(done, len(files), without.total())
+            progress("labelling", done, len(files))
     return Labelled(tuple(_split(rows, shares)), dict(without.most_common()))
 
 
@@ -253,5 +251,4 @@ def _split(rows: Iterable[Row], shares: Mapping[str, float] | None) -> Iterable[
     for of_class in by_class.values():
         splits = assign_splits(Counter(row.source for row in of_class), shares)
         for row in of_class:
-            values = asdict(row) | {"split": splits[row.source]}
-            yield Row(**values)
+            yield replace(row, split=splits[row.source])

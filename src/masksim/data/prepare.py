@@ -9,35 +9,32 @@ in which files are done.
 from __future__ import annotations
 
 import hashlib
+import io
+import itertools
 import json
 import os
 import re
 import shutil
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 import numpy as np
+from PIL import Image
 
 from masksim.augment import encode, rng_for
-from masksim.data.manifest import (
-    Manifest,
-    Row,
-    folder_rows,
-    manifest_hash,
-    read_layout,
-    row_dict,
-    row_from_dict,
-    with_extra,
-    write_manifest,
-)
+from masksim.config import Progress, cores
+from masksim.data.manifest import Manifest, Row, manifest_hash, with_extra, write_manifest
+from masksim.data.scan import folder_rows, read_layout
 from masksim.data.sources import Source
+from masksim.data.threads import in_threads
 from masksim.errors import DataError, MasksimError, UsageError
+from masksim.files import write_whole
 from masksim.image import LoadedImage, load_image
 from masksim.preprocess import centre_window
 
@@ -45,8 +42,6 @@ STATE = ".masksim"  # folder for journal and temporary files, inside the output 
 MANIFEST = "manifest.csv"
 REPORT = "report.json"
 _SUFFIX = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp"}
-
-Tick = Callable[[int, int, int], None]  # (done, in all, failed)
 
 
 @dataclass(frozen=True)
@@ -239,15 +234,16 @@ def plan_sets(
                 if all_folders or (kind.name in ("train", "files")) == (folder.split != "test")
             ]
             places = [p for p in (folder.path, *folder.aliases) if (data / p).is_dir()]
-            pairs = [
-                (pair, PurePosixPath(pair[0].path).relative_to(place))
+            found = [
+                (row, PurePosixPath(row.path).relative_to(place))
                 for place in places
-                for pair in folder_rows(folder, data, place)
+                for row in folder_rows(folder, data, place)
             ]
-            if wanted and not pairs:
+            if wanted and not found:
                 warnings.append(f"{folder.path}: no image in the data folder")
-            for (row, file), inner in pairs:
+            for row, inner in found:
                 for kind in wanted:
+                    file = data / row.path
                     goal = _goal(kind, PurePosixPath(folder.path) / inner, file)
                     items.append(Item(file, goal, row, kind))
     if not items:
@@ -299,16 +295,6 @@ def cut_window(
     return np.ascontiguousarray(pixels[y : y + window, x : x + window])
 
 
-def _png(pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> bytes:
-    import io
-
-    from PIL import Image
-
-    out = io.BytesIO()
-    Image.fromarray(pixels).save(out, "PNG", compress_level=1)
-    return out.getvalue()
-
-
 def render(loaded: LoadedImage, variant: Variant, config: PrepareConfig) -> tuple[bytes, str]:
     """Return the prepared file of a variant with a format, and what was done, in words.
 
@@ -317,7 +303,9 @@ def render(loaded: LoadedImage, variant: Variant, config: PrepareConfig) -> tupl
     pixels = cut_window(loaded.pixels, config.window, config.cut)
     steps = [*loaded.facts.treatments, f"window {config.window} {config.cut}"]
     if variant.format == "PNG" or variant.format is None:
-        return _png(pixels), "; ".join([*steps, "PNG"])
+        png = io.BytesIO()
+        Image.fromarray(pixels).save(png, "PNG", compress_level=1)
+        return png.getvalue(), "; ".join([*steps, "PNG"])
     low, high = variant.quality or (65, 100)
     rng = rng_for(loaded.facts.sha256, "prepare", variant.name, config.seed)
     quality = int(rng.integers(low, high + 1))
@@ -334,13 +322,10 @@ class _Workshop:
         self.temporary = out / STATE / "tmp"
         shutil.rmtree(self.temporary, ignore_errors=True)
         self.temporary.mkdir(parents=True)
-        self._number = 0
-        self._lock = threading.Lock()
+        self._numbers = itertools.count()
 
     def _fresh(self) -> Path:
-        with self._lock:
-            self._number += 1
-            return self.temporary / str(self._number)
+        return self.temporary / str(next(self._numbers))
 
     def _settle(self, temporary: Path, goal: Path) -> None:
         goal.parent.mkdir(parents=True, exist_ok=True)
@@ -356,14 +341,11 @@ class _Workshop:
                 path = str(item.file.absolute())
             return Path(path).as_posix()
         temporary = self._fresh()
-        linked = False
-        if self.config.place == "link":
-            try:
-                os.link(os.path.realpath(item.file), temporary)
-                linked = True
-            except OSError:
-                pass
-        if not linked:
+        try:
+            if self.config.place != "link":
+                raise OSError("a copy is wanted")
+            os.link(os.path.realpath(item.file), temporary)
+        except OSError:  # another disk, or a file system without links
             shutil.copyfile(item.file, temporary)
         self._settle(temporary, self.out / item.goal)
         return item.goal
@@ -374,29 +356,21 @@ class _Workshop:
         facts = loaded.facts
         row = replace(item.row, format=facts.format)
         if item.variant.format is None:
-            path = self._keep_bytes(item)
-            return replace(
-                row,
-                path=path,
-                sha256=facts.sha256,
-                width=facts.width,
-                height=facts.height,
-                processing="none",
-            )
+            row = replace(row, path=self._keep_bytes(item), processing="none")
+            return replace(row, sha256=facts.sha256, width=facts.width, height=facts.height)
         data, processing = render(loaded, item.variant, self.config)
         temporary = self._fresh()
         temporary.write_bytes(data)
         self._settle(temporary, self.out / item.goal)
-        row = replace(
-            row,
-            path=item.goal,
-            sha256=hashlib.sha256(data).hexdigest(),
-            width=self.config.window,
-            height=self.config.window,
-            processing=processing,
-        )
         return with_extra(
-            row,
+            replace(
+                row,
+                path=item.goal,
+                sha256=hashlib.sha256(data).hexdigest(),
+                width=self.config.window,
+                height=self.config.window,
+                processing=processing,
+            ),
             prepared=item.variant.name,
             source_sha256=facts.sha256,
             source_width=str(facts.width),
@@ -419,7 +393,7 @@ class _Journal:
                 for line in f:
                     try:
                         entry = json.loads(line)
-                        row = row_from_dict(entry["row"])
+                        row = Row(**entry["row"])
                         self.done[entry["goal"]] = (entry["sign"], entry["bytes"], row)
                     except (ValueError, KeyError, TypeError):
                         break
@@ -431,7 +405,7 @@ class _Journal:
         self._file.truncate(good)
 
     def add(self, goal: str, sign: str, n_bytes: int, row: Row) -> None:
-        entry = {"goal": goal, "sign": sign, "bytes": n_bytes, "row": row_dict(row)}
+        entry = {"goal": goal, "sign": sign, "bytes": n_bytes, "row": asdict(row)}
         self._file.write(json.dumps(entry, separators=(",", ":")).encode() + b"\n")
         self._file.flush()
 
@@ -442,17 +416,67 @@ class _Journal:
 def _sign(item: Item, config: PrepareConfig) -> str:
     """Return what an image's result depends on; raise OSError when the file is gone."""
     status = item.file.stat()
-    values: list[Any] = [
-        asdict(config),
-        asdict(item.variant),
-        row_dict(item.row),
-        item.file.as_posix(),
-    ]
-    values += [status.st_size, status.st_mtime_ns]
+    values: list[Any] = [asdict(config), asdict(item.variant), asdict(item.row)]
+    values += [item.file.as_posix(), status.st_size, status.st_mtime_ns]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:24]
 
 
 # ---------------------------------------------------------------- the run
+
+
+class _Run:
+    """What has become of the items so far."""
+
+    def __init__(self, out: Path, config: PrepareConfig, n: int, progress: Progress | None) -> None:
+        self.out, self.config, self.n, self.progress = out, config, n, progress
+        self.journal = _Journal(out / STATE / "journal.jsonl")
+        self.signs: dict[str, str] = {}
+        self.rows: list[Row] = []
+        self.failures: list[Failure] = []
+        self.made = self.kept = 0
+
+    def _tick(self) -> None:
+        if self.progress is not None:
+            failed = len(self.failures)
+            self.progress("preparing", self.made + self.kept + failed, self.n)
+
+    def _fail(self, item: Item, code: str, message: str) -> None:
+        self.failures.append(Failure(item.row.path, code, message))
+
+    def to_do(self, items: Iterable[Item]) -> Iterator[Item]:
+        """Give the items that no earlier run has made of the same file with the same settings."""
+        for item in items:
+            try:
+                sign = _sign(item, self.config)
+            except OSError as error:
+                self._fail(item, "not_found", error.strerror or str(error))
+                self._tick()
+                continue
+            earlier = self.journal.done.get(item.goal)
+            if earlier and earlier[0] == sign and _there(self.out, earlier[2], earlier[1]):
+                self.rows.append(earlier[2])
+                self.kept += 1
+                self._tick()
+            else:
+                self.signs[item.goal] = sign
+                yield item
+
+    def settle(self, item: Item, future: Future[Row]) -> None:
+        """Note what has become of an item."""
+        try:
+            row = future.result()
+            size = (self.out / row.path).stat().st_size
+        except MasksimError as error:
+            self._fail(item, error.code, str(error))
+        except OSError as error:
+            self._fail(item, "unreadable", error.strerror or str(error))
+        except MemoryError:
+            self._fail(item, "too_many_pixels", "out of memory")
+        else:
+            self.journal.add(item.goal, self.signs.pop(item.goal), size, row)
+            self.rows.append(row)
+            self.made += 1
+        self._tick()
 
 
 def prepare(
@@ -461,7 +485,7 @@ def prepare(
     config: PrepareConfig | None = None,
     *,
     workers: int | None = None,
-    progress: Tick | None = None,
+    progress: Progress | None = None,
     warnings: Iterable[str] = (),
     manifest_name: str = MANIFEST,
 ) -> PrepareReport:
@@ -483,7 +507,7 @@ def prepare(
     workers
         Threads (the codecs release the interpreter); default: one a core.
     progress
-        Called with (done, in all, failed).
+        Called with (``"preparing"``, done, in all).
     warnings
         Of the plan, passed on to the report.
     manifest_name
@@ -500,86 +524,31 @@ def prepare(
     """
     config = config or PrepareConfig()
     out = Path(out)
-    workers = workers or os.cpu_count() or 1
+    workers = workers or cores()
     if workers < 1:
         raise UsageError(f"workers must be at least 1, got {workers}")
     start = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
-    shop = _Workshop(out, config)
-    journal = _Journal(out / STATE / "journal.jsonl")
-    rows: list[Row] = []
-    failures: list[Failure] = []
-    made = kept = 0
-    signs: dict[str, str] = {}
-
-    def tick() -> None:
-        if progress is not None:
-            progress(made + kept + len(failures), len(items), len(failures))
-
-    def settle(future: Future[Row], item: Item) -> None:
-        nonlocal made
-        try:
-            row = future.result()
-            size = (out / row.path).stat().st_size
-        except MasksimError as error:
-            failures.append(Failure(item.row.path, error.code, str(error)))
-        except OSError as error:
-            text = error.strerror or str(error)
-            failures.append(Failure(item.row.path, "unreadable", text))
-        except MemoryError:
-            failures.append(Failure(item.row.path, "too_many_pixels", "out of memory"))
-        else:
-            journal.add(item.goal, signs.pop(item.goal), size, row)
-            rows.append(row)
-            made += 1
-        tick()
-
+    shop, run = _Workshop(out, config), _Run(out, config, len(items), progress)
     try:
-        with ThreadPoolExecutor(max_workers=workers) as pool:
-            running: dict[Future[Row], Item] = {}
-            try:
-                for item in items:
-                    try:
-                        sign = _sign(item, config)
-                    except OSError as error:
-                        text = error.strerror or str(error)
-                        failures.append(Failure(item.row.path, "not_found", text))
-                        tick()
-                        continue
-                    earlier = journal.done.get(item.goal)
-                    if earlier and earlier[0] == sign and _there(out, earlier[2], earlier[1]):
-                        rows.append(earlier[2])
-                        kept += 1
-                        tick()
-                        continue
-                    while len(running) >= 2 * workers:
-                        for future in wait(running, return_when=FIRST_COMPLETED).done:
-                            settle(future, running.pop(future))
-                    signs[item.goal] = sign
-                    running[pool.submit(shop.make, item)] = item
-                while running:
-                    for future in wait(running, return_when=FIRST_COMPLETED).done:
-                        settle(future, running.pop(future))
-            except BaseException:
-                for future in running:
-                    future.cancel()
-                raise
+        with closing(in_threads(shop.make, run.to_do(items), workers)) as done:
+            for item, future in done:
+                run.settle(item, future)
     finally:
-        journal.close()
+        run.journal.close()
         shutil.rmtree(shop.temporary, ignore_errors=True)
-    rows.sort(key=lambda row: row.path)
-    failures.sort(key=lambda failure: (failure.path, failure.code))
-    manifest = Manifest(tuple(rows), out)
+    rows = sorted(run.rows, key=lambda row: row.path)
+    failures = sorted(run.failures, key=lambda failure: (failure.path, failure.code))
     report = PrepareReport(
-        manifest=manifest,
+        manifest=Manifest(tuple(rows), out),
         hash=manifest_hash(rows),
-        made=made,
-        kept=kept,
+        made=run.made,
+        kept=run.kept,
         failures=tuple(failures),
         warnings=tuple(warnings),
         seconds=time.monotonic() - start,
     )
-    _write_report(out, report)
+    write_whole(out / REPORT, json.dumps(report.as_dict(), indent=2).encode() + b"\n")
     if not rows:
         raise DataError(
             f"none of {len(items)} images could be prepared; first: "
@@ -595,13 +564,6 @@ def _there(out: Path, row: Row, size: int) -> bool:
         return (out / row.path).stat().st_size == size
     except OSError:
         return False
-
-
-def _write_report(out: Path, report: PrepareReport) -> None:
-    temporary = out / (REPORT + ".tmp")
-    text = json.dumps(report.as_dict(), indent=2, ensure_ascii=True)
-    temporary.write_text(text + "\n", encoding="utf-8")
-    os.replace(temporary, out / REPORT)
 
 
 def plan_original(

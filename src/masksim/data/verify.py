@@ -9,11 +9,9 @@ earlier compression. What such a probe finds, a detector would learn instead of 
 from __future__ import annotations
 
 import hashlib
-import math
-import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -21,8 +19,20 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from masksim.augment import reencode
+from masksim.config import Progress, cores
+from masksim.data.leak import (
+    COMPRESSION,
+    LEAK,
+    METADATA,
+    PROBE_WINDOW,
+    Probe,
+    compression_features,
+    leak_probe,
+    metadata_features,
+    need_sklearn,
+)
 from masksim.data.manifest import SPLITS, Manifest, Row, group_of
+from masksim.data.threads import in_threads
 from masksim.errors import ImageError, MasksimError, UsageError, extra_missing
 from masksim.image import load_image
 from masksim.preprocess import centre_window
@@ -30,14 +40,7 @@ from masksim.preprocess import centre_window
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    Floats: TypeAlias = NDArray[np.float64]
     Pixels: TypeAlias = NDArray[np.uint8]
-    Hashes: TypeAlias = NDArray[np.uint64]
-
-Tick = Callable[[int, int, int], None]  # (done, in all, with a finding)
-
-PROBE_WINDOW = 256  # pixels: side of the centre window the compression probe looks at
-LEAK = 0.6  # AUROC of a probe above which a warning is due
 
 
 @dataclass(frozen=True)
@@ -52,26 +55,6 @@ class Finding:
     code: str
     path: str
     message: str
-
-
-@dataclass(frozen=True)
-class Probe:
-    """How well one kind of evidence tells real from synthetic, by cross-validation.
-
-    `auroc` with its 95 % bootstrap interval over groups; `groups` is what was kept together
-    (``"source"``, or ``"group"`` where a class has too few sources). `auroc` is None with a
-    `reason` where it cannot be measured. `clues` are the features that tell most.
-    """
-
-    name: str
-    auroc: float | None
-    low: float | None = None
-    high: float | None = None
-    images: int = 0
-    folds: int = 0
-    groups: str = ""
-    clues: tuple[str, ...] = ()
-    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -114,111 +97,7 @@ class VerifyReport:
         }
 
 
-# ---------------------------------------------------------------- features
-
-
-METADATA = (
-    "JPEG", "PNG", "WEBP", "other format", "log width", "log height", "log aspect", "sides / 8",
-    "JPEG quality", "4:2:0", "4:4:4", "log bytes a pixel", "ICC profile", "rotated", "mode RGB",
-)  # fmt: skip
-_GHOSTS = (50, 60, 70, 80, 85, 90, 95)
-_ZIGZAG = ((0, 1), (1, 0), (2, 0), (1, 1), (0, 2), (0, 3))
-COMPRESSION = (
-    *(f"row edges at phase {k}" for k in range(8)),
-    *(f"column edges at phase {k}" for k in range(8)),
-    *(f"change by JPEG {q}" for q in _GHOSTS),
-    *(f"comb of DCT {v},{u}" for v, u in _ZIGZAG),
-    *(f"empty bins of DCT {v},{u}" for v, u in _ZIGZAG),
-)
-
-
-def metadata_features(facts: Any, n_bytes: int) -> list[float]:
-    """Return what is known of a file without looking at a pixel, in the order of `METADATA`.
-
-    Parameters
-    ----------
-    facts
-        ``ImageFacts`` of the file.
-    n_bytes
-        Its length.
-    """
-    width, height = facts.width, facts.height
-    known = ("JPEG", "PNG", "WEBP")
-    quality = -1.0 if facts.jpeg_quality is None else float(facts.jpeg_quality)
-    return [
-        *(float(facts.format == name) for name in known),
-        float(facts.format not in known),
-        math.log(width),
-        math.log(height),
-        math.log(width / height),
-        float(width % 8 == 0) + float(height % 8 == 0),
-        quality,
-        float(facts.jpeg_subsampling == "4:2:0"),
-        float(facts.jpeg_subsampling == "4:4:4"),
-        math.log(max(1, n_bytes) / (width * height)),
-        float(facts.icc_profile),
-        float(facts.orientation != 1),
-        float(facts.mode == "RGB"),
-    ]
-
-
-def _dct_matrix() -> Floats:
-    k, n = np.mgrid[0:8, 0:8]
-    matrix = np.cos(np.pi * (2 * n + 1) * k / 16) * 0.5
-    matrix[0] *= math.sqrt(0.5)
-    return np.asarray(matrix, dtype=np.float64)
-
-
-_DCT = _dct_matrix()
-
-
-def compression_features(pixels: Pixels) -> list[float]:
-    """Return traces of earlier compression, in the order of `COMPRESSION`.
-
-    Parameters
-    ----------
-    pixels
-        8-bit sRGB ``(H, W, 3)`` of at least 16 x 16, cut at a multiple of 8 from the corner of
-        the image so that its block grid is kept.
-
-    Returns
-    -------
-    list of float
-        Strength of edges at each phase of the 8-pixel grid, against their mean; how little each
-        JPEG quality changes the image, against the other qualities (its ghost); how comb-like
-        the histograms of low DCT coefficients are. Content is divided out where it can be.
-    """
-    height, width = (side // 8 * 8 for side in pixels.shape[:2])
-    pixels = pixels[:height, :width]
-    y = pixels.astype(np.float64) @ np.array([0.299, 0.587, 0.114])
-    features: list[float] = []
-    for axis in (0, 1):
-        lines = y if axis == 0 else y.T
-        # A step across a block border stands out against the slopes on either side of it.
-        step = np.abs(lines[3:] - 3 * lines[2:-1] + 3 * lines[1:-2] - lines[:-3])
-        strength = np.log(np.minimum(step, 60.0) + 1.0).mean(axis=1)
-        # Row i of `step` straddles the border between lines i + 1 and i + 2.
-        phase = (np.arange(strength.size) + 2) % 8
-        means = np.array([strength[phase == k].mean() for k in range(8)])
-        features += list(means - means.mean())
-    changes = []
-    for quality in _GHOSTS:
-        again = reencode(np.ascontiguousarray(pixels), "JPEG", quality, "4:2:0")
-        changes.append(math.log(float(np.mean((again.astype(float) - pixels) ** 2)) + 1e-3))
-    slope = np.linspace(changes[0], changes[-1], len(changes))
-    features += list(np.array(changes) - slope)
-    blocks = (y - 128).reshape(height // 8, 8, width // 8, 8).transpose(0, 2, 1, 3)
-    coefficients = _DCT @ blocks @ _DCT.T
-    combs, holes = [], []
-    for v, u in _ZIGZAG:
-        values = np.clip(np.rint(coefficients[..., v, u]).astype(int), -64, 63) + 64
-        histogram = np.bincount(values.ravel(), minlength=128)[1:127].astype(float)
-        power = np.abs(np.fft.rfft(histogram - histogram.mean())) ** 2
-        # A comb puts energy at high frequencies; a smooth histogram has almost none there.
-        combs.append(math.log((power[6:].max() + 1.0) / (power[1:].sum() + 63.0)))
-        middle = histogram[48:79]
-        holes.append(float(np.mean(middle == 0)) if histogram.sum() else 0.0)
-    return [*features, *combs, *holes]
+# ---------------------------------------------------------------- near duplicates
 
 
 def perceptual_hash(pixels: Pixels) -> int:
@@ -249,18 +128,8 @@ def _imagehash() -> Any:
     return imagehash
 
 
-# ---------------------------------------------------------------- near duplicates
-
-
-def _popcount(x: Hashes) -> NDArray[np.int64]:
-    """Return the number of ones of 64-bit words."""
-    one, two, four = (np.uint64(v) for v in (0x5555555555555555, 0x3333333333333333,
-                                             0x0F0F0F0F0F0F0F0F))  # fmt: skip
-    x = x - ((x >> np.uint64(1)) & one)
-    x = (x & two) + ((x >> np.uint64(2)) & two)
-    x = (x + (x >> np.uint64(4))) & four
-    with np.errstate(over="ignore"):
-        return ((x * np.uint64(0x0101010101010101)) >> np.uint64(56)).astype(np.int64)
+_ONES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(1, dtype=np.uint8)
+"""Number of ones of each byte."""
 
 
 def near_pairs(hashes: Sequence[int], distance: int = 6) -> list[tuple[int, int, int]]:
@@ -305,134 +174,14 @@ def near_pairs(hashes: Sequence[int], distance: int = 6) -> list[tuple[int, int,
             for start in range(0, len(members) - 1, 512):
                 block = members[start : start + 512]
                 rest = members[start:]
-                apart = _popcount(unique[block][:, None] ^ unique[rest][None, :])
+                unlike = unique[block][:, None] ^ unique[rest][None, :]
+                apart = _ONES[unlike[..., None].view(np.uint8)].sum(axis=-1, dtype=np.uint8)
                 # Within the block each pair once; every later member against the whole block.
                 later = np.arange(len(rest))[None, :] > np.arange(len(block))[:, None]
                 for a, b in zip(*np.nonzero((apart <= distance) & later), strict=True):
                     i, j = sorted((int(first[block[a]]), int(first[rest[b]])))
                     pairs[i, j] = int(apart[a, b])
     return sorted((i, j, d) for (i, j), d in pairs.items())
-
-
-# ---------------------------------------------------------------- the leak probe
-
-
-def _sklearn() -> Any:
-    try:
-        import sklearn
-    except ImportError as error:
-        raise extra_missing("the leak probe", "scikit-learn", "data") from error
-    return sklearn
-
-
-def _fold_groups(rows: Sequence[Row], folds: int) -> tuple[list[str], str]:
-    """Return what an image must stay with in the folds: its source, where there are enough."""
-    sources: dict[bool, set[str]] = defaultdict(set)
-    for row in rows:
-        sources[row.is_real].add(row.source)
-    if min(len(sources[True]), len(sources[False])) >= folds:
-        return [row.source for row in rows], "source"
-    units = [group_of(row) for row in rows]
-    per_class: dict[bool, set[str]] = defaultdict(set)
-    for row, unit in zip(rows, units, strict=True):
-        per_class[row.is_real].add(unit)
-    if min(len(per_class[True]), len(per_class[False])) >= folds:
-        return units, "group"
-    return [row.path for row in rows], "image"
-
-
-def leak_probe(
-    name: str,
-    features: Floats,
-    rows: Sequence[Row],
-    names: Sequence[str],
-    *,
-    folds: int = 5,
-    rounds: int = 500,
-    seed: int = 0,
-) -> Probe:
-    """Measure how well `features` tell real from synthetic images of unseen groups.
-
-    Parameters
-    ----------
-    name
-        Of the probe.
-    features
-        ``(n, k)``.
-    rows
-        n rows.
-    names
-        k names of the features.
-    folds
-        Of the cross-validation, grouped by source (by group, then by image, where a class has
-        fewer sources than folds).
-    rounds
-        Of the bootstrap over groups.
-    seed
-        Of the classifier, the folds and the bootstrap.
-
-    Returns
-    -------
-    Probe
-    """
-    _sklearn()
-    from sklearn.ensemble import RandomForestClassifier
-    from sklearn.metrics import roc_auc_score
-    from sklearn.model_selection import StratifiedGroupKFold
-
-    labels = np.array([not row.is_real for row in rows], dtype=int)
-    least = int(min(labels.sum(), len(labels) - labels.sum())) if len(labels) else 0
-    if least < 20:
-        return Probe(name, None, images=len(rows), reason=f"only {least} images of one class")
-    folds = min(folds, least)
-    groups, kind = _fold_groups(rows, folds)
-    units, unit_of = np.unique(groups, return_inverse=True)
-    scores = np.full(len(rows), np.nan)
-    importance = np.zeros(features.shape[1])
-    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    for train, test in splitter.split(features, labels, unit_of):
-        if len(set(labels[train])) < 2 or not len(test):
-            continue
-        forest = RandomForestClassifier(
-            100, min_samples_leaf=3, class_weight="balanced", random_state=seed
-        )
-        forest.fit(features[train], labels[train])
-        scores[test] = forest.predict_proba(features[test])[:, 1]
-        importance += forest.feature_importances_
-    scored = ~np.isnan(scores)
-    if len(set(labels[scored])) < 2:
-        return Probe(name, None, images=len(rows), reason="the folds hold one class only")
-    auroc = float(roc_auc_score(labels[scored], scores[scored]))
-    rng = np.random.default_rng(seed)
-    members = [np.flatnonzero((unit_of == k) & scored) for k in range(len(units))]
-    members = [m for m in members if len(m)]
-    draws = []
-    for _ in range(rounds):
-        chosen = np.concatenate([members[k] for k in rng.integers(0, len(members), len(members))])
-        if len(set(labels[chosen])) == 2:
-            draws.append(_auroc(labels[chosen], scores[chosen]))
-    low, high = np.percentile(draws, [2.5, 97.5]) if draws else (0.0, 1.0)
-    best = np.argsort(-importance, kind="stable")[:3]
-    return Probe(
-        name=name,
-        auroc=round(auroc, 4),
-        low=round(float(low), 4),
-        high=round(float(high), 4),
-        images=int(scored.sum()),
-        folds=folds,
-        groups=kind,
-        clues=tuple(names[k] for k in best),
-    )
-
-
-def _auroc(labels: NDArray[Any], scores: Floats) -> float:
-    """Area under the ROC curve by ranks, ties at half: the bootstrap calls it often."""
-    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
-    positive = int(labels.sum())
-    negative = len(labels) - positive
-    total = float(ranks[labels == 1].sum())
-    return (total - positive * (positive + 1) / 2) / (positive * negative)
 
 
 # ---------------------------------------------------------------- one image
@@ -513,7 +262,7 @@ def verify(
     probe: bool = True,
     imbalance: float = 3.0,
     workers: int | None = None,
-    progress: Tick | None = None,
+    progress: Progress | None = None,
 ) -> VerifyReport:
     """Check every image of a manifest, and the set as a whole.
 
@@ -533,7 +282,7 @@ def verify(
     workers
         Threads that read images; default: one a core.
     progress
-        Called with (done, in all, with a finding).
+        Called with (``"verifying"``, done, in all).
 
     Returns
     -------
@@ -552,30 +301,18 @@ def verify(
     if near_distance is not None:
         _imagehash()
     if probe:
-        _sklearn()
-    workers = workers or os.cpu_count() or 1
+        need_sklearn()
     seen: dict[int, _Seen] = {}
-    running: dict[Future[_Seen], int] = {}
-    bad = 0
 
-    def settle(limit: int) -> None:
-        nonlocal bad
-        while len(running) > limit:
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                index = running.pop(future)
-                seen[index] = future.result()
-                bad += bool(seen[index].findings)
-                if progress is not None:
-                    progress(len(seen), len(rows), bad)
+    def look(index: int) -> _Seen:
+        row = rows[index]
+        return _look(row, manifest.file(row), window, near_distance is not None, probe)
 
-    with ThreadPoolExecutor(max_workers=workers) as pool:
-        for index, row in enumerate(rows):
-            settle(2 * workers)
-            future = pool.submit(
-                _look, row, manifest.file(row), window, near_distance is not None, probe
-            )
-            running[future] = index
-        settle(0)
+    with closing(in_threads(look, range(len(rows)), workers or cores())) as done:
+        for index, future in done:
+            seen[index] = future.result()
+            if progress is not None:
+                progress("verifying", len(seen), len(rows))
     ordered = [seen[index] for index in range(len(rows))]
     findings = [finding for look in ordered for finding in look.findings]
     findings += _duplicates(rows, ordered)
@@ -585,7 +322,12 @@ def verify(
     findings += _imbalances(manifest, imbalance)
     probes: list[Probe] = []
     if probe:
-        probes = _probes(rows, ordered)
+        probes = [
+            _probe("metadata", METADATA, rows, [look.metadata for look in ordered]),
+            _probe(
+                "compression history", COMPRESSION, rows, [look.compression for look in ordered]
+            ),
+        ]
         findings += [_leak(result) for result in probes if (result.auroc or 0.0) > LEAK]
     return VerifyReport(
         images=len(rows),
@@ -702,18 +444,12 @@ def _imbalances(manifest: Manifest, factor: float) -> list[Finding]:
     return findings
 
 
-def _probes(rows: Sequence[Row], looks: Sequence[_Seen]) -> list[Probe]:
-    results = []
-    for name, names in (("metadata", METADATA), ("compression history", COMPRESSION)):
-        short = "metadata" if name == "metadata" else "compression"
-        pairs = [
-            (row, getattr(look, short))
-            for row, look in zip(rows, looks, strict=True)
-            if getattr(look, short)
-        ]
-        if not pairs:
-            results.append(Probe(name, None, reason="no image could be read"))
-            continue
-        features = np.array([values for _, values in pairs], dtype=np.float64)
-        results.append(leak_probe(name, features, [row for row, _ in pairs], names))
-    return results
+def _probe(
+    name: str, names: Sequence[str], rows: Sequence[Row], features: Sequence[tuple[float, ...]]
+) -> Probe:
+    """Run the leak probe on the images that could be read."""
+    there = [k for k, values in enumerate(features) if values]
+    if not there:
+        return Probe(name, None, reason="no image could be read")
+    table = np.array([features[k] for k in there], dtype=np.float64)
+    return leak_probe(name, table, [rows[k] for k in there], names)

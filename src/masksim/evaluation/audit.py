@@ -1,231 +1,43 @@
-"""What the rates are worth on one's own photos: audit a detector with them, calibrate it on them.
+"""What the claimed rates are worth on one's own photos: count false alarms among real ones.
 
-An audit asks the one question that matters to who flags photos: of photos that are known to be
-real, how many get an alarm at the rate that is claimed? It is answered by source, with intervals,
-from whole verdicts. Calibrating adds photos to the detector file as a population of their own.
+An audit asks what matters to anyone who flags photos: of photos that are known to be real, how many
+get an alarm at the rate that is claimed? It answers by source, with intervals, from whole verdicts.
 """
 
 from __future__ import annotations
 
-import math
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from datetime import datetime, timezone
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from masksim import __version__
-from masksim.checkpoint import DetectorFile, population_arrays
-from masksim.data.manifest import REAL, Manifest, Row, manifest_hash, scan_folders
-from masksim.data.sources import file_digest
+from masksim.config import Progress
+from masksim.data.manifest import REAL, Manifest, Row, manifest_hash
 from masksim.detector import Detector, bundled_path, load_detector
 from masksim.errors import DataError, MasksimError, UsageError, counted
-from masksim.evaluation.scoring import in_pieces, score_manifest, write_piece
+from masksim.evaluation.measures import EVIDENT
+from masksim.evaluation.scoring import in_pieces, write_piece
 from masksim.intervals import Interval, clopper_pearson, grouped_interval
-from masksim.populations import BUILT_IN, JOINT_ARRAYS
-from masksim.show.tables import Column, Table
-from masksim.show.tables import Interval as Cell
-from masksim.verdict import LEVELS, MARGIN
+from masksim.metrics import Estimate
+from masksim.show.tables import Cell, Column, Table
+from masksim.verdict import LEVELS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    Progress = Callable[[str, int, int], None]
-
 CLAIMS = tuple(limit for limit, _ in LEVELS)
 """Claimed joint rates that an audit measures."""
-
-FEWEST = 100
-"""Photos that a population needs at least: with fewer, no rate of one in a hundred is possible."""
 
 SMALLEST = 50
 """Sources of fewer photos share a row: their intervals would hold nearly everything."""
 
 
-def photos_in(
-    folders: Sequence[str | os.PathLike[str]],
-) -> tuple[Manifest, dict[str, int]]:
-    """List the photos in folders, each content once.
-
-    Parameters
-    ----------
-    folders
-        A sub-folder is a source; see `masksim.data.manifest.scan_folders`.
-
-    Returns
-    -------
-    Manifest
-        With hashes.
-    dict
-        How many files were left out, by reason.
-
-    Raises
-    ------
-    DataError
-        A folder is missing or empty.
-    """
-    manifest, _ = scan_folders(folders, [], shares={"train": 1.0})
-    found: dict[str, Row] = {}
-    skipped: Counter[str] = Counter()
-    for row in manifest.rows:
-        try:
-            digest = file_digest(manifest.file(row))
-        except OSError:
-            skipped["unreadable"] += 1
-            continue
-        if digest in found:
-            skipped["duplicate"] += 1
-        else:
-            found[digest] = replace(row, sha256=digest)
-    return Manifest(tuple(found.values()), manifest.root), dict(skipped)
-
-
-# --- calibrate -----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Population:
-    """Photos that were added to a calibration.
-
-    Attributes
-    ----------
-    name
-        As it is asked for.
-    photos, sources
-        How many there are.
-    skipped
-        Files left out, by reason.
-    warnings
-        What these photos are too few for.
-    """
-
-    name: str
-    photos: int
-    sources: int
-    skipped: Mapping[str, int]
-    warnings: tuple[str, ...]
-
-
-def calibrate(
-    model: str | os.PathLike[str] | None,
-    folders: Sequence[str | os.PathLike[str]],
-    *,
-    name: str = "own",
-    cache: str | os.PathLike[str],
-    workers: int = 1,
-    progress: Progress | None = None,
-) -> tuple[DetectorFile, Population]:
-    """Add photos to a detector as a calibration population of their own.
-
-    Parameters
-    ----------
-    model
-        Folder of the detector; None for the one inside the package.
-    folders
-        Of photos that are known to be real, as they will be asked about; a sub-folder is a source.
-    name
-        Of the population; one of that name is replaced.
-    cache
-        Folder of finished pieces: a run that is killed goes on where it was.
-    workers
-        Processes.
-    progress
-        Called with (stage, done, all).
-
-    Returns
-    -------
-    DetectorFile
-        To be saved; scores are as before.
-    Population
-
-    Raises
-    ------
-    DataError
-        There are fewer than `FEWEST` different photos that can be analysed.
-    UsageError
-        The name is empty or taken by the photos of the training.
-    """
-    if not name.strip() or name in (BUILT_IN, "auto") or not name.isprintable():
-        raise UsageError(f"photos of your own cannot be named {name!r}")
-    path = bundled_path() if model is None else Path(model)
-    file = DetectorFile.load(path)
-    manifest, left_out = photos_in(folders)
-    table = score_manifest(
-        path, manifest, cache=cache, purpose="as found", workers=workers,
-        progress=(lambda done, count: progress("photos", done, count)) if progress else None,
-    )  # fmt: skip
-    skipped = Counter(left_out)
-    skipped.update(table.failures.values())
-    n = len(table.typ)
-    if n < FEWEST:
-        raise DataError(
-            f"{n} different photos could be analysed (left out: {counted(skipped)}); a calibration "
-            f"needs at least {FEWEST}",
-            code="too_few_images",
-        )
-    names, sources = np.unique(table.sources, return_inverse=True)
-    generators = len(file.generators)
-    warnings = []
-    # One number for some generator is one test, the best of their ranks as many as there are.
-    tests = 1 if set(JOINT_ARRAYS) <= set(file.calibration or {}) else generators
-    # Where no photo scores as high, the rate, and the upper end of its interval, are low enough.
-    strong = LEVELS[0][0]
-    needed = max(
-        math.ceil(tests / strong) - 1, math.ceil(math.log(0.025) / math.log1p(-MARGIN * strong))
-    )
-    if n < needed:
-        warnings.append(
-            f"{n} photos for {generators} generator{'s' * (generators > 1)}: strong evidence may "
-            f"be out of reach, which needs {needed} photos, and more where they are of few sources."
-        )
-    if len(names) < 5:
-        warnings.append(
-            f"All photos come from {len(names)} source{'s' * (len(names) > 1)}: the rates hold "
-            "for photos like these. Sub-folders are counted as sources."
-        )
-    before = list(file.config.get("populations", []))
-    place = next((k for k, other in enumerate(before, 1) if other.get("name") == name), None)
-    described = {
-        "name": name,
-        "photos": n,
-        "sources": len(names),
-        "added": datetime.now(timezone.utc).date().isoformat(),
-        "skipped": dict(skipped),
-        "manifest_sha256": manifest_hash(manifest.rows),
-        "masksim": __version__,
-    }
-    if place is None:
-        before.append(described)
-        place = len(before)
-    else:
-        before[place - 1] = described
-    if table.traits is None:
-        raise DataError("the photos were scored without their traits")
-    arrays: dict[str, NDArray[Any]] = dict(file.calibration or {})
-    for array, values in zip(
-        population_arrays(place),
-        (
-            table.similarities.astype(np.float32),
-            table.traits.astype(np.float32),
-            sources.astype(np.int32),
-        ),
-        strict=True,
-    ):
-        arrays[array] = values
-    made = replace(
-        file,
-        config={**file.config, "populations": before},
-        calibration=arrays,
-        sha256="",
-    )
-    return made, Population(name, n, len(names), dict(skipped), tuple(warnings))
-
-
-# --- audit ---------------------------------------------------------------------------------------
+# --- what was found ------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,14 +50,16 @@ class Claim:
         False-positive rate.
     alarms, photos
         So many of so many photos got at most that rate.
-    interval
-        Clopper and Pearson's of the share, as if photos were independent.
     """
 
     claimed: float
     alarms: int
     photos: int
-    interval: Interval
+
+    @property
+    def interval(self) -> Interval:
+        """Clopper and Pearson's of the share, as if photos were independent."""
+        return clopper_pearson(self.alarms, self.photos)
 
     @property
     def rate(self) -> float:
@@ -254,7 +68,7 @@ class Claim:
 
     @property
     def held(self) -> str:
-        """``"inside"``, ``"below"`` or ``"above"``: where the measured rate is from the claim."""
+        """``"above"`` or ``"below"``: the measured rate is so, beyond chance; else ``"inside"``."""
         if self.interval.low > self.claimed:
             return "above"
         return "below" if self.interval.high < self.claimed else "inside"
@@ -373,6 +187,8 @@ class Audit:
         }
 
 
+# --- judging photos ------------------------------------------------------------------------------
+
 _worker: dict[str, Detector] = {}
 
 
@@ -392,15 +208,9 @@ def _work(target: str, files: Sequence[str], rows: Sequence[Row]) -> None:
         except MasksimError as error:
             failures[row.path] = error.code
             continue
-        lines.append(
-            [
-                row.source,
-                verdict.false_positive_rate,
-                verdict.level,
-                verdict.stratum,
-                [reason.code for reason in verdict.reasons],
-            ]
-        )
+        reasons = [reason.code for reason in verdict.reasons]
+        rate, level, stratum = verdict.false_positive_rate, verdict.level, verdict.stratum
+        lines.append([row.source, rate, level, stratum, reasons])
     write_piece(target, lines, failures)
 
 
@@ -451,11 +261,10 @@ def audit(
         raise DataError("there are no real photos to audit with", code="manifest_invalid")
     lines, failures = in_pieces(
         _work, (), manifest, rows,
-        cache=cache, prefix="audit-",
-        key=[detector.sha256, __version__, manifest_hash(rows), population, stability],
-        workers=workers, initializer=_start_worker,
-        initargs=(os.fspath(path), population, stability),
-        progress=(lambda done, count: progress("photos", done, count)) if progress else None,
+        cache=cache,
+        key=("audit-", [detector.sha256, __version__, manifest_hash(rows), population, stability]),
+        workers=workers, start=(_start_worker, (os.fspath(path), population, stability)),
+        stage="photos", progress=progress,
     )  # fmt: skip
     if not lines:
         raise DataError(
@@ -463,12 +272,9 @@ def audit(
             code="manifest_invalid",
         )
     return summarise(
-        lines,
-        failures,
-        detector=detector.name,
-        sha256=detector.sha256,
+        lines, failures, detector=detector.name, sha256=detector.sha256,
         population=", ".join(detector.calibrations),
-    )
+    )  # fmt: skip
 
 
 def summarise(
@@ -496,21 +302,11 @@ def summarise(
     strata = np.array([line[3] for line in lines])
 
     def group(name: str, mask: NDArray[np.bool_]) -> Group:
-        n = int(mask.sum())
+        n, count = int(mask.sum()), len(np.unique(sources[mask]))
         hits = [rates[mask] <= claimed for claimed in CLAIMS]
-        return Group(
-            name,
-            n,
-            len(np.unique(sources[mask])),
-            tuple(
-                Claim(claimed, int(hit.sum()), n, clopper_pearson(int(hit.sum()), n))
-                for claimed, hit in zip(CLAIMS, hits, strict=True)
-            ),
-            tuple(grouped_interval(hit, sources[mask]) for hit in hits)
-            if len(np.unique(sources[mask])) > 1
-            else (),
-            dict(Counter(levels[mask].tolist())),
-        )
+        grouped = tuple(grouped_interval(hit, sources[mask]) for hit in hits if count > 1)
+        claims = tuple(Claim(q, int(hit.sum()), n) for q, hit in zip(CLAIMS, hits, strict=True))
+        return Group(name, n, count, claims, grouped, dict(Counter(levels[mask].tolist())))
 
     def groups(labels: NDArray[np.str_]) -> tuple[Group, ...]:
         found = [group(str(name), labels == name) for name in np.unique(labels)]
@@ -528,6 +324,9 @@ def summarise(
     )
 
 
+# --- its table -----------------------------------------------------------------------------------
+
+
 def table(found: Audit, *, by: str = "source", smallest: int = SMALLEST) -> Table:
     """Write an audit as a table: a row a source, or a stratum.
 
@@ -541,22 +340,18 @@ def table(found: Audit, *, by: str = "source", smallest: int = SMALLEST) -> Tabl
         Sources of fewer photos share a row.
     """
     listed = found.by_source if by == "source" else found.by_stratum
-    large = [group for group in listed if group.photos >= smallest]
+    shown = [found.whole, *(group for group in listed if group.photos >= smallest)]
     rest = [group for group in listed if group.photos < smallest]
-    rows = [_row(found.whole, "all")]
-    rows += [_row(group, group.name) for group in large]
-    if rest and (large or len(rest) > 1):
-        rows.append(_rest(rest, smallest))
-    columns = [Column("photos_of", f"real photos, by {by}"), Column("photos", "photos")]
-    for claimed in CLAIMS:
-        columns.append(
-            Column(f"alarms_{100 * claimed:g}", f"at {100 * claimed:g} %", 1, percent=True)
-        )
-    columns += [
+    if rest and (len(shown) > 1 or len(rest) > 1):
+        shown.append(_together(f"{len(rest)} of fewer than {smallest} photos", rest))
+    columns = (
+        Column("photos_of", f"real photos, by {by}"),
+        Column("photos", "photos"),
+        *(Column(f"alarms_{100 * q:g}", f"at {100 * q:g} %", 1, percent=True) for q in CLAIMS),
         Column("held", "claims not held"),
         Column("evidence", "evidence", 1, percent=True),
         Column("inconclusive", "inconclusive", 1, percent=True),
-    ]
+    )
     counts = "".join(
         f"{100 * claimed:g} %: inside the interval of {inside}, not exceeded in {not_above} of "
         f"{all_} sources with at least {smallest} photos. "
@@ -567,42 +362,31 @@ def table(found: Audit, *, by: str = "source", smallest: int = SMALLEST) -> Tabl
     return Table(
         f"audit-by-{by}",
         f"Real photos with an alarm at each claimed false-positive rate, by {by}",
-        tuple(columns),
-        tuple(rows),
+        columns,
+        tuple(_row(group) for group in shown),
         f"Shares of photos whose joint rate is at most the claimed one, with 95 % Clopper-Pearson "
         f"intervals. {counts}Evidence: verdicts of evidence or stronger, after all that makes "
         "one inconclusive.",
     )
 
 
-def _row(group: Group, name: str) -> tuple[Any, ...]:
-    cells = [Cell(claim.rate, claim.interval.low, claim.interval.high) for claim in group.claims]
-    wrong = [
-        f"{100 * claim.claimed:g} % ({claim.held})"
-        for claim in group.claims
-        if claim.held != "inside"
-    ]
-    return (name, group.photos, *cells, ", ".join(wrong) or "none", *_verdicts([group]))
+def _row(group: Group) -> tuple[Cell, ...]:
+    cells = [Estimate(c.rate, c.interval.low, c.interval.high) for c in group.claims]
+    wrong = [f"{100 * c.claimed:g} % ({c.held})" for c in group.claims if c.held != "inside"]
+    evidence = sum(group.verdicts.get(level, 0) for level in EVIDENT) / group.photos
+    inconclusive = group.verdicts.get("inconclusive", 0) / group.photos
+    held = ", ".join(wrong) or "none"
+    return (group.name, group.photos, *cells, held, evidence, inconclusive)
 
 
-def _verdicts(groups: Sequence[Group]) -> tuple[float, float]:
-    total = sum(group.photos for group in groups)
-    counts: Counter[str] = Counter()
-    for group in groups:
-        counts.update(group.verdicts)
-    evidence = counts["evidence"] + counts["strong evidence"]
-    return evidence / total, counts["inconclusive"] / total
-
-
-def _rest(groups: Sequence[Group], smallest: int) -> tuple[Any, ...]:
+def _together(name: str, groups: Sequence[Group]) -> Group:
+    """Put groups of photos together; intervals by source are not known."""
     photos = sum(group.photos for group in groups)
-    cells = []
-    wrong = []
-    for k, claimed in enumerate(CLAIMS):
-        alarms = sum(group.claims[k].alarms for group in groups)
-        claim = Claim(claimed, alarms, photos, clopper_pearson(alarms, photos))
-        cells.append(Cell(claim.rate, claim.interval.low, claim.interval.high))
-        if claim.held != "inside":
-            wrong.append(f"{100 * claimed:g} % ({claim.held})")
-    name = f"{len(groups)} of fewer than {smallest} photos"
-    return (name, photos, *cells, ", ".join(wrong) or "none", *_verdicts(groups))
+    claims = tuple(
+        Claim(claimed, sum(group.claims[k].alarms for group in groups), photos)
+        for k, claimed in enumerate(CLAIMS)
+    )
+    verdicts: Counter[str] = Counter()
+    for group in groups:
+        verdicts.update(group.verdicts)
+    return Group(name, photos, sum(group.sources for group in groups), claims, (), verdicts)

@@ -1,6 +1,6 @@
 """Pictures of an evaluation: curves, histograms, and what each head looks for. Needs matplotlib.
 
-Everything that is drawn is computed by `masksim.evaluation.protocols` and `masksim.metrics`; masks
+Everything that is drawn is computed by `masksim.evaluation.measures` and `masksim.metrics`; masks
 and references are drawn by `masksim.show.text`.
 """
 
@@ -14,15 +14,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from masksim import metrics
-from masksim.data.manifest import REAL
 from masksim.errors import DataError, UsageError, extra_missing
-from masksim.evaluation import protocols
+from masksim.evaluation.protocols import PROTOCOLS, evidence
 from masksim.show.text import PatternLike, patterns_png
+from masksim.verdict import EVIDENCE
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from masksim.evaluation.protocols import Evidence, Protocol, Scale, ScoreTable, Weigh
+    from masksim.evaluation.measures import Evaluation
+    from masksim.evaluation.protocols import Protocol
+    from masksim.evaluation.scale import Evidence, Scale
 
 _DPI = 120
 _REAL_COLOUR = "0.55"
@@ -39,11 +41,9 @@ _BINS = 15  # as `metrics.ece`
 
 def draw_all(
     folder: Path,
-    table: ScoreTable | None = None,
-    scale: Scale | None = None,
+    given: Evaluation | None = None,
     *,
-    chosen: Sequence[Protocol] = protocols.PROTOCOLS,
-    weigh: Weigh | None = None,
+    chosen: Sequence[Protocol] = PROTOCOLS,
     degradations: Mapping[str, Mapping[str, Any]] | None = None,
     patterns: Mapping[str, Sequence[PatternLike]] | None = None,
 ) -> list[Path]:
@@ -53,12 +53,12 @@ def draw_all(
     ----------
     folder
         Made if need be; pictures of the same names are replaced.
-    table, scale, weigh
-        As in `masksim.evaluation.protocols.run_protocol`; without a table there are no curves.
+    given
+        The scores, and what they mean; without them there are no curves.
     chosen
         A picture of ROC curves, one of scores and one of calibration for each of these protocols.
     degradations
-        By name, from `masksim.evaluation.scoring.measure_degradations`.
+        By name, from `masksim.evaluation.results.measure_degradations`.
     patterns
         By generator, from `masksim.detector.Detector.patterns`.
 
@@ -84,14 +84,13 @@ def draw_all(
         written.append(path)
 
     for protocol in chosen:
-        if table is None or scale is None:
+        if given is None:
             break
-        found = _curves(table, scale, protocol, weigh or protocols.equal_views)
+        found = _curves(given, protocol)
         if not found:
             continue
         save(_roc(found, protocol), f"roc-{protocol}")
-        single = "probability" if scale.probabilities else "score, of masksim's heads a similarity"
-        save(_scores(found, protocol, single), f"scores-{protocol}")
+        save(_scores(found, protocol, _axis(given.scale, protocol)), f"scores-{protocol}")
         if all(one.log_odds is not None for _, one, _, _ in found):
             save(_reliability(found, protocol), f"reliability-{protocol}")
     if degradations:
@@ -117,22 +116,33 @@ def _figure(width: float, height: float) -> Any:
 _Curve = tuple[str, "Evidence", "NDArray[np.bool_]", "NDArray[np.float64]"]
 
 
-def _curves(table: ScoreTable, scale: Scale, protocol: Protocol, weigh: Weigh) -> list[_Curve]:
+def _curves(given: Evaluation, protocol: Protocol) -> list[_Curve]:
     """Evidence, labels and weights of each generator that the protocol has an answer for."""
     out: list[_Curve] = []
-    for generator in protocols.tested(table):
-        part = table.select((table.typ == generator) | (table.typ == REAL))
-        found = protocols.evidence(part, scale, protocol, generator)
+    for generator in given.table.tested:
+        part = given.table.select((given.table.typ == generator) | given.real)
+        found = evidence(part, given.scale, protocol, generator)
         if found is None:
             continue
         y = part.typ == generator
         try:
-            weights = weigh(part.histories, [y, ~y])
-        except DataError:
+            weights = given.weigh(part.histories, [y, ~y])
+        except DataError:  # no history in common
             continue
         used = weights > 0
         out.append((generator, found.select(used), y[used], weights[used]))
     return out
+
+
+def _axis(scale: Scale, protocol: Protocol) -> str:
+    """Say what a protocol's score is, see `evidence`."""
+    if protocol != "specific":
+        return "highest log-odds" if scale.calibration is None else "−ln of the joint rate"
+    if scale.probabilities:
+        return "probability"
+    if scale.banded:
+        return "log-odds" if scale.calibration is None else "−ln of the head's own rate"
+    return "score, of masksim's heads a similarity"
 
 
 def _style(k: int) -> dict[str, str]:
@@ -187,7 +197,7 @@ def _grid(count: int, height: float) -> tuple[Any, list[Any]]:
     return figure, panels[:count]
 
 
-def _scores(found: Sequence[_Curve], protocol: Protocol, single: str) -> Any:
+def _scores(found: Sequence[_Curve], protocol: Protocol, axis: str) -> Any:
     figure, grid = _grid(len(found), 2.3)
     for k, (axes, (generator, one, y, w)) in enumerate(zip(grid, found, strict=True)):
         bins = np.histogram_bin_edges(one.score, 30)
@@ -202,14 +212,7 @@ def _scores(found: Sequence[_Curve], protocol: Protocol, single: str) -> Any:
         _clean(axes)
         axes.tick_params(labelsize=8)
         axes.legend(fontsize=8, frameon=False)
-    figure.supxlabel(
-        single
-        if protocol == "specific"
-        else "−ln of the joint rate"
-        if found[0][1].rate is not None
-        else "highest log-odds",
-        fontsize=9,
-    )
+    figure.supxlabel(axis, fontsize=9)
     figure.supylabel("share of the views", fontsize=9)
     figure.suptitle(f"Scores, {protocol}: {_NAMES[protocol]}", fontsize=11)
     return figure
@@ -255,8 +258,8 @@ def _degradations(results: Mapping[str, Mapping[str, Any]]) -> Any:
         ((("specific_auroc", "own heads, mean"), ("generic_auroc", "all heads")), "AUROC", 0.5),
         (
             (("evidence", "synthetic images"), ("flagged", "real images")),
-            "share with a joint rate of at most 5 %",
-            protocols.EVIDENCE,
+            "share whose joint rate is called evidence",
+            EVIDENCE,
         ),
     ]
     # Without a calibration there are no rates to show.
@@ -311,8 +314,8 @@ def _degradations(results: Mapping[str, Mapping[str, Any]]) -> Any:
 _SERIES = (
     ("specific_auroc", "AUROC, own heads, mean"),
     ("generic_auroc", "AUROC, all heads"),
-    ("evidence", "synthetic, joint rate ≤ 5 %"),
-    ("flagged", "real, joint rate ≤ 5 %"),
+    ("evidence", "synthetic, evidence"),
+    ("flagged", "real, evidence"),
 )
 
 

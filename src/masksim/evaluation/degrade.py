@@ -10,7 +10,7 @@ The result is what a lossless file would hold afterwards. It may be too small fo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -166,73 +166,58 @@ def _saved_as(step: Callable[[Pixels, np.random.Generator], Pixels]) -> tuple[st
 # --- the grid ----------------------------------------------------------------------------------
 
 
-def _grid() -> list[Degradation]:
+def _one(name: str, does: str, function: Callable[..., Pixels], **options: Any) -> Degradation:
     # partial, not lambda: worker processes are sent these functions.
-    found = [Degradation("none", "none", _none, "nothing: the image as it is", saved_as=None)]
+    step = partial(function, **options)
+    return Degradation(name, name.partition("-")[0], step, does, _saved_as(step))
 
-    def add(
-        family: str, name: str, does: str, function: Callable[..., Pixels], **options: Any
-    ) -> None:
-        step = partial(function, **options)
-        found.append(Degradation(name, family, step, does, _saved_as(step)))
 
-    for quality in (50, 60, 70, 80, 90, 95, 100):
-        add(
-            "jpeg", f"jpeg-{quality}", f"JPEG of quality {quality}, chroma 4:2:0",
-            _compress, format="JPEG", quality=quality,
-        )  # fmt: skip
-    for quality in (50, 65, 80, 95):
-        add(
-            "webp", f"webp-{quality}", f"lossy WebP of quality {quality}",
-            _compress, format="WEBP", quality=quality,
-        )  # fmt: skip
+def _grid() -> Iterator[Degradation]:
+    yield Degradation("none", "none", _none, "nothing: the image as it is", saved_as=None)
+    for q in (50, 60, 70, 80, 90, 95, 100):
+        does = f"JPEG of quality {q}, chroma 4:2:0"
+        yield _one(f"jpeg-{q}", does, _compress, format="JPEG", quality=q)
+    for q in (50, 65, 80, 95):
+        does = f"lossy WebP of quality {q}"
+        yield _one(f"webp-{q}", does, _compress, format="WEBP", quality=q)
     for factor in (0.25, 0.5, 0.75, 0.9, 1.1, 1.25, 1.5, 2.0):
-        add(
-            "resize", f"resize-{factor:g}",
-            f"both sides times {factor:g}, filter drawn: {', '.join(RESIZE_FILTERS)}",
-            _resize, factor=factor,
-        )  # fmt: skip
-
-    add(
-        "crop", "crop-off-grid",
-        "1 to 7 rows and columns cut off at top and left, drawn: off the 8 x 8 grid of JPEG",
-        _crop_off_grid,
-    )  # fmt: skip
-    add("crop", "crop-centre-50", "the central 50 % of either side", _crop_centre, share=0.5)
-    add("crop", "crop-drawn", "50 to 90 % of either side at a place, all drawn", _crop_drawn)
+        does = f"both sides times {factor:g}, filter drawn: {', '.join(RESIZE_FILTERS)}"
+        yield _one(f"resize-{factor:g}", does, _resize, factor=factor)
+    does = "1 to 7 rows and columns cut off at top and left, drawn: off the 8 x 8 grid of JPEG"
+    yield _one("crop-off-grid", does, _crop_off_grid)
+    yield _one("crop-centre-50", "the central 50 % of either side", _crop_centre, share=0.5)
+    yield _one("crop-drawn", "50 to 90 % of either side at a place, all drawn", _crop_drawn)
     for sigma in (0.5, 1.0, 2.0):
-        add(
-            "blur", f"blur-{sigma:g}", f"Gaussian blur, sigma {sigma:g} pixels",
-            _filter, kernel=ImageFilter.GaussianBlur(sigma),
-        )  # fmt: skip
+        kernel = ImageFilter.GaussianBlur(sigma)
+        yield _one(
+            f"blur-{sigma:g}", f"Gaussian blur, sigma {sigma:g} pixels", _filter, kernel=kernel
+        )
     for percent in (50, 150):
-        add(
-            "sharpen", f"sharpen-{percent}", f"unsharp mask, radius 1 pixel, {percent} %",
-            _filter, kernel=ImageFilter.UnsharpMask(radius=1, percent=percent, threshold=0),
-        )  # fmt: skip
+        mask = ImageFilter.UnsharpMask(radius=1, percent=percent, threshold=0)
+        does = f"unsharp mask, radius 1 pixel, {percent} %"
+        yield _one(f"sharpen-{percent}", does, _filter, kernel=mask)
     for level in (1, 2, 5):
-        add(
-            "noise", f"noise-{level}",
-            f"independent Gaussian noise, sigma {level} of 255 levels",
-            _noise, sigma=level,
-        )  # fmt: skip
-
-    monitor = partial(_screenshot, screens=MONITOR)
+        does = f"independent Gaussian noise, sigma {level} of 255 levels"
+        yield _one(f"noise-{level}", does, _noise, sigma=level)
     phone = partial(_screenshot, screens=PHONES)
-    jpeg90 = partial(_compress, format="JPEG", quality=90)
-    cut = "0 to 8 pixels cut off at each side, drawn"
-    for name, where, shot in (
-        ("monitor", "scaled to fit 1920 x 1080 pixels", monitor),
-        ("phone", "scaled to fit 1080 x 2340, 1170 x 2532 or 1440 x 3120 pixels, drawn", phone),
-    ):
-        does = f"{where}, bilinear; {cut}"
-        add("screenshot", f"screenshot-{name}", f"{does}; saved as PNG", shot)
-        add(
-            "screenshot", f"screenshot-{name}-jpeg-90", f"{does}; saved as JPEG of quality 90",
-            _chain, steps=(shot, jpeg90),
-        )  # fmt: skip
+    yield from _screenshots(phone)
+    yield from _social(phone)
 
-    def post(longer: int, quality: int, filter: str = "lanczos") -> partial[Pixels]:
+
+def _screenshots(phone: partial[Pixels]) -> Iterator[Degradation]:
+    jpeg90 = partial(_compress, format="JPEG", quality=90)
+    for name, where, shot in (
+        ("monitor", "1920 x 1080 pixels", partial(_screenshot, screens=MONITOR)),
+        ("phone", "1080 x 2340, 1170 x 2532 or 1440 x 3120 pixels, drawn", phone),
+    ):
+        does = f"scaled to fit {where}, bilinear; 0 to 8 pixels cut off at each side, drawn"
+        yield _one(f"screenshot-{name}", f"{does}; saved as PNG", shot)
+        jpeg = f"{does}; saved as JPEG of quality 90"
+        yield _one(f"screenshot-{name}-jpeg-90", jpeg, _chain, steps=(shot, jpeg90))
+
+
+def _social(phone: partial[Pixels]) -> Iterator[Degradation]:
+    def post(longer: int, quality: int, filter: str) -> partial[Pixels]:
         return partial(_share, longer=longer, quality=quality, filter=filter)
 
     for longer, quality, filter in (
@@ -242,30 +227,29 @@ def _grid() -> list[Degradation]:
         (1280, 87, "bilinear"),
         (1080, 72, "lanczos"),
     ):
-        add(
-            "social", f"social-{longer}-q{quality}",
+        yield _one(
+            f"social-{longer}-q{quality}",
             f"longer side at most {longer} pixels, {filter}; JPEG of quality {quality}, 4:2:0",
             _share, longer=longer, quality=quality, filter=filter,
         )  # fmt: skip
-    twice = post(1600, 75, "bilinear")
-    add(
-        "social", "social-1600-q75-twice",
+    sent, posted = post(1600, 75, "bilinear"), post(1080, 72, "lanczos")
+    yield _one(
+        "social-1600-q75-twice",
         "a messenger, passed on once: longer side at most 1600 pixels, bilinear, JPEG of quality "
         "75, 4:2:0; the same again",
-        _chain, steps=(twice, twice),
+        _chain, steps=(sent, sent),
     )  # fmt: skip
-    add(
-        "social", "social-2048-q85-then-1080-q72",
+    yield _one(
+        "social-2048-q85-then-1080-q72",
         "posted, saved and posted elsewhere: as social-2048-q85, then as social-1080-q72",
-        _chain, steps=(post(2048, 85), post(1080, 72)),
+        _chain, steps=(post(2048, 85, "lanczos"), posted),
     )  # fmt: skip
-    add(
-        "social", "social-1600-q75-screenshot-1080-q72",
+    yield _one(
+        "social-1600-q75-screenshot-1080-q72",
         "sent by a messenger, taken as a screenshot on a phone, posted: at most 1600 "
         "pixels, bilinear, JPEG of quality 75, 4:2:0; as screenshot-phone; as social-1080-q72",
-        _chain, steps=(twice, phone, post(1080, 72)),
+        _chain, steps=(sent, phone, posted),
     )  # fmt: skip
-    return found
 
 
 GRID: dict[str, Degradation] = {one.name: one for one in _grid()}
@@ -280,27 +264,17 @@ def _bicubic(pixels: Pixels, rng: np.random.Generator, *, factor: float) -> Pixe
     return augment.resize(pixels, _scaled(pixels, factor), "bicubic")
 
 
-MILD: tuple[Degradation, ...] = (
-    *(
-        Degradation(
-            f"{format.lower()}-{quality}", format.lower(),
-            partial(_compress, format=format, quality=quality), f"{format} of quality {quality}",
-            (format, quality if format == "JPEG" else None),
-        )
-        for format, quality in (
-            *(("JPEG", quality) for quality in (75, 80, 85, 90, 95)),
-            *(("WEBP", quality) for quality in (80, 85, 90, 95)),
-        )
-    ),
-    *(
-        Degradation(
-            f"resize-{factor}", "resize", partial(_bicubic, factor=factor),
-            f"resized by {factor}, bicubic",
-        )
-        for factor in (0.98, 1.02)
-    ),
-    Degradation("crop-8", "crop", _corner, "8 rows and columns cut off at the top and left"),
-)  # fmt: skip
+def _mild() -> Iterator[Degradation]:
+    for format, qualities in (("JPEG", (75, 80, 85, 90, 95)), ("WEBP", (80, 85, 90, 95))):
+        for q in qualities:
+            does = f"{format} of quality {q}"
+            yield _one(f"{format.lower()}-{q}", does, _compress, format=format, quality=q)
+    for factor in (0.98, 1.02):
+        yield _one(f"resize-{factor}", f"resized by {factor}, bicubic", _bicubic, factor=factor)
+    yield _one("crop-8", "8 rows and columns cut off at the top and left", _corner)
+
+
+MILD: tuple[Degradation, ...] = tuple(_mild())
 """Small re-encodings, under which a verdict should hold."""
 
 

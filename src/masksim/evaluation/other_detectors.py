@@ -39,8 +39,6 @@ from PIL import Image
 from masksim.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from numpy.typing import NDArray
 
     Pixels = NDArray[np.uint8]
@@ -112,12 +110,7 @@ class Peer(ABC):
     def __enter__(self: P) -> P:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 

@@ -28,7 +28,7 @@ from masksim.data.manifest import Manifest, Row, group_of, manifest_hash
 from masksim.errors import DataError, ImageError, UsageError
 from masksim.image import load_image
 from masksim.original.residual_file import check_residual_target, packed_weights, write_residual
-from masksim.original.split import held_out_groups, run_folder
+from masksim.original.split import held_out_groups
 from masksim.preprocess import ColourSpace, to_colour
 from masksim.residual import ResidualConfig, build_residual, weights_of
 from masksim.training import loop as runs
@@ -363,7 +363,7 @@ def train_denoiser(
     rows = _photos(manifest, config)
     used, held, parted_by = _divide(rows, config)
     patches = _Patches([str(manifest.file(row)) for row in rows], rows, config, used)
-    folder = run_folder(run, out)
+    folder = runs.run_folder(run, out)
     with processes(options) as ranks:
         photos = config.batch // config.patches
         ranks.divided(photos, f"{photos} photos a batch")

@@ -3,32 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from masksim.data.manifest import Manifest, Row, group_of
-from masksim.errors import DataError, UsageError, counted
+from masksim.errors import DataError, counted
 from masksim.original.config import OriginalConfig
 
 ANY = "any"
 """Name of the one generator of a multi-class detector."""
-
-
-def run_folder(run: str | os.PathLike[str] | None, out: Path) -> Path:
-    """Give the folder of a run's state; by default `out` with ``.run`` added.
-
-    Raises
-    ------
-    UsageError
-        `out` would lie in it, or it in `out`.
-    """
-    folder = Path(run) if run is not None else out.with_name(out.name + ".run")
-    if out.absolute() in (folder.absolute(), *folder.absolute().parents):
-        raise UsageError(f"the run's folder {folder} must not lie in that of the result, {out}")
-    return folder
 
 
 def _order(seed: int, key: str) -> str:

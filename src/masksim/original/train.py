@@ -30,7 +30,7 @@ from masksim.errors import DataError, UsageError
 from masksim.original.config import OriginalConfig
 from masksim.original.network import OriginalNetwork
 from masksim.original.residual_file import read_residual
-from masksim.original.split import Part, parts_of, run_folder, usable_rows
+from masksim.original.split import Part, parts_of, usable_rows
 from masksim.original.windows import Collate, Item, Windows, batch_items, unpacked
 from masksim.residual import residual_onnx
 from masksim.spectrum import EPSILON
@@ -254,7 +254,7 @@ def train_original(
     options = options or RunOptions()
     out = Path(out)
     check_target(out, overwrite)  # before hours of work, not after
-    run = run_folder(run, out)
+    run = runs.run_folder(run, out)
     config, weights, initial = _start(residual_weights, config)
     rows, skipped = usable_rows(manifest, config.window)
     parts, how = parts_of(rows, config)

@@ -203,7 +203,7 @@ def _codes(store: Mapping[str, Any]) -> tuple[list[str], tuple[str, ...]]:
 def _state(state: str, codes: Sequence[str]) -> State:
     """Tell a changed image from a signer that is merely unknown.
 
-    An identity, an ingredient and what cannot be reached speak of themselves, not of the manifest.
+    What fails in an identity or an ingredient, or cannot be reached, does not break the manifest.
     """
     own = [code for code in codes if not _ASIDE.match(code)]
     broken = [code for code in own if not code.startswith(("signingCredential.", "timeStamp."))]

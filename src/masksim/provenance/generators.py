@@ -1,4 +1,4 @@
-"""Who is named as the maker of an image: generators, scanners, and IPTC's words for how it came.
+"""Names of generators and scanners in texts, and IPTC's terms for how an image came to be.
 
 A generator's name counts where a program writes its own name, and there as a whole word. Names
 that are ordinary words (Firefly, Gemini, Imagen, Designer) count with their maker, or where they
@@ -115,7 +115,7 @@ _PRODUCTS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
     ("Getty Generative AI", r"generative ai by getty", "", ()),
     ("StyleGAN", r"stylegan\w*|this ?person ?does ?not ?exist", "", ("stylegan",)),
 )  # fmt: skip
-# What stands between the parts stands in none of them: else they could be told apart in many ways.
+# The separators are in none of the parts, so that a text can be matched in one way only.
 _VERSION = r"(?:[ /_-]+(?:(?:v|version |gen-?)?\d[a-z0-9.+]*|turbo|pro|alpha|beta|web|app|image))*"
 _LONGEST_NAME = 80
 

@@ -11,6 +11,8 @@ import struct
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
+from masksim.containers import jpeg_segments
+
 __all__ = ["DamagedError", "find_store", "read_cbor", "read_store"]
 
 LIMIT = 1 << 23
@@ -34,7 +36,7 @@ class DamagedError(Exception):
 
 
 class _Cbor:
-    """Reads one item; of tagged ones only what is tagged."""
+    """Reads one item; tags are left out."""
 
     def __init__(self, data: bytes) -> None:
         self.data = data
@@ -101,7 +103,7 @@ class _Cbor:
     def _pairs(self, count: int | None, depth: int) -> Iterator[tuple[Any, Any]]:
         while not self._ends() if count is None else count > 0:
             key = self.item(depth + 1)
-            # Other keys than texts, bytes and numbers are no names of anything.
+            # Keys of other types name nothing that is looked for, and may not be hashable.
             key = key if isinstance(key, (str, bytes, int, float)) else repr(key)
             yield key, self.item(depth + 1)
             count = None if count is None else count - 1
@@ -249,7 +251,7 @@ def _manifest(walk: _Boxes, parts: list[tuple[bytes, memoryview]]) -> Store | No
     if not isinstance(claim, Mapping):
         return None
     named = [_last(ref) for ref in _references(claim)]
-    # What the claim does not name is not said by it.
+    # Only those that the claim names are part of it.
     assertions = [(label, held[label]) for label in named if label in held]
     info = claim.get("claim_generator_info")
     return {
@@ -368,7 +370,7 @@ def _signer(signature: Any) -> dict[str, str]:
                     chain = chain[0]
                 if isinstance(chain, bytes):
                     return _subject(chain)
-    except Exception:  # of a name nobody has checked
+    except Exception:  # nobody has checked the name anyway
         return {}
     return {}
 
@@ -410,19 +412,11 @@ def find_store(data: bytes) -> bytes | None:
 def _in_jpeg(data: bytes) -> bytes | None:
     """Join the segments APP11 of the box that holds a store; each repeats the box's head."""
     parts: dict[bytes, dict[int, bytes]] = {}
-    at = 2
-    while at + 4 <= len(data) and data[at] == 0xFF:
-        marker, size = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
-        if marker == 0xFF:  # filling
-            at += 1
-            continue
-        if marker in (0xDA, 0xD9) or size < 2:
-            break
-        body = data[at + 4 : at + 2 + size]
+    for marker, at, end in jpeg_segments(data):
+        body = data[at + 4 : end]
         if marker == 0xEB and body[:2] == b"JP" and len(body) > 16:
             number = int.from_bytes(body[4:8], "big")
             parts.setdefault(body[2:4] + body[8:16], {}).setdefault(number, body)
-        at += 2 + size
     for pieces in parts.values():
         ordered = [pieces[number] for number in sorted(pieces)]
         whole = ordered[0][8:] + b"".join(

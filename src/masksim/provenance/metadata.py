@@ -1,8 +1,7 @@
 """What a file says of its own origin: camera, software, generator, signed provenance.
 
-A line of evidence of its own, never mixed into a score: whoever has the file can remove or forge
-all of it, but for a C2PA manifest that was checked and whose signer is trusted, which can be
-removed but not changed unseen.
+This is evidence of its own, never mixed into a score: anyone can remove or forge it. Only a C2PA
+manifest that was checked, by a trusted signer, cannot be changed unseen; it can be removed.
 
 Nothing here raises for any bytes. Values are texts for people, cut to `LONGEST` letters and with
 every control character escaped; they may hold markup, so whoever shows them must quote them.
@@ -11,12 +10,16 @@ every control character escaped; they may hold markup, so whoever shows them mus
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any, Literal, TypeAlias, cast
 
 from PIL import Image, IptcImagePlugin
 
+from masksim.config import from_plain
+from masksim.containers import webp_chunks
+from masksim.errors import UsageError
 from masksim.image import open_undecoded, quiet_pillow
 from masksim.provenance import generators
 from masksim.provenance.credentials import UNBROKEN, C2pa, Ingredient, read_c2pa
@@ -63,7 +66,7 @@ class Record:
     model
         The model that the record names.
     begun
-        Whether it loads a picture, which the generator may have changed only.
+        Whether it loads a picture, which the generator may only have changed.
     """
 
     where: str
@@ -174,7 +177,7 @@ def read_metadata(data: bytes) -> Metadata:
     first = {name: values[0] for name, values in xmp.items()}
     exif = raw.exif.texts
     records, texts, label = _search(raw, xmp)
-    values: dict[str, Any] = {
+    values = {
         "make": exif.get("Make"),
         "model": exif.get("Model"),
         "lens": exif.get("LensModel"),
@@ -192,20 +195,22 @@ def read_metadata(data: bytes) -> Metadata:
         "ai_prompt_writer": first.get("AIPromptWriterName"),
         "ai_label": label,
     }
+    shown: dict[str, Any] = {k: clean(v) or None if v else None for k, v in values.items()}
     terms = map(generators.term_of, xmp.get("DigitalSourceType", ()))
     if len(texts) > MOST:
         raw.problems.append(f"{len(texts) - MOST} of {len(texts)} texts are left out")
-    found: dict[str, Any] = {
-        **{name: clean(value) or None if value else None for name, value in values.items()},
-        "captured_by": raw.exif.captured_by,
-        "position": raw.exif.position,
-        "source_types": tuple(dict.fromkeys(map(clean, terms))),
-        "text": tuple((clean(key, 80), clean(value)) for key, value in texts[:MOST]),
-        "records": tuple(records[:MOST]),
-        "c2pa": read_c2pa(data, xmp.get("provenance", ())),
-        "problems": tuple(dict.fromkeys(raw.problems))[:MOST],
-    }
-    return Metadata(**found, statements=tuple(_statements(found, found["c2pa"])))
+    return _with_statements(
+        Metadata(
+            **shown,
+            captured_by=raw.exif.captured_by,
+            position=raw.exif.position,
+            source_types=tuple(dict.fromkeys(map(clean, terms))),
+            text=tuple((clean(key, 80), clean(value)) for key, value in texts[:MOST]),
+            records=tuple(records[:MOST]),
+            c2pa=read_c2pa(data, xmp.get("provenance", ())),
+            problems=tuple(dict.fromkeys(raw.problems))[:MOST],
+        )
+    )
 
 
 # ------------------------------------------------------------------------------- the file's parts
@@ -232,7 +237,9 @@ def _read_file(data: bytes, raw: _Raw) -> None:
         return
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         # Its decoder takes memory for all pixels as soon as it is opened.
-        info = _webp_chunks(data)
+        names = {b"EXIF": "exif", b"XMP ": "xmp"}
+        found = reversed([chunk for chunk in webp_chunks(data) if chunk[0] in names])
+        info = {names[kind]: data[at + 8 : end] for kind, at, end in found}
         _read_exif_bytes(info.get("exif"), raw)
     else:
         with open_undecoded(data) as image:
@@ -247,20 +254,9 @@ def _read_file(data: bytes, raw: _Raw) -> None:
         comment = info.get("comment")
         if isinstance(comment, (bytes, str)) and comment:
             raw.texts.append(("comment", _whole(comment)))
-    found = info.get("xmp") or info.get("XML:com.adobe.xmp")
-    if isinstance(found, (bytes, str)):
-        raw.xmp = found
-
-
-def _webp_chunks(data: bytes) -> dict[Any, Any]:
-    found: dict[Any, Any] = {}
-    at = 12
-    while at + 8 <= len(data):
-        kind, size = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
-        if name := {b"EXIF": "exif", b"XMP ": "xmp"}.get(kind):
-            found.setdefault(name, data[at + 8 : at + 8 + size])
-        at += 8 + size + size % 2
-    return found
+    packet = info.get("xmp") or info.get("XML:com.adobe.xmp")
+    if isinstance(packet, (bytes, str)):
+        raw.xmp = packet
 
 
 def _read_exif_bytes(data: Any, raw: _Raw) -> None:
@@ -330,32 +326,23 @@ def _search(
                 )
             )
 
-    exif = raw.exif.texts
-    for name in (*_PROGRAMS, *_CREDITS, *_FREE):
-        if not (text := exif.get(name)):
-            continue
-        if name in _PROGRAMS:
-            add(f"EXIF {name}", generators.by_program(text), text)
-        elif name in _CREDITS:
-            add(f"EXIF {name}", generators.by_credit(text), text)
-        else:
-            label = label or generators.of_label(text)
-            add(f"EXIF {name}", _in_free(name, text), text)
-    for name, where, look in (
-        ("CreatorTool", "XMP CreatorTool", generators.by_program),
-        ("Credit", "XMP Credit", generators.by_credit),
-        ("description", "XMP description", generators.by_record),
-    ):
-        for text in xmp.get(name, ()):
-            add(where, look(text), text)
-    for text in xmp.get("AI-generation-source", ()):
-        named = generators.by_program(text)
-        add("XMP AI-generation-source", named or Named(None, text[:60], 0, len(text)), text)
-    for name, look in (("program", generators.by_program), ("credit", generators.by_credit)):
-        if text := raw.iptc.get(name):
-            add(f"IPTC {name}", look(text), text)
-    for text in xmp.get("AIGC", ()):
-        label = label or generators.of_label(text)
+    exif, iptc = raw.exif.texts, raw.iptc
+    places: list[tuple[str, str | None, Callable[[str], Named | None]]] = [
+        *((f"EXIF {name}", exif.get(name), generators.by_program) for name in _PROGRAMS),
+        *((f"EXIF {name}", exif.get(name), generators.by_credit) for name in _CREDITS),
+        *((f"EXIF {name}", exif.get(name), partial(_in_free, name)) for name in _FREE),
+        *(("XMP CreatorTool", t, generators.by_program) for t in xmp.get("CreatorTool", ())),
+        *(("XMP Credit", t, generators.by_credit) for t in xmp.get("Credit", ())),
+        *(("XMP description", t, generators.by_record) for t in xmp.get("description", ())),
+        *(("XMP AI-generation-source", t, _in_own) for t in xmp.get("AI-generation-source", ())),
+        ("IPTC program", iptc.get("program"), generators.by_program),
+        ("IPTC credit", iptc.get("credit"), generators.by_credit),
+    ]
+    for where, value, look in places:
+        if value:
+            add(where, look(value), value)
+    for value in (*map(exif.get, _FREE), *xmp.get("AIGC", ())):
+        label = label or (generators.of_label(value) if value else None)
     telling: list[tuple[str, str]] = []
     rest: list[tuple[str, str]] = []
     left = _BUDGET
@@ -374,10 +361,15 @@ def _search(
 _RECORD = re.compile(r"\s*(?:[{]|\[\s*[{\"]|(?:prompt|workflow)\s*:)", re.IGNORECASE)
 
 
+def _in_own(text: str) -> Named | None:
+    """Read a field that generators' programs alone have."""
+    return generators.by_program(text) or Named(None, text[:60], 0, len(text))
+
+
 def _in_free(name: str, text: str) -> Named | None:
     if found := generators.by_record(text):
         return found
-    # No camera is called that; programs without a field of their own put their records there.
+    # No camera has such a name: programs without a field of their own put their records there.
     if name in ("Make", "Model") and not _is_name(text[:1000]) and _RECORD.match(text):
         return Named(None, text.lstrip()[:20], 0, 20)
     return None
@@ -387,28 +379,14 @@ def _in_free(name: str, text: str) -> Named | None:
 
 
 def statements_of(values: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Make the statements anew from plain values.
-
-    Parameters
-    ----------
-    values
-        A `Metadata` by `dataclasses.asdict`, perhaps through JSON; its own ``"statements"`` are
-        not looked at.
+    """Make the statements of plain values anew; see `plain_metadata`.
 
     Returns
     -------
     list of dict
         ``"text"`` and ``"points_to"`` of each, as in `Metadata.statements`.
-
-    Raises
-    ------
-    KeyError, TypeError, ValueError, AttributeError
-        The values do not have that form.
     """
-    found = plain_metadata(values)
-    return [
-        {"text": statement.text, "points_to": statement.points_to} for statement in found.statements
-    ]
+    return [asdict(statement) for statement in plain_metadata(values).statements]
 
 
 def plain_metadata(values: Mapping[str, Any]) -> Metadata:
@@ -417,42 +395,35 @@ def plain_metadata(values: Mapping[str, Any]) -> Metadata:
     Parameters
     ----------
     values
-        See `statements_of`.
+        A `Metadata` by `dataclasses.asdict`, perhaps through JSON; its own ``"statements"`` are
+        not looked at.
 
     Raises
     ------
-    KeyError, TypeError, ValueError, AttributeError
+    ValueError
         The values do not have that form.
     """
-    manifest = dict(values["c2pa"])
-    for name in ("actions", "source_types", "problems", "others"):
-        manifest[name] = tuple(manifest[name])
-    manifest["ingredients"] = tuple(
-        Ingredient(one["relationship"], tuple(one["source_types"]), one["maker"])
-        for one in manifest["ingredients"]
-    )
-    found = {
-        **values,
-        "c2pa": C2pa(**manifest),
-        "records": tuple(Record(**record) for record in values["records"]),
-        "text": tuple((key, text) for key, text in values["text"]),
-        "source_types": tuple(values["source_types"]),
-        "problems": tuple(values["problems"]),
-    }
-    found["statements"] = tuple(_statements(found, found["c2pa"]))
-    return Metadata(**found)
+    try:
+        found = from_plain(Metadata, {**values, "statements": ()}, "the metadata")
+    except UsageError as error:
+        raise ValueError(str(error)) from error
+    return _with_statements(found)
 
 
-def device_of(found: Mapping[str, Any]) -> str | None:
-    """Name the camera or scanner of `Metadata`'s values; None without a make and a model."""
-    make, model = found["make"], found["model"]
+def _with_statements(found: Metadata) -> Metadata:
+    return replace(found, statements=tuple(_statements(found)))
+
+
+def device_of(found: Metadata) -> str | None:
+    """Name the camera or scanner; None without a make and a model."""
+    make, model = found.make, found.model
     if not (make and model) or not all(map(_is_name, (make, model))):
         return None
-    if any(record.where in ("EXIF Make", "EXIF Model") for record in found["records"]):
+    if any(record.where in ("EXIF Make", "EXIF Model") for record in found.records):
         return None
     # "Canon" and "Canon EOS 5D", "NIKON CORPORATION" and "NIKON D90"
     if model.split()[0].lower() == make.split()[0].lower():
-        return str(model)
+        return model
     return f"{make} {model}"
 
 
@@ -462,49 +433,50 @@ def _is_name(value: str) -> bool:
     )
 
 
-def maker_of(found: Mapping[str, Any]) -> str | None:
-    """Name the generator that `Metadata`'s values name, the weightiest first; None without one."""
-    manifest: C2pa = found["c2pa"]
+def maker_of(found: Metadata) -> str | None:
+    """Name the generator that the file names, the best proof first; None without one."""
+    manifest = found.c2pa
     if manifest.maker:
         return manifest.maker
-    if found["ai_system"]:
-        named = generators.by_program(found["ai_system"])
-        return named.name if named and named.name else str(found["ai_system"])
-    if name := next((record.name for record in found["records"] if record.name), None):
-        return str(name)
+    if found.ai_system:
+        named = generators.by_program(found.ai_system)
+        return named.name if named and named.name else found.ai_system
+    if name := next((record.name for record in found.records if record.name), None):
+        return name
     return next(
         (i.maker for i in manifest.ingredients if i.relationship == "parentOf" and i.maker), None
     )
 
 
-def _statements(found: Mapping[str, Any], c2pa: C2pa) -> Iterator[Statement]:
+def _statements(found: Metadata) -> Iterator[Statement]:
     """Say in sentences what bears on the origin, signed things first."""
-    if c2pa.state != "absent":
-        yield from _on_c2pa(c2pa)
-    for term in found["source_types"]:
+    if found.c2pa.state != "absent":
+        yield from _on_c2pa(found.c2pa)
+    for term in found.source_types:
         words = SOURCE_TYPES.get(term, "of an unknown kind")
         yield Statement(f"XMP says: {words} (DigitalSourceType {term}).", _points(term))
-    if found["ai_label"]:
+    if found.ai_label:
         yield Statement(
-            f"China's label for generated content (AIGC) says that it {found['ai_label']}.",
+            f"China's label for generated content (AIGC) says that it {found.ai_label}.",
             "generator",
         )
     yield from _on_ai_fields(found)
-    for record in found["records"]:
+    for record in found.records:
         yield Statement(_on_record(record), "generator")
     yield from _on_device(found)
     yield from _on_rest(found)
 
 
-def _on_ai_fields(found: Mapping[str, Any]) -> Iterator[Statement]:
-    if system := found["ai_system"]:
-        version = f" {found['ai_system_version']}" if found["ai_system_version"] else ""
+def _on_ai_fields(found: Metadata) -> Iterator[Statement]:
+    if system := found.ai_system:
+        version = f" {found.ai_system_version}" if found.ai_system_version else ""
         yield Statement(f"XMP names the AI system that was used: {system}{version}.", "generator")
-    elif version := found["ai_system_version"]:
-        yield Statement(f"XMP names a version of an AI system: {version}.", "generator")
-    if prompt := found["ai_prompt"]:
+    elif found.ai_system_version:
+        text = f"XMP names a version of an AI system: {found.ai_system_version}."
+        yield Statement(text, "generator")
+    if prompt := found.ai_prompt:
         yield Statement(f"XMP holds an AI prompt: {excerpt(prompt)}", "generator")
-    if writer := found["ai_prompt_writer"]:
+    if writer := found.ai_prompt_writer:
         yield Statement(f"XMP names who wrote the AI prompt: {writer}.", "generator")
 
 
@@ -527,36 +499,32 @@ _NAMING = {
 }  # fmt: skip
 
 
-def _on_device(found: Mapping[str, Any]) -> Iterator[Statement]:
+def _on_device(found: Metadata) -> Iterator[Statement]:
     device = device_of(found)
     if device is None:
-        make = found["make"]
+        make = found.make
         if (
             make
-            and not found["model"]
+            and not found.model
             and _is_name(make)
-            and not any(record.where == "EXIF Make" for record in found["records"])
+            and not any(record.where == "EXIF Make" for record in found.records)
         ):
             yield Statement(f"EXIF names a maker without a model: {make}", "other")
         return
-    if found["captured_by"] == "scanner" or generators.is_scanner(device, found["software"]):
+    if found.captured_by == "scanner" or generators.is_scanner(device, found.software):
         yield Statement(f"EXIF names a scanner: {device}", "scanner")
     else:
-        kind = "camera" if found["captured_by"] == "camera" else "device"
+        kind = "camera" if found.captured_by == "camera" else "device"
         yield Statement(f"EXIF names a {kind}: {device}", "camera")
 
 
-def _on_rest(found: Mapping[str, Any]) -> Iterator[Statement]:
+def _on_rest(found: Metadata) -> Iterator[Statement]:
     """Programs and times: they say where the file has been, and not how the picture was made."""
-    named = {record.where for record in found["records"]}
+    named = {record.where for record in found.records}
     programs = [
-        ("EXIF Software", found["software"]),
-        ("XMP CreatorTool", found["creator_tool"]),
-        *(
-            (f"PNG text {key!r}", value)
-            for key, value in found["text"]
-            if key.lower() == "software"
-        ),
+        ("EXIF Software", found.software),
+        ("XMP CreatorTool", found.creator_tool),
+        *((f"PNG text {key!r}", value) for key, value in found.text if key.lower() == "software"),
     ]
     for where, program in programs:
         if (
@@ -565,9 +533,9 @@ def _on_rest(found: Mapping[str, Any]) -> Iterator[Statement]:
             and where.replace("XMP CreatorTool", "IPTC program") not in named
         ):
             yield Statement(f"{where} names a program: {excerpt(program)}", "other")
-    if taken := found["taken"]:
+    if taken := found.taken:
         yield Statement(f"EXIF says when it was taken or digitised: {taken}", "other")
-    if (changed := found["changed"]) and changed != found["taken"]:
+    if (changed := found.changed) and changed != found.taken:
         yield Statement(f"EXIF says when the file was last changed: {changed}", "other")
 
 

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias
 
+from masksim.config import from_plain
+from masksim.errors import UsageError
 from masksim.provenance import generators
 from masksim.provenance.credentials import UNBROKEN, State
 from masksim.provenance.metadata import (
@@ -104,9 +106,7 @@ class Origin:
     def to_dict(self) -> dict[str, Any]:
         """Give it as plain values for JSON."""
         values = asdict(self)
-        values["statements"] = [asdict(statement) for statement in self.statements]
-        values["problems"] = list(self.problems)
-        return values
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Origin:
@@ -122,10 +122,10 @@ class Origin:
         KeyError, TypeError
             The values do not have that form.
         """
-        known = {name: values[name] for name in cls.__dataclass_fields__}
-        known["statements"] = tuple(Statement(**one) for one in values["statements"])
-        known["problems"] = tuple(values["problems"])
-        return cls(**known)
+        try:
+            return from_plain(cls, {k: values[k] for k in cls.__dataclass_fields__}, "the origin")
+        except UsageError as error:
+            raise TypeError(str(error)) from error
 
 
 def read_origin(data: bytes) -> Origin:
@@ -154,7 +154,7 @@ def origin_of_values(values: Mapping[str, Any]) -> Origin:
 
     Raises
     ------
-    KeyError, TypeError, ValueError, AttributeError
+    ValueError
         The values do not have that form.
     """
     return origin_of(plain_metadata(values))
@@ -172,9 +172,8 @@ def origin_of(found: Metadata) -> Origin:
     -------
     Origin
     """
-    values = {name: getattr(found, name) for name in Metadata.__dataclass_fields__}
     pointed = {statement.points_to for statement in found.statements}
-    device = device_of(values)
+    device = device_of(found)
     made = "generator" in pointed
     partly = made and _partly(found)
     says: Says = "nothing"
@@ -184,7 +183,7 @@ def origin_of(found: Metadata) -> Origin:
         says = "device"
     elif found.statements or _entries(found):
         says = "other"
-    name = maker_of(values) if made else None
+    name = maker_of(found) if made else None
     checked = _checked(found) if made else "unchecked"
     software = found.software or found.creator_tool
     return Origin(

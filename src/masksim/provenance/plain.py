@@ -1,4 +1,4 @@
-"""Texts from files that nobody vouches for, made fit to be shown: short and printable."""
+"""Texts from untrusted files, made fit to be shown: short and printable."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def excerpt(text: str, start: int = 0, end: int = 0, longest: int = 100) -> str:
 
 @contextmanager
 def noted(problems: list[str], part: str) -> Iterator[None]:
-    """Note whatever goes wrong with one part: hostile files make any parser fail in any way."""
+    """Note what goes wrong with one part: a hostile file makes a parser fail in any way."""
     try:
         yield
     except Exception as error:

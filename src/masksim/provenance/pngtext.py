@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 
+from masksim.containers import png_chunks
 from masksim.provenance.plain import decoded
 
 __all__ = ["PngChunks", "read_png"]
@@ -58,14 +59,15 @@ def read_png(data: bytes, problems: list[str]) -> PngChunks:
     """
     found = PngChunks()
     left = MOST_BYTES
-    for kind, body in _chunks(data):
+    for kind, at, end in islice(png_chunks(data), _CHUNKS):
+        if kind == b"IEND":
+            break
         if kind == b"eXIf":
-            found.exif = found.exif or bytes(body)
-            continue
+            found.exif = found.exif or data[at + 8 : end - 4]
         if kind not in (b"tEXt", b"zTXt", b"iTXt"):
             continue
         try:
-            key, value = _text(kind, bytes(body[: LONGEST_TEXT + 100]))
+            key, value = _text(kind, data[at + 8 : min(end - 4, at + LONGEST_TEXT + 108)])
         except (ValueError, zlib.error) as error:
             problems.append(f"text chunks: one cannot be read ({error})")
             continue
@@ -75,19 +77,6 @@ def read_png(data: bytes, problems: list[str]) -> PngChunks:
             break
         _sort(found, key, value)
     return found
-
-
-def _chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
-    view = memoryview(data)
-    at = 8
-    for _ in range(_CHUNKS):
-        if at + 8 > len(data):
-            return
-        size, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
-        if kind == b"IEND":
-            return
-        yield kind, view[at + 8 : at + 8 + size]
-        at += 12 + size
 
 
 def _text(kind: bytes, body: bytes) -> tuple[str, bytes]:

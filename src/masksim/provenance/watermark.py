@@ -38,10 +38,10 @@ SMALLEST = 256 * 256
 """Pixels: the encoder leaves smaller images alone."""
 
 CHANCE = 1e-6
-"""A reading is a match where fair coins would agree as well at most this often."""
+"""A reading is a match if fair coins would agree as well with at most this probability."""
 
 OTHER_TEXT = 1e-3
-"""Also that much a match must be unlikely for another text."""
+"""And if letters other than the mark's would agree as well with at most this one."""
 
 PHOTOS = 690
 """Real photos, of 132 repositories, that `Mark.most_on_photos` was measured on."""
@@ -50,7 +50,7 @@ _STEP = 36  # the encoder's
 _HAAR = math.sqrt(0.5)
 
 Reading: TypeAlias = Literal["bytes", "floats", "floats, red and blue exchanged"]
-"""What the encoder was given; bytes have U around 128, floats around 0.5, where signs count."""
+"""What the encoder was given. Bytes have U around 128, floats around 0.5, where the sign counts."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

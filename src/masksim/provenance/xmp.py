@@ -36,7 +36,7 @@ _DECLARED = re.compile(rb"<\?xml[^>]{0,100}encoding\s*=\s*[\"']([\w-]{1,20})")
 
 
 class _RefusedError(Exception):
-    """What is well-formed, but no description of an image."""
+    """The packet may be well-formed, but is no description of an image."""
 
 
 def read_xmp(raw: bytes | str, problems: list[str]) -> dict[str, list[str]]:
@@ -86,7 +86,7 @@ def _text(data: bytes) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError:
-        # Damaged, or what stands before the packet is no text: its letters are told one by one.
+        # Damaged, or something binary stands before the packet: only the wrong bytes are replaced.
         return data.decode("utf-8" if plain else "latin-1", "replace")
 
 
@@ -95,7 +95,7 @@ def _packet(text: str) -> str:
     start = _START.search(text)
     if start is None:
         text = text.strip("\ufeff\0 \t\r\n")
-        # Whoever declares a code has been decoded by it.
+        # It has been decoded by the encoding that it declares.
         return re.sub(r"^<\?xml[^>]*\?>", "", text)
     last = max((end.end() for end in _END.finditer(text, start.end())), default=None)
     return text[start.start() : last].rstrip("\0 \t\r\n")
@@ -105,68 +105,71 @@ def _local(tag: str) -> str:
     return tag.rpartition(":")[2]
 
 
-def _parse(text: str, found: dict[str, list[str]]) -> None:
-    # An open element: its name, those of `NAMES` that it is or stands in, and its text up to its
-    # first child (None after that, and where nobody wants it).
-    stack: list[tuple[str, tuple[str, ...]]] = []
-    texts: list[list[str] | None] = []
-    seen = 0
+class _Reader:
+    """Follows the elements of a packet, and collects the values of `NAMES`."""
 
-    def add(names: Iterable[str], value: str) -> None:
+    def __init__(self, found: dict[str, list[str]]) -> None:
+        self.found = found
+        # Of each open element those of `NAMES` that it is or stands in, and its text up to its
+        # first child (None after that, and where nobody wants it).
+        self.names: list[tuple[str, ...]] = []
+        self.texts: list[list[str] | None] = []
+        self.seen = 0
+
+    def _add(self, names: Iterable[str], value: str) -> None:
         if value := value.strip("\0 \t\r\n")[:LOOKED_AT]:
             for name in names:
-                values = found.setdefault(name, [])
+                values = self.found.setdefault(name, [])
                 if value not in values and len(values) < MOST:
                     values.append(value)
 
-    def take_text() -> None:
-        if texts and (text := texts[-1]) is not None:
-            add(stack[-1][1], "".join(text))
-            texts[-1] = None
+    def _take_text(self) -> None:
+        if self.texts and (text := self.texts[-1]) is not None:
+            self._add(self.names[-1], "".join(text))
+            self.texts[-1] = None
 
-    def start(tag: str, attributes: Mapping[str, str]) -> None:
-        nonlocal seen
-        seen += 1
-        if seen > _ELEMENTS:
+    def start(self, tag: str, attributes: Mapping[str, str]) -> None:
+        self.seen += 1
+        if self.seen > _ELEMENTS:
             raise _RefusedError(f"over {_ELEMENTS} elements are too many to be read")
-        if len(stack) >= _DEPTH:
+        if len(self.names) >= _DEPTH:
             raise _RefusedError(f"elements over {_DEPTH} deep are not read")
-        take_text()
+        self._take_text()
         name = _local(tag)
-        around = stack[-1][1] if stack else ()
+        around = self.names[-1] if self.names else ()
         if name in NAMES and name not in around:
             around = (*around, name)
-        stack.append((name, around))
-        texts.append([] if around else None)  # of rdf:Alt, rdf:Bag, rdf:Seq as well
+        self.names.append(around)
+        self.texts.append([] if around else None)  # also inside rdf:Alt, rdf:Bag, rdf:Seq
         for key, value in attributes.items():
-            if key.startswith("xmlns"):
-                continue
-            key = _local(key)
-            if key in NAMES:
-                add((key,), value)
-            elif key == "resource" and name in NAMES:
-                add((name,), value)
+            local = _local(key)
+            if local in NAMES and not key.startswith("xmlns"):
+                self._add((local,), value)
+            elif local == "resource" and name in NAMES:
+                self._add((name,), value)
 
-    def end(_: str) -> None:
-        take_text()
-        stack.pop()
-        texts.pop()
+    def end(self, _: str) -> None:
+        self._take_text()
+        self.names.pop()
+        self.texts.pop()
 
-    def letters(text: str) -> None:
-        if texts and (kept := texts[-1]) is not None:
+    def letters(self, text: str) -> None:
+        if self.texts and (kept := self.texts[-1]) is not None:
             kept.append(text)
 
-    def doctype(*_: Any) -> None:
-        # Of no use in XMP, but to make a small file large.
+    def doctype(self, *_: Any) -> None:
+        # XMP has no use for it; a hostile file makes itself large by it.
         raise _RefusedError("it has a doctype, which may define entities, and is not read")
 
-    # Without namespaces: a prefix that nobody has declared would end the reading.
+
+def _parse(text: str, found: dict[str, list[str]]) -> None:
+    reader = _Reader(found)
+    # Without namespaces: a prefix that is not declared would end the reading.
     parser = expat.ParserCreate()
     parser.buffer_text = True
-    parser.StartDoctypeDeclHandler = doctype
-    parser.EntityDeclHandler = doctype
-    parser.StartElementHandler = start
-    parser.EndElementHandler = end
-    parser.CharacterDataHandler = letters
-    # Of a text the parser takes UTF-8, whatever its declaration says.
+    parser.StartDoctypeDeclHandler = parser.EntityDeclHandler = reader.doctype
+    parser.StartElementHandler = reader.start
+    parser.EndElementHandler = reader.end
+    parser.CharacterDataHandler = reader.letters
+    # A str is read as UTF-8 whatever it declares.
     parser.Parse(text, True)

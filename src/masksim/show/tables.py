@@ -10,24 +10,16 @@ import csv
 import io
 import math
 import textwrap
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 from rich.cells import cell_len
 
 from masksim.errors import UsageError
+from masksim.metrics import Estimate
 
-
-class Interval(NamedTuple):
-    """A measured value with the ends of its interval; both NaN where there is none."""
-
-    value: float
-    low: float
-    high: float
-
-
-Cell: TypeAlias = "str | int | float | Interval | None"
+Cell: TypeAlias = "str | int | float | Estimate | None"
 
 FORMATS = ("text", "markdown", "latex", "csv")
 SUFFIXES = {"text": "txt", "markdown": "md", "latex": "tex", "csv": "csv"}
@@ -93,20 +85,32 @@ class Table:
                     f"{len(self.columns)} columns"
                 )
 
-    def without_empty_columns(self) -> Table:
-        """Leave out the columns in which no row has a value."""
-        kept = [
-            k
-            for k in range(len(self.columns))
-            if k == 0 or any(r[k] is not None for r in self.rows)
-        ]
-        return Table(
-            self.name,
-            self.title,
-            tuple(self.columns[k] for k in kept),
-            tuple(tuple(row[k] for k in kept) for row in self.rows),
-            self.note,
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        title: str,
+        columns: Sequence[Column],
+        rows: Iterable[Mapping[str, Cell]],
+        note: str = "",
+    ) -> Table:
+        """Make a table of rows by the columns' keys, without columns that have no value.
+
+        The first column always stays.
+        """
+        cells = [tuple(row.get(column.key) for column in columns) for row in rows]
+        kept = [k for k in range(len(columns)) if k == 0 or any(r[k] is not None for r in cells)]
+        return cls(
+            name,
+            title,
+            tuple(columns[k] for k in kept),
+            tuple(tuple(row[k] for k in kept) for row in cells),
+            note,
         )
+
+    def noted(self, *notes: str) -> Table:
+        """Return the table with these sentences below it; empty ones are left out."""
+        return replace(self, note=" ".join(filter(None, notes)))
 
     def render(self, format: str, *, width: int | None = None) -> str:
         """Write the table.
@@ -123,15 +127,11 @@ class Table:
         UsageError
             The format is unknown.
         """
+        if format not in FORMATS:
+            raise UsageError(f"unknown format {format!r}, expected one of {', '.join(FORMATS)}")
         if format == "text":
             return self.to_text(width)
-        writers: dict[str, Callable[[], str]] = {
-            "markdown": self.to_markdown,
-            "latex": self.to_latex,
-            "csv": self.to_csv,
-        }
-        if format not in writers:
-            raise UsageError(f"unknown format {format!r}, expected one of {', '.join(FORMATS)}")
+        writers = {"markdown": self.to_markdown, "latex": self.to_latex, "csv": self.to_csv}
         return writers[format]()
 
     def to_text(self, width: int | None = None) -> str:
@@ -147,11 +147,7 @@ class Table:
         str
             Without a line break at the end.
         """
-        cells = [[_plain(c.title) for c in self.columns]]
-        cells += [
-            [_plain(_shown(v, c)) for v, c in zip(row, self.columns, strict=True)]
-            for row in self.rows
-        ]
+        cells = [[_plain(text) for text in row] for row in self._texts()]
         right = [self._numeric(k) for k in range(len(self.columns))]
         widths = [max(cell_len(row[k]) for row in cells) for k in range(len(self.columns))]
         blocks: list[list[int]] = [[0]]
@@ -161,36 +157,24 @@ class Table:
                 blocks.append([0])
             blocks[-1].append(k)
 
-        def line(row: Sequence[str], block: Sequence[int]) -> str:
-            parts = [
-                " " * (widths[k] - cell_len(row[k])) + row[k]
-                if right[k]
-                else row[k] + " " * (widths[k] - cell_len(row[k]))
-                for k in block
-            ]
-            return "  ".join(parts).rstrip()
+        def padded(row: Sequence[str], k: int) -> str:
+            space = " " * (widths[k] - cell_len(row[k]))
+            return space + row[k] if right[k] else row[k] + space
 
         lines = [_plain(self.title)]
         for block in blocks:
-            lines.append("")
-            lines.append(line(cells[0], block))
-            lines.append("  ".join("-" * widths[k] for k in block))
-            lines += [line(row, block) for row in cells[1:]]
+            body = ["  ".join(padded(row, k) for k in block).rstrip() for row in cells]
+            lines += ["", body[0], "  ".join("-" * widths[k] for k in block), *body[1:]]
         if self.note:
-            lines += ["", *_wrapped(_plain(self.note), width)]
+            lines += ["", *(textwrap.wrap(_plain(self.note), width or 100) or [""])]
         return "\n".join(lines)
 
     def to_markdown(self) -> str:
         """Write as GitHub's Markdown, title and note included."""
-        lines = ["| " + " | ".join(_markdown(c.title) for c in self.columns) + " |"]
         marks = ["---:" if self._numeric(k) else "---" for k in range(len(self.columns))]
-        lines.append("| " + " | ".join(marks) + " |")
-        for row in self.rows:
-            cells = (
-                _markdown(_shown(v, c)) if isinstance(v, str) else _shown(v, c)
-                for v, c in zip(row, self.columns, strict=True)
-            )
-            lines.append("| " + " | ".join(cells) + " |")
+        # Numbers need no escapes, and their intervals' brackets are to be read by people, too.
+        head, *rows = self._texts(_markdown)
+        lines = ["| " + " | ".join(cells) + " |" for cells in (head, marks, *rows)]
         parts = [f"**{_markdown(self.title)}**", "\n".join(lines)]
         if self.note:
             parts.append(_markdown(self.note))
@@ -209,10 +193,10 @@ class Table:
             " & ".join(_latex(c.title) for c in self.columns) + r" \\",
             r"\hline",
         ]
-        for row in self.rows:
-            cells = [_latex(_shown(v, c)) for v, c in zip(row, self.columns, strict=True)]
+        for cells in self._texts()[1:]:
+            row = " & ".join(_latex(text) for text in cells)
             # A line that starts with a bracket would be taken for an option of the line break.
-            lines.append("{}" * cells[0].startswith("[") + " & ".join(cells) + r" \\")
+            lines.append("{}" * row.startswith("[") + row + r" \\")
         return "\n".join([*lines, r"\hline", r"\end{tabular}", r"\end{table}"])
 
     def to_csv(self) -> str:
@@ -226,27 +210,37 @@ class Table:
         """
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
-        spans = [
-            any(isinstance(row[k], Interval) for row in self.rows) for k in range(len(self.columns))
+        wide = [
+            any(isinstance(r[k], Estimate) for r in self.rows) for k in range(len(self.columns))
         ]
         head: list[str] = []
-        for column, spread in zip(self.columns, spans, strict=True):
-            head += [column.key]
-            if spread:
-                head += [f"{column.key}_low", f"{column.key}_high"]
+        for column, spread in zip(self.columns, wide, strict=True):
+            ends = (f"{column.key}_low", f"{column.key}_high") if spread else ()
+            head += [column.key, *ends]
         writer.writerow(head)
         for row in self.rows:
-            line: list[str] = []
-            for value, spread in zip(row, spans, strict=True):
-                ends: tuple[Cell, ...] = (value,)
-                if spread:
-                    ends = tuple(value) if isinstance(value, Interval) else (value, None, None)
-                line += ["" if _missing(v) else str(v) for v in ends]
-            writer.writerow(line)
+            line: list[str | int | float | None] = []
+            for value, spread in zip(row, wide, strict=True):
+                if isinstance(value, Estimate):
+                    line += [value.value, value.low, value.high]
+                else:
+                    line += [value, None, None] if spread else [value]
+            writer.writerow("" if _missing(x) else str(x) for x in line)
         return out.getvalue()
 
     def _numeric(self, k: int) -> bool:
         return k > 0 and not any(isinstance(row[k], str) for row in self.rows)
+
+    def _texts(self, escape: Callable[[str], str] = str) -> list[list[str]]:
+        """Titles, then rows, as people read them; words, not numbers, are escaped."""
+        rows = [
+            [
+                escape(v) if isinstance(v, str) else _shown(v, c)
+                for v, c in zip(row, self.columns, strict=True)
+            ]
+            for row in self.rows
+        ]
+        return [[escape(c.title) for c in self.columns], *rows]
 
 
 def _missing(value: Cell) -> bool:
@@ -255,13 +249,13 @@ def _missing(value: Cell) -> bool:
 
 def _shown(value: Cell, column: Column) -> str:
     """Write a cell for people; empty where there is no value."""
-    if value is None or _missing(value):
+    if value is None:
         return ""
-    if isinstance(value, Interval):
+    if isinstance(value, Estimate):
         shown = _number(value.value, column)
         if not shown or math.isnan(value.low) or math.isnan(value.high):
             return shown
-        low, high = (_number(end, column).removesuffix(" %") for end in value[1:])
+        low, high = (_number(end, column).removesuffix(" %") for end in (value.low, value.high))
         return f"{shown} [{low}, {high}]"
     return _number(value, column) if isinstance(value, float) else str(value)
 
@@ -280,10 +274,6 @@ def _plain(text: str) -> str:
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
     )
-
-
-def _wrapped(text: str, width: int | None) -> list[str]:
-    return textwrap.wrap(text, width or 100) or [""]
 
 
 _MARKDOWN = {c: "\\" + c for c in "\\`*_[]|~"} | {"<": "&lt;", ">": "&gt;", "&": "&amp;"}

@@ -27,7 +27,8 @@ from masksim import __version__, metrics
 from masksim.calibration import false_positive_rate
 from masksim.checkpoint import Branch, DetectorFile, check_generator_name
 from masksim.config import Progress, from_plain, staged
-from masksim.data.manifest import REAL, Manifest, Row, manifest_hash, scan_folders
+from masksim.data.manifest import REAL, Manifest, Row, manifest_hash
+from masksim.data.scan import scan_folders
 from masksim.data.views import ViewConfig
 from masksim.errors import DataError, UsageError
 from masksim.errors import counted as in_words

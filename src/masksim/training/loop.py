@@ -17,6 +17,7 @@ import hashlib
 import io
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -75,6 +76,20 @@ def load_state(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise ModelError(f"{path} is no state of a run")
     return state
+
+
+def run_folder(run: str | os.PathLike[str] | None, out: Path) -> Path:
+    """Give the folder of a run's state; by default `out` with ``.run`` added.
+
+    Raises
+    ------
+    UsageError
+        `out` would lie in it, or it in `out`.
+    """
+    folder = Path(run) if run is not None else out.with_name(out.name + ".run")
+    if out.absolute() in (folder.absolute(), *folder.absolute().parents):
+        raise UsageError(f"the run's folder {folder} must not lie in that of the result, {out}")
+    return folder
 
 
 def claim(folder: Path, description: str, ranks: Ranks) -> None:

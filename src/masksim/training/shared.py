@@ -7,7 +7,7 @@ each image, processed as photos come, scored by heads that never saw its source.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,13 +20,11 @@ from masksim.config import Progress, read_toml, staged
 from masksim.data.manifest import REAL, Manifest
 from masksim.data.views import Purpose, ViewConfig, measure_first_qualities
 from masksim.errors import UsageError
-from masksim.model import SharedHeads
 from masksim.training.feature_table import FeatureTable, compute_features
 from masksim.training.heads import (
     FittedHeads,
     coefficients_of,
     fit_probability,
-    in_parts,
     level_free,
     masks_and_references,
     statistics,
@@ -116,10 +114,6 @@ def _fitter(
     return fitted
 
 
-def _score(tensors: Mapping[str, NDArray[Any]], limit: float, features: NDArray[Any]) -> Matrix:
-    return in_parts(SharedHeads.from_tensors(tensors, limit).similarities, features)
-
-
 def fit_heads(
     table: FeatureTable,
     calibration: FeatureTable,
@@ -163,10 +157,13 @@ def fit_heads(
     for k in range(config.folds):
         if progress:
             progress("fold", k, config.folds)
-        heads = stored(fitted(folds != k))
-        own, held = folds == k, calibration_folds == k
-        unseen[own] = _score(heads, limit, table.features[own])
-        scored[held] = _score(heads, limit, calibration.features[held])
+        heads = FittedHeads.of("shared", stored(fitted(folds != k)), limit)
+        for views, out, held in (
+            (table, unseen, folds == k),
+            (calibration, scored, calibration_folds == k),
+        ):
+            if held.any():
+                out[held] = heads.similarities(views.features[held], views.traits[held])
     if progress:
         progress("fold", config.folds, config.folds)
     tensors = fitted(classes >= 0)

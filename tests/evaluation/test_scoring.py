@@ -1,4 +1,4 @@
-"""`masksim.evaluation.scoring`: scores are saved once, and every figure comes from them."""
+"""`masksim.evaluation.scoring` and `masksim evaluate`: scored once, everything from the table."""
 
 from __future__ import annotations
 
@@ -20,10 +20,15 @@ from masksim.cli.main import app
 from masksim.data.manifest import REAL, Manifest, write_manifest
 from masksim.detector import load_detector
 from masksim.errors import DataError, UsageError
-from masksim.evaluation import degrade, protocols
-from masksim.evaluation import scoring as evaluate
+from masksim.evaluation import degrade, protocols, scoring
+from masksim.evaluation.breakdowns import break_down
+from masksim.evaluation.measures import Evaluation
+from masksim.evaluation.results import Results, measure_degradations, measure_table, plain
+from masksim.evaluation.scale import Scale, joint_evidence
+from masksim.evaluation.score_table import ScoreTable
 from masksim.image import load_image
-from masksim.traits import TRAITS
+from masksim.traits import BANDS, TRAITS
+from planted_scores import write_original
 
 
 @pytest.fixture(scope="module")
@@ -32,24 +37,20 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def table(trained: Any, cache: Path) -> evaluate.ScoreTable:
-    return evaluate.score_manifest(trained.folder, trained.manifest.select("val"), cache=cache)
+def table(trained: Any, cache: Path) -> ScoreTable:
+    return scoring.score_manifest(trained.folder, trained.manifest.select("val"), cache=cache)
 
 
 @pytest.fixture(scope="module")
-def measured(trained: Any, table: evaluate.ScoreTable) -> dict[str, Any]:
-    return evaluate.measure(
-        table,
-        load_detector(trained.folder),
-        shares=trained.config.views.shares,
-        seen=evaluate.seen_in_training(trained.manifest),
-        samples=30,
-    )
+def measured(trained: Any, table: ScoreTable) -> Results:
+    scale = Scale.of_detector(load_detector(trained.folder))
+    given = Evaluation.of(table, scale, trained.config.views.shares, samples=30)
+    return measure_table(given, seen=scoring.seen_in_training(trained.manifest))
 
 
-def test_scores_are_the_detectors(trained: Any, table: evaluate.ScoreTable) -> None:
+def test_scores_are_the_detectors(trained: Any, table: ScoreTable) -> None:
     detector = load_detector(trained.folder)
-    found = evaluate.score_manifest(
+    found = scoring.score_manifest(
         trained.folder,
         Manifest(trained.manifest.select("val").rows[:3], trained.manifest.root),
         cache=trained.cache,
@@ -72,20 +73,20 @@ def found_file(trained: Any, name: str) -> Path:
 
 
 def test_a_killed_run_goes_on_to_the_same_table(
-    trained: Any, table: evaluate.ScoreTable, cache: Path
+    trained: Any, table: ScoreTable, cache: Path
 ) -> None:
     folder = next(cache.glob("scores-*"))
-    chunks = sorted(folder.glob("*.json"))
+    chunks = sorted(folder.glob("0*.json"))
     kept = chunks[0].stat().st_mtime_ns
     chunks[-1].unlink()
-    again = evaluate.score_manifest(
+    again = scoring.score_manifest(
         trained.folder, trained.manifest.select("val"), cache=cache, workers=2
     )
     assert again.to_csv() == table.to_csv()
     assert chunks[0].stat().st_mtime_ns == kept
 
 
-def test_the_table_is_the_fields_csv(table: evaluate.ScoreTable) -> None:
+def test_the_table_is_the_fields_csv(table: ScoreTable) -> None:
     rows = list(csv.DictReader(io.StringIO(table.to_csv())))
     assert list(rows[0])[:2] == ["filename", "typ"]
     assert len(rows) == len(table.filenames)
@@ -94,66 +95,51 @@ def test_the_table_is_the_fields_csv(table: evaluate.ScoreTable) -> None:
     )
 
 
-def test_figures_from_the_saved_scores(
-    table: evaluate.ScoreTable, measured: dict[str, Any], trained: Any
-) -> None:
-    assert set(measured["specific"]) == {"grid", "ring"}
+def test_figures_from_the_saved_scores(table: ScoreTable, measured: Results) -> None:
+    rows = measured.data["specific"]["rows"]
+    assert set(rows) == {"grid", "ring"}
     for g, name in enumerate(table.generators):
-        row = measured["specific"][name]
-        assert row["auroc"]["low"] <= row["auroc"]["value"] <= row["auroc"]["high"]
-        assert row["auroc"]["value"] > 0.95
+        area = rows[name]["auroc"]
+        assert area.low <= area.value <= area.high
+        assert area.value > 0.95
         # One history only among the reals and the generator: no weights, plain AUROC.
         if len(set(table.histories[np.isin(table.typ, (name, REAL))])) == 1:
-            rows = np.isin(table.typ, (name, REAL))
-            assert row["auroc"]["value"] == pytest.approx(
-                metrics.auroc(table.similarities[rows, g], table.typ[rows] == name)
+            chosen = np.isin(table.typ, (name, REAL))
+            assert area.value == pytest.approx(
+                metrics.auroc(table.similarities[chosen, g], table.typ[chosen] == name)
             )
-    alarms = measured["false_alarms"]
-    assert alarms["all"]["views"] == int((table.typ == REAL).sum())
-    assert sum(row["views"] for row in alarms["by_source"].values()) == alarms["all"]["views"]
-    for name in ("grid", "ring"):
-        assert sum(measured["attribution"][name].values()) == int((table.typ == name).sum())
-    json.dumps(measured, allow_nan=False)
+    # All sources of `val` are its own.
+    assert measured.data["unseen"]["rows"].keys() == rows.keys()
+    # The planted patterns have nothing in common: another's head knows nothing of them.
+    own = measured.data["specific"]["mean"]["auroc"].value
+    assert measured.data["leave-one-out"]["mean"]["auroc"].value < own
+    assert measured.data["confusion"]["grid"]["named"]["grid"] > 0.5
+    assert measured.data["histories"]["pairs"]
+    json.dumps(plain(measured.data), allow_nan=False)
 
 
-def test_seen_sources_are_left_out_of_the_unseen_figures(
-    table: evaluate.ScoreTable, trained: Any
-) -> None:
+def test_seen_sources_are_left_out_of_the_unseen_figures(table: ScoreTable, trained: Any) -> None:
     source = str(table.sources[table.typ == "grid"][0])
-    part = evaluate.measure(
-        table,
-        load_detector(trained.folder),
-        shares=trained.config.views.shares,
-        seen=frozenset({("grid", source), *(("ring", s) for s in set(table.sources.tolist()))}),
-        samples=10,
-    )
-    everything = part["specific"]["grid"]["synthetic_images"]
-    own = len(set(table.filenames[(table.typ == "grid") & (table.sources == source)].tolist()))
-    if own < everything:
-        assert part["unseen"]["grid"]["synthetic_images"] == everything - own
-    assert "ring" not in part["unseen"]
-    assert "| none |" in evaluate.to_markdown(part)
+    scale = Scale.of_detector(load_detector(trained.folder))
+    seen = frozenset({("grid", source), *(("ring", s) for s in set(table.sources.tolist()))})
+    given = Evaluation.of(table, scale, samples=10)
+    part = measure_table(given, chosen=("specific",), seen=seen).data
+    everything = part["specific"]["rows"]["grid"]["synthetic_images"]
+    own = table.count((table.typ == "grid") & (table.sources == source))
+    assert 0 < own < everything
+    assert part["unseen"]["rows"]["grid"]["synthetic_images"] == everything - own
+    assert "ring" not in part["unseen"]["rows"]
 
 
-def test_pages(measured: dict[str, Any], table: evaluate.ScoreTable, trained: Any) -> None:
-    pages = evaluate.pages(measured)
-    for page in pages.values():
-        for block in page.split("\n\n"):
-            widths = {line.count("|") for line in block.splitlines()}
-            assert len(widths) == 1, block
-    found = evaluate.measure_as_found(table, load_detector(trained.folder))
-    summary = evaluate.summary_markdown(measured, found)
-    assert summary.count("\n") == 2 + 2 + 1
-    assert f"| {found[REAL]['images']} |" in summary
-    assert len({line.count("|") for line in evaluate.as_found_markdown(found).splitlines()}) == 1
-
-
-def test_a_split_without_the_detectors_generators(table: evaluate.ScoreTable, trained: Any) -> None:
+def test_a_split_without_the_detectors_generators(table: ScoreTable, trained: Any) -> None:
+    """Other generators have no head: only all heads together can be asked about them."""
     other = replace(table, typ=np.where(table.typ == REAL, REAL, "mygen"))
-    with pytest.raises(DataError, match=r"mygen.*grid"):
-        evaluate.measure(
-            other, load_detector(trained.folder), shares=trained.config.views.shares, samples=10
-        )
+    scale = Scale.of_detector(load_detector(trained.folder))
+    found = measure_table(Evaluation.of(other, scale, samples=10)).data
+    assert set(found["generic"]["rows"]) == {"mygen"}
+    assert found["specific"]["left_out"] == {"mygen": "no head of its own"}
+    with pytest.raises(DataError, match="needed are 'real'"):
+        measure_table(Evaluation.of(table.select(table.typ == REAL), scale))
 
 
 def test_train_and_evaluate_on_the_command_line(trained: Any, tmp_path: Path) -> None:
@@ -206,12 +192,12 @@ def test_train_and_evaluate_on_the_command_line(trained: Any, tmp_path: Path) ->
 
 
 def few(trained: Any, per_class: int = 2) -> Manifest:
-    return evaluate.bounded(trained.manifest.select("val"), per_class)
+    return scoring.bounded(trained.manifest.select("val"), per_class)
 
 
 def test_the_scale_is_the_detectors(trained: Any) -> None:
     detector = load_detector(trained.folder)
-    scale = evaluate.scale_of(detector)
+    scale = Scale.of_detector(detector)
     found = detector.detect(found_file(trained, trained.manifest.rows[0].path))
     scores = {s.generator: s for s in found.scores}
     similarity = np.array([[scores[g].similarity for g in scale.generators]])
@@ -220,29 +206,10 @@ def test_the_scale_is_the_detectors(trained: Any) -> None:
     p = [scores[g].probability for g in scale.generators]
     np.testing.assert_allclose(1 / (1 + np.exp(-odds[0])), p, rtol=1e-4)
     empty = np.array([""])
-    one = evaluate.ScoreTable(*(empty,) * 6, scale.generators, similarity)
-    rate = protocols.joint_evidence(one, scale).rate
+    one = ScoreTable(*(empty,) * 6, scale.generators, similarity)
+    rate = joint_evidence(one, scale).rate
     assert rate is not None
     assert found.verdict.false_positive_rate == pytest.approx(rate[0])
-
-
-def test_protocols_agree_with_the_model_card(
-    trained: Any, table: evaluate.ScoreTable, measured: dict[str, Any]
-) -> None:
-    found = evaluate.measure_table(
-        table, evaluate.scale_of(load_detector(trained.folder)),
-        shares=trained.config.views.shares, samples=10,
-        seen=evaluate.seen_in_training(trained.manifest),
-    ).data  # fmt: skip
-    for ours, theirs in (("specific", "specific"), ("unseen", "unseen"), ("generic", "generic")):
-        for name, row in measured[theirs].items():
-            assert found[ours]["rows"][name]["auroc"].value == pytest.approx(row["auroc"]["value"])
-            assert found[ours]["rows"][name]["synthetic_images"] == row["synthetic_images"]
-    # The planted patterns have nothing in common: another's head knows nothing of them.
-    own = found["specific"]["mean"]["auroc"].value
-    assert found["leave-one-out"]["mean"]["auroc"].value < own
-    assert found["confusion"]["grid"]["named"]["grid"] > 0.5
-    assert "histories" in found
 
 
 def test_bounded_takes_turns_among_sources(trained: Any) -> None:
@@ -252,7 +219,7 @@ def test_bounded_takes_turns_among_sources(trained: Any) -> None:
     assert len({row.source for row in chosen.rows if row.generator == REAL}) == 6
     assert few(trained, 6).rows == chosen.rows
     assert {row.path for row in few(trained, 3).rows} < {row.path for row in chosen.rows}
-    more = evaluate.bounded(trained.manifest.select("val"), 2, reals=9)
+    more = scoring.bounded(trained.manifest.select("val"), 2, reals=9)
     assert more.counts()["val"] == {"grid": 2, "ring": 2, REAL: 9}
     with pytest.raises(UsageError, match="at least one"):
         few(trained, 0)
@@ -263,7 +230,7 @@ def test_degraded_files(trained: Any, tmp_path: Path) -> None:
     manifest = few(trained)
     steps = degrade.select(["none", "jpeg-70", "resize-0.25"])
     seen: list[tuple[str, int, int]] = []
-    found = evaluate.score_degraded(
+    found = scoring.score_degraded(
         trained.folder, manifest, steps, cache=tmp_path, progress=lambda *step: seen.append(step)
     )
     assert list(found) == ["none", "jpeg-70", "resize-0.25"]
@@ -279,12 +246,12 @@ def test_degraded_files(trained: Any, tmp_path: Path) -> None:
         np.testing.assert_allclose(found[name].similarities[at], expected, rtol=1e-6)
     # Done is done, also what will always be too small; the same whatever was interrupted.
     again: list[tuple[str, int, int]] = []
-    second = evaluate.score_degraded(
+    second = scoring.score_degraded(
         trained.folder, manifest, steps, cache=tmp_path, progress=lambda *step: again.append(step)
     )
     assert {done for _, done, count in again} == {1}
     assert second["jpeg-70"].to_csv() == found["jpeg-70"].to_csv()
-    rows = evaluate.measure_degradations(found, evaluate.scale_of(detector), samples=10)
+    rows = measure_degradations(found, Scale.of_detector(detector), samples=10)
     data = rows.data["degradations"]
     assert data["none"]["real_images"] == 2
     assert data["resize-0.25"]["generic_auroc"] is None
@@ -300,110 +267,26 @@ def mean(images):
 """
 
 
-def test_a_peer_scores_the_same_views(
-    trained: Any, table: evaluate.ScoreTable, tmp_path: Path
-) -> None:
+def test_a_peer_scores_the_same_views(trained: Any, table: ScoreTable, tmp_path: Path) -> None:
     manifest = trained.manifest.select("val")
-    views = evaluate.views_of(load_detector(trained.folder))
+    views = scoring.views_of(load_detector(trained.folder))
     program = tmp_path / "peer.py"
     program.write_text("LEAST = 0\n" + PEER, encoding="utf-8")
-    found = evaluate.score_peer(f"mean={program}:mean", manifest, cache=tmp_path, config=views)
+    found = scoring.score_peer(f"mean={program}:mean", manifest, cache=tmp_path, config=views)
     both = table.joined(found)
     assert both.generators == (*table.generators, "mean")
     assert not np.isnan(both.similarities).any()
     assert found.processing.tolist() == table.processing.tolist()
-    results = evaluate.measure_table(
-        both, evaluate.scale_of(load_detector(trained.folder)), chosen=(), peers=["mean"],
-        samples=10,
-    )  # fmt: skip
+    scale = Scale.of_detector(load_detector(trained.folder))
+    given = Evaluation.of(both, scale, samples=10)
+    results = measure_table(given, chosen=(), peers=both.only(["mean"]))
     opinions = results.data["second opinions"]
     assert opinions["masksim"]["auroc"].value > opinions["mean"]["auroc"].value
     program.write_text("LEAST = 999\n" + PEER, encoding="utf-8")
     with pytest.raises(DataError, match="none of the images"):
-        evaluate.score_peer(
+        scoring.score_peer(
             f"mean={program}:mean", few(trained), cache=tmp_path / "other", config=views
         )  # fmt: skip
-
-
-# --- the original's scores -----------------------------------------------------------------------
-
-
-def write_original(folder: Path, *, text_only: bool = False) -> dict[tuple[str, str], list[float]]:
-    """Write what the original's evaluate.py leaves: probabilities by numpy and by json."""
-    rng = np.random.default_rng(0)
-    folder.mkdir(parents=True)
-    trained = ("dalle2", "sd1", "sdxl")
-    scores = {}
-    for test in (REAL, *trained):
-        n = 30 if test == REAL else 20
-        for name in trained:
-            p = np.round(rng.beta(5 if test == name else 1, 2, size=n), 6)
-            scores[test, name] = p.tolist()
-            np.savetxt(folder / f"{test}_to_{name}.txt", p)
-            where = "raise" if test == REAL else f"synthbuster/{test}"
-            pairs = [(f"processed_data/JPEG_Qrandom/{where}/{i}.png", v) for i, v in enumerate(p)]
-            if not text_only:
-                (folder / f"{test}_to_{name}.json").write_text(json.dumps(pairs, indent=2))
-    return scores
-
-
-@pytest.mark.parametrize("text_only", [False, True])
-def test_score_folders_of_the_original(tmp_path: Path, text_only: bool) -> None:
-    folder = tmp_path / "output/score/JPEG_Qrandom_w512/JPEG_Qrandom/newsynth"
-    scores = write_original(folder, text_only=text_only)
-    for top in (folder, tmp_path / "output"):
-        table = evaluate.read_original_scores(top)
-        assert table.generators == ("dalle2", "sd1", "sdxl")
-        for (test, name), values in scores.items():
-            column = table.generators.index(name)
-            np.testing.assert_allclose(table.similarities[table.typ == test, column], values)
-    assert len(set(table.filenames.tolist())) == 90
-    if not text_only:
-        assert set(table.sources[table.typ == REAL].tolist()) == {"raise"}
-    found = protocols.run_protocol(
-        table, protocols.Scale.of_table(table), "specific", samples=10
-    )["rows"]["sd1"]  # fmt: skip
-    real, fake = np.array(scores[REAL, "sd1"]), np.array(scores["sd1", "sd1"])
-    right = (fake > 0.5).sum() + (real <= 0.5).sum()
-    assert found["accuracy"].value == pytest.approx(right / 50)
-
-
-def test_score_folders_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="found none"):
-        evaluate.read_original_scores(tmp_path)
-    write_original(tmp_path / "a/newsynth")
-    (tmp_path / "a/newsynth/sd1_to_sdxl.json").write_text("[1, 2]")
-    with pytest.raises(DataError, match=r"sd1_to_sdxl\.json is not a list"):
-        evaluate.read_original_scores(tmp_path)
-    (tmp_path / "a/newsynth/sd1_to_sdxl.json").unlink()
-    (tmp_path / "a/newsynth/sd1_to_sdxl.txt").unlink()
-    with pytest.raises(DataError, match="no scores sd1_to_sdxl"):
-        evaluate.read_original_scores(tmp_path)
-    write_original(tmp_path / "b/newsynth")
-    with pytest.raises(DataError, match="one folder"):
-        evaluate.read_original_scores(tmp_path)
-
-
-def test_real_scores_for_a_calibration(tmp_path: Path) -> None:
-    import gzip
-
-    path = tmp_path / "real.csv.gz"
-    path.write_bytes(gzip.compress(b"image,population,sd1,sd2\na,coco,0.1,0.2\nb,ffhq,0.3,0.4\n"))
-    assert evaluate.read_real_scores(path, ("sd2", "sd1")).tolist() == [[0.2, 0.1], [0.4, 0.3]]
-    plain = tmp_path / "scores.csv"
-    plain.write_text("filename,typ,sd1\na,real,0.5\nb,sd1,0.9\n", encoding="utf-8")
-    assert evaluate.read_real_scores(plain, ("sd1",)).tolist() == [[0.5]]
-    for text, message in (
-        ("filename,sd2\na,1\n", "no column sd1"),
-        ("filename,sd1\na,x\n", "not a number"),
-        ("filename,sd1\na,nan\n", "no finite"),
-        ("filename,sd1\n", "no finite"),
-    ):
-        plain.write_text(text, encoding="utf-8")
-        with pytest.raises(DataError, match=message):
-            evaluate.read_real_scores(plain, ("sd1",))
-    with pytest.raises(DataError, match="cannot read"):
-        evaluate.read_scores(tmp_path / "nothing.csv")
 
 
 # --- the command line ----------------------------------------------------------------------------
@@ -492,10 +375,13 @@ def band_column(table: Any) -> list[int]:
 
 def test_scores_are_those_of_each_files_band(banded: Any, tmp_path: Path) -> None:
     detector = load_detector(banded.folder, threads=1)
-    chosen = evaluate.bounded(banded.manifest, 4)
-    table = evaluate.score_manifest(banded.folder, chosen, cache=tmp_path, purpose="as found")
+    chosen = scoring.bounded(banded.manifest, 4)
+    table = scoring.score_manifest(banded.folder, chosen, cache=tmp_path, purpose="as found")
     assert set(band_column(table)) == {0, 1}
     assert table.traits is not None
+    scale = Scale.of_detector(detector)
+    assert scale.banded
+    strata = []
     for name, scores, traits in zip(table.filenames, table.similarities, table.traits, strict=True):
         found = detector.detect(chosen.root / str(name))
         mine = {s.generator: s for s in found.scores}
@@ -504,21 +390,66 @@ def test_scores_are_those_of_each_files_band(banded: Any, tmp_path: Path) -> Non
         # The joint rate is the verdict's, probabilities are the heads' of the band.
         rates = detector.rates(scores, traits)
         assert rates is not None
+        strata.append(rates.stratum)
         assert rates.joint == pytest.approx(found.verdict.as_found or rates.joint)
-        odds = evaluate.scale_of(detector).log_odds(scores[None], traits[None])
+        odds = scale.log_odds(scores[None], traits[None])
         assert odds is not None
         p = [mine[generator].probability for generator in table.generators]
         np.testing.assert_allclose(1 / (1 + np.exp(-odds[0])), p, rtol=1e-3)
-    results = evaluate.measure_table(table, evaluate.scale_of(detector), samples=10)
-    assert results.tables
+    # Parts are those that verdicts rank among.
+    bands = [BANDS[band] for band in band_column(table)]
+    for by, labels in (("band", bands), ("stratum", strata)):
+        given = Evaluation(table, scale, samples=10)
+        rows = {row["group"]: row for row in break_down(given, by)}  # type: ignore[arg-type]
+        assert set(rows) == set(labels)
+        for group, row in rows.items():
+            of_group = np.array(labels) == group
+            assert row["real_images"] == table.count(of_group & (table.typ == REAL))
+    assert measure_table(Evaluation.of(table, scale, samples=10)).tables
+
+
+def test_heads_of_two_bands_are_compared_by_their_rates(banded: Any, tmp_path: Path) -> None:
+    table = scoring.score_manifest(
+        banded.folder, scoring.bounded(banded.manifest, 4), cache=tmp_path, purpose="as found"
+    )
+    scale = Scale.of_detector(load_detector(banded.folder, threads=1))
+    assert scale.calibration is not None
+    own, _ = scale.calibration.all_rates(table.similarities, table.traits)
+    for g, generator in enumerate(table.generators):
+        found = protocols.evidence(table, scale, "specific", generator)
+        assert found is not None
+        order = np.argsort(found.score)
+        ranked = list(zip(-own[order, g], table.similarities[order, g], strict=True))
+        assert ranked == sorted(ranked)
+    # Without photos to rank among, by their probabilities.
+    bare = replace(scale, calibration=None)
+    found = protocols.evidence(table, bare, "specific", table.generators[0])
+    odds = bare.log_odds(table.similarities, table.traits)
+    assert found is not None
+    assert odds is not None
+    np.testing.assert_array_equal(found.score, odds[:, 0])
+
+
+def test_scores_without_traits_are_measured_with_a_note(banded: Any, tmp_path: Path) -> None:
+    """A table that was saved before it told what the views show."""
+    chosen = scoring.bounded(banded.manifest, 4)
+    table = scoring.score_manifest(banded.folder, chosen, cache=tmp_path, purpose="as found")
+    ask = ["evaluate", "--model", str(banded.folder), "--samples", "10", "--scores"]
+    notes = {}
+    for name, one in (("new", table), ("old", replace(table, traits=None))):
+        (tmp_path / name).write_text(one.to_csv(), encoding="utf-8")
+        done = CliRunner().invoke(app, [*ask, str(tmp_path / name)])
+        assert done.exit_code == 0, done.output
+        notes[name] = "do not tell what the images show" in done.stderr
+    assert notes == {"new": False, "old": True}
 
 
 def test_degraded_files_have_the_band_of_their_last_compression(
     banded: Any, tmp_path: Path
 ) -> None:
-    chosen = evaluate.bounded(banded.manifest, 2)
+    chosen = scoring.bounded(banded.manifest, 2)
     steps = degrade.select(["none", "jpeg-90", "jpeg-70", "jpeg-50", "webp-80", "blur-1"])
-    found = evaluate.score_degraded(banded.folder, chosen, steps, cache=tmp_path)
+    found = scoring.score_degraded(banded.folder, chosen, steps, cache=tmp_path)
     bands = {name: set(band_column(table)) for name, table in found.items()}
     assert bands.pop("none") <= {0, 1}
     assert bands == {"jpeg-90": {1}, "jpeg-70": {2}, "jpeg-50": {3}, "webp-80": {4}, "blur-1": {0}}
