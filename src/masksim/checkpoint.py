@@ -121,6 +121,17 @@ class Branch:
                 raise _invalid(f"an original head needs the side of its window, got {window!r}")
             model.check_tensors(self.tensors, size=window - 2 * self.residual.margin)
 
+    @property
+    def logistic(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The heads' log-slopes and offsets, see `masksim.model.logit`.
+
+        Two of float64 (B, G): B is the number of bands of compression with heads of their own, 1
+        where one head serves all.
+        """
+        names = ("clf_a", "clf_b") if self.head == "original" else ("a", "b")
+        a, b = (np.asarray(self.tensors[name], dtype=np.float64) for name in names)
+        return (a, b) if self.head == "bands" else (a.reshape(1, -1), b.reshape(1, -1))
+
 
 def check_generator_name(name: str) -> None:
     """Refuse what cannot name a generator: it names files and columns of tables.
@@ -189,6 +200,17 @@ class DetectorFile:
     def generators(self) -> tuple[str, ...]:
         """Names of all generators, each once, in the order of the branches."""
         return tuple(dict.fromkeys(name for branch in self.branches for name in branch.generators))
+
+    @property
+    def logistic(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """See `Branch.logistic`: of all branches together, in the order of `generators`."""
+        pairs = [branch.logistic for branch in self.branches]
+        bands = max(len(a) for a, _ in pairs)
+        a, b = (
+            np.concatenate([np.broadcast_to(x, (bands, x.shape[1])) for x in column], axis=1)
+            for column in zip(*pairs, strict=True)
+        )
+        return a, b
 
     @property
     def scores_sha256(self) -> str:

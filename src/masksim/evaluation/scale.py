@@ -69,16 +69,7 @@ class Scale:
     @classmethod
     def of_detector(cls, detector: Detector) -> Scale:
         """Scale of a detector's similarities: probabilities, and rates where it is calibrated."""
-        pairs = []
-        for branch in detector.file.branches:
-            names = ("clf_a", "clf_b") if branch.head == "original" else ("a", "b")
-            pair = [np.asarray(branch.tensors[name], dtype=np.float64) for name in names]
-            pairs.append(pair if branch.head == "bands" else [x.reshape(1, -1) for x in pair])
-        bands = max(len(a) for a, _ in pairs)
-        a, b = (
-            np.concatenate([np.broadcast_to(x, (bands, x.shape[1])) for x in column], axis=1)
-            for column in zip(*pairs, strict=True)
-        )
+        a, b = detector.file.logistic
         return cls(
             detector.generators, np.exp(a), b,
             calibration=Populations(detector.calibrations) if detector.calibrations else None,

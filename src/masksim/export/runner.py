@@ -433,13 +433,6 @@ def _probabilities(
     detector: Detector, similarity: NDArray[np.float64], traits: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """Probabilities (G,) of an image's similarities, by the heads' own parameters."""
-    parts = []
-    for branch in detector.file.branches:
-        names = ("clf_a", "clf_b") if branch.head == "original" else ("a", "b")
-        values = [np.asarray(branch.tensors[name], dtype=np.float64) for name in names]
-        if branch.head == "bands":
-            values = [value[bands_of(traits, len(value))] for value in values]
-        parts.append([np.atleast_1d(value) for value in values])
-    a, b = (np.concatenate(part) for part in zip(*parts, strict=True))
+    a, b = (values[bands_of(traits, len(values))] for values in detector.file.logistic)
     found: NDArray[np.float64] = probability(similarity, a, b)
     return found
