@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import pytest
 
-from masksim.config import cores, from_plain, read_toml
+from masksim.config import cores, from_plain, read_toml, staged
 from masksim.errors import UsageError
 
 
@@ -109,3 +109,12 @@ def test_toml(tmp_path: Path) -> None:
 
 def test_there_is_a_core() -> None:
     assert cores() >= 1
+
+
+def test_a_progress_of_one_stage() -> None:
+    told: list[tuple[str, int, int]] = []
+    one = staged(lambda *step: told.append(step), "views")
+    assert one is not None
+    one(2, 5)
+    assert told == [("views", 2, 5)]
+    assert staged(None, "views") is None

@@ -93,7 +93,7 @@ def test_scores_are_those_of_the_parts(
     assert found.windows == tuple(windows)
     assert len(windows) == 4
     np.testing.assert_allclose(detector.similarities(photo), similarity, atol=1e-6)
-    real = trained.fit.real_similarities
+    real = trained.file.calibration["real_similarities"]
     for score in found.scores:
         g = detector.generators.index(score.generator)
         assert score.similarity == pytest.approx(float(similarity[g]), abs=1e-6)

@@ -17,7 +17,7 @@ from masksim.bank import BANK
 from masksim.checkpoint import Branch
 from masksim.errors import ModelError, UsageError
 from masksim.features import FeatureConfig, shared_features
-from masksim.model import OriginalHead, SharedHeads, heads_by_band
+from masksim.model import OriginalHead, SharedHeads, read_heads
 from masksim.residual import Runner
 from masksim.results import PatternPlane, PlaneMap, SimilarityMap
 
@@ -86,11 +86,7 @@ class SharedBranch:
             raise ModelError(f"invalid configuration of a shared branch: {error}") from error
         if set(branch.head_config) != {"limit"} or not 0 < limit < np.inf:
             raise ModelError(f"invalid configuration of shared heads: {dict(branch.head_config)}")
-        self.heads: tuple[SharedHeads, ...] = (
-            heads_by_band(branch.tensors, limit)
-            if branch.head == "bands"
-            else (SharedHeads.from_tensors(branch.tensors, limit),)
-        )
+        self.heads = read_heads(branch.head, branch.tensors, limit)
         rows = self.config.segment // self.config.cell
         expected = (len(self.generators), self.config.channels, rows, rows // 2)
         if tuple(self.heads[0].masks.shape) != expected:

@@ -81,8 +81,8 @@ class ImageError(MasksimError):
     ``too_many_bytes``        more bytes than the limit (HTTP 413)
     ``too_many_pixels``       more pixels than the limit (HTTP 413)
     ``too_small``             fewer pixels than can be analysed
-    ``crashed``               the process that analysed it died, twice (`masksim.batch.run`)
-    ``timed_out``             its analysis took longer than the limit (`masksim.batch.run`)
+    ``crashed``               the process that analysed it died, twice (`masksim.batch`)
+    ``timed_out``             its analysis took longer than the limit (`masksim.batch`)
     ========================  ===========================================================
     """
 

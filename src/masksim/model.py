@@ -495,6 +495,19 @@ _BY_BAND = ("mean", "deviation", "masks", "references", "a", "b")
 _FOR_ALL = ("basis", "shrink")
 
 
+def read_heads(kind: str, tensors: Mapping[str, Array], limit: float) -> tuple[SharedHeads, ...]:
+    """Read the heads of a branch on the bank: one set, or with ``"bands"`` one for each band.
+
+    Raises
+    ------
+    ModelError
+        Code ``model_invalid``, if an array is missing, unknown or misshapen.
+    """
+    if kind == "bands":
+        return heads_by_band(tensors, limit)
+    return (SharedHeads.from_tensors(tensors, limit),)
+
+
 def heads_by_band(tensors: Mapping[str, Array], limit: float) -> tuple[SharedHeads, ...]:
     """Read heads of which there is a set for each band of compression, in single precision.
 

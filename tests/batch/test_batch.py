@@ -973,22 +973,6 @@ def test_fail_on_a_level(photos: Path, tmp_path: Path, monkeypatch: pytest.Monke
     assert exit_code("no evidence", "inconclusive") == 0
 
 
-def test_progress_in_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    from masksim.cli import console
-
-    said: list[str] = []
-    clock = iter([0.0, 0.0, 5.0, 10.0, 15.0, 20.0])
-    monkeypatch.setattr(console, "say", said.append)
-    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
-    with console.stages(every=10) as progress:
-        for done in (10, 60, 110, 160, 210):
-            progress("images", done, 10210)
-    assert said == [
-        "110 of 10210 images, 10.0 images/s, 17 min left",
-        "210 of 10210 images, 10.0 images/s, 17 min left",
-    ]
-
-
 def test_an_image_fact_more_is_a_column_more() -> None:
     assert {f"image_{name}" for name in ImageFacts.__dataclass_fields__ if name != "name"} < set(
         flat_columns([])

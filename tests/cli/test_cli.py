@@ -25,6 +25,7 @@ from typer.testing import CliRunner
 
 import fake_detector as fake  # type: ignore[import-not-found]
 import masksim
+from masksim.cli import console
 from masksim.cli import main as cli
 from masksim.errors import ImageError
 from masksim.provenance.origin import Origin, Says
@@ -198,7 +199,7 @@ def test_pictures(run: Callable[..., Any], photo: Path, tmp_path: Path) -> None:
 
 def test_picture_names_are_plain_and_distinct(tmp_path: Path) -> None:
     images = ["../..", "<stdin>", "<x>", "a.jpg", "a.jpg", "a.jpg"]
-    planned = cli._picture_paths(tmp_path, images, ["a:b", "sd1"])
+    planned = cli.picture_paths(tmp_path, images, ["a:b", "sd1"])
     paths = [path for one in planned for path in one.values()]
     assert len(set(paths)) == 12
     assert all(path.parent == tmp_path and not path.name.startswith(".") for path in paths)
@@ -288,6 +289,33 @@ def test_an_address_is_not_fetched(run: Callable[..., Any], address: str, tmp_pa
     done = run("info", "--model", address)
     assert done.exit_code == 2
     assert "fetches nothing" in " ".join(done.stderr.replace("│", " ").split())
+
+
+def test_progress_in_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    clock = iter([0.0, 0.0, 5.0, 10.0, 15.0, 20.0])
+    monkeypatch.setattr(console, "say", said.append)
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    with console.stages(every=10) as progress:
+        for done in (10, 60, 110, 160, 210):
+            progress("images", done, 10210)
+    assert said == [
+        "110 of 10210 images, 10.0 images/s, 17 min left",
+        "210 of 10210 images, 10.0 images/s, 17 min left",
+    ]
+
+
+def test_a_remark_begins_no_new_stage(capsys: pytest.CaptureFixture[str]) -> None:
+    with console.stages() as progress:
+        progress("preparing", 1, 4)
+        progress("preparing (1 failed)", 2, 4)
+        progress("a.zip", 0, 9)
+        progress("a.zip (unpack)", 0, 9)
+    assert capsys.readouterr().err.splitlines() == [
+        "preparing: 4 parts, 1 done before",
+        "a.zip: 9 parts, 0 done before",
+        "a.zip (unpack): 9 parts, 0 done before",
+    ]
 
 
 # ------------------------------------------------------------------------------ other commands

@@ -366,14 +366,19 @@ def test_unsafe_and_foreign_files_are_refused(
     (tmp_path / "noise.th").write_bytes(b"not a file of torch" * 10)
     (tmp_path / "noise.safetensors").write_bytes(b"nothing" * 10)
     torch.save({"0.weight": torch.zeros(3, 3)}, tmp_path / "linear.th")
+    weights = dncnn_state(ResidualConfig.dncnn(3, 4))
+    state = {
+        name: torch.from_numpy(values * np.float32(np.nan)) for name, values in weights.items()
+    }
+    torch.save(state, tmp_path / "nan.th")
     torch.save({"epoch": 3}, tmp_path / "plain.th")
     torch.save([1, 2], tmp_path / "list.th")
     (tmp_path / "folder").mkdir()
     for name, code in [
         ("evil.th", "model_unsafe"), ("noise.th", "model_unsafe"), ("list.th", "model_invalid"),
         ("noise.safetensors", "model_invalid"), ("linear.th", "model_invalid"),
-        ("plain.th", "model_invalid"), ("missing.th", "model_not_found"),
-        ("folder", "model_not_found"),
+        ("plain.th", "model_invalid"), ("nan.th", "model_invalid"),
+        ("missing.th", "model_not_found"), ("folder", "model_not_found"),
     ]:  # fmt: skip
         with pytest.raises(ModelError) as caught:
             read_residual(tmp_path / name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -37,7 +38,7 @@ from masksim.image import load_image  # noqa: E402
 from masksim.metrics import auroc  # noqa: E402
 from masksim.original.config import OriginalConfig  # noqa: E402
 from masksim.original.network import OriginalNetwork  # noqa: E402
-from masksim.original.split import ANY  # noqa: E402
+from masksim.original.split import ANY, held_out_groups  # noqa: E402
 from masksim.original.train import Trained, train_original  # noqa: E402
 from masksim.original.windows import (  # noqa: E402
     batch_items,
@@ -627,3 +628,15 @@ def test_what_cannot_be_saved_is_refused_before_training(tmp_path: Path) -> None
 def test_values_of_the_wrong_kind_are_refused(values: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         OriginalConfig.from_dict(values)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_whole_groups_are_held_out(seed: int) -> None:
+    keys = ["large"] * 60 + [f"small {k // 2}" for k in range(40)]
+    held = held_out_groups(keys, 0.2, seed)
+    first = min(set(keys), key=lambda k: hashlib.sha256(f"{seed} validation {k}".encode()).digest())
+    count = sum(key in held for key in keys)
+    assert first in held
+    assert count <= 20 or held == {"large"}
+    assert held_out_groups(keys[::-1], 0.2, seed) == held
+    assert len(held_out_groups(["a", "b", "b"], 0.99, seed)) == 1  # training needs one, too

@@ -45,7 +45,7 @@ from masksim.serve import app as server  # noqa: E402
 from masksim.serve import schemas as answers  # noqa: E402
 from masksim.serve.admission import ServiceError  # noqa: E402
 from masksim.serve.logs import JsonLines  # noqa: E402
-from masksim.serve.service import FormParser  # noqa: E402
+from masksim.serve.uploads import FormParser  # noqa: E402
 from masksim.show.composed import compose, marks  # noqa: E402
 from masksim.show.text import channel_words  # noqa: E402
 from masksim.verdict import telling  # noqa: E402

@@ -22,8 +22,15 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 from torch.utils.data import Dataset  # noqa: E402
 
-from masksim.errors import DataError, MasksimError, ModelError, UsageError  # noqa: E402
+from masksim.errors import (  # noqa: E402
+    DataError,
+    ImageError,
+    MasksimError,
+    ModelError,
+    UsageError,
+)
 from masksim.training.loop import (  # noqa: E402
+    ATTEMPTS,
     Outcome,
     Plan,
     Run,
@@ -33,6 +40,8 @@ from masksim.training.loop import (  # noqa: E402
     load_state,
     loader,
     save_state,
+    sifted,
+    usable,
 )
 from masksim.training.processes import Ranks, RunOptions, processes  # noqa: E402
 
@@ -294,6 +303,34 @@ def test_batches_are_the_same_with_any_number_of_workers(workers: int) -> None:
         [step**2 + k for k in range(3)] for step in range(4, 9)
     ]
     assert torch.equal(torch.get_rng_state(), state)  # loading draws nothing of the run's
+
+
+def test_an_image_that_cannot_be_used_is_replaced() -> None:
+    failed: list[tuple[int, str]] = []
+
+    def make(index: int) -> str:
+        if index < 3:
+            raise ImageError("no", code="truncated")
+        return f"image {index}"
+
+    def note(index: int, code: str) -> None:
+        failed.append((index, code))
+
+    assert usable(1, make, lambda attempt: attempt + 2, note) == "image 3"
+    assert failed == [(1, "truncated"), (2, "truncated")]
+    assert usable(0, make, None, note) is None
+    assert failed[2:] == [(0, "truncated")]
+    failed.clear()
+    assert usable(0, make, lambda attempt: 0, note) is None
+    assert len(failed) == ATTEMPTS
+
+
+def test_what_could_be_made_keeps_its_place() -> None:
+    items: list[tuple[str | None, dict[str, str]]] = [
+        ("a", {}), (None, {"p": "too_small"}), ("c", {"q": "truncated"})
+    ]  # fmt: skip
+    failures = {"p": "too_small", "q": "truncated"}
+    assert sifted(items) == (["a", "c"], [0, 2], failures)
 
 
 # --- devices and processes -----------------------------------------------------------------------

@@ -31,6 +31,7 @@ from masksim.training.heads import (
     statistics,
     stored,
 )
+from masksim.training.recipe import classes_of, generators_with_heads
 from masksim.training.shared import SharedConfig, fit_heads, read_config, train_shared
 from masksim.training.weights import matched_real_weights
 from masksim.traits import TRAITS
@@ -535,6 +536,16 @@ def test_fit_leaves_small_classes_out() -> None:
     assert fit.tensors["masks"].shape == (2, 2, 8, 4)
     assert min(fit.auroc.values()) > 0.95
     assert (np.abs(fit.similarities) <= 1).all()
+
+
+def test_generators_can_be_kept_without_a_head() -> None:
+    data = table(COUNTS)
+    config = SharedConfig(smallest_sources=2)
+    assert generators_with_heads(data, config) == ("x",)  # yy has one source
+    assert generators_with_heads(data, SharedConfig(joint_only=("x",))) == ("yy",)
+    np.testing.assert_array_equal(
+        classes_of(data, ("yy",)), [{REAL: 0, "yy": 1}.get(g, -1) for g in data.generators.tolist()]
+    )
 
 
 def test_calibration_scores_come_from_heads_that_did_not_see_the_source() -> None:

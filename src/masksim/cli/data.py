@@ -49,14 +49,6 @@ Table = Annotated[Path | None, option("A table of sets of your own (TOML).", "--
 _SHOWN = 20  # problems of a set that are told one by one
 
 
-def _bytes(n: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if n < 1000:
-            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
-        n /= 1000
-    return f"{n:.1f} TB"
-
-
 def _document(value: Mapping[str, Any]) -> None:
     write(to_json(value, indent=2))
 
@@ -76,6 +68,8 @@ def _say_problems(problems: Sequence[str], before: str = "", more: str = "") -> 
 def list_sets(sources: Table = None, as_json: Json = False) -> None:
     """List the public sets: home, licence, use, size, and how to get them."""
     with errors(as_json):
+        from rich.filesize import decimal
+
         from masksim.data.sources import load_sources
 
         known = load_sources(sources)
@@ -87,7 +81,7 @@ def list_sets(sources: Table = None, as_json: Json = False) -> None:
             (
                 source.name,
                 ", ".join(source.roles),
-                _bytes(source.size) if source.size else "?",
+                decimal(source.size) if source.size else "?",
                 source.access,
                 source.licence,
             )
@@ -122,10 +116,7 @@ def label_files(
             raise UsageError(f"--out {out}: a manifest is .csv or .parquet")
         check_free(out, overwrite=overwrite)
         with stages(not quiet) as progress:
-            found = label_folder(
-                folder, root=out.parent,
-                progress=progress,
-            )  # fmt: skip
+            found = label_folder(folder, root=out.parent, progress=progress)
         digest = write_manifest(out, found.rows)
         counts = Counter(row.generator for row in found.rows)
         if as_json:
@@ -173,6 +164,8 @@ def download_sets(
     """Download and unpack public sets; run it again to go on after an interruption."""
     with errors(as_json):
         need("data", "downloading", "httpx")
+        from rich.filesize import decimal
+
         from masksim.data.download import Retry, SourceReport, download_source
         from masksim.data.scan import image_problem
         from masksim.data.sources import apply_overrides, load_sources, pick_sources
@@ -204,7 +197,7 @@ def download_sets(
             for report in reports:
                 d = report.as_dict()
                 write(
-                    f"{d['set']}: {d['downloaded']} files downloaded ({_bytes(d['bytes'])}), "
+                    f"{d['set']}: {d['downloaded']} files downloaded ({decimal(d['bytes'])}), "
                     f"{d['present']} there before, {d['unpacked']} unpacked, {d['failed']} missing"
                 )
         if not ok:

@@ -175,7 +175,7 @@ def detect(
         )  # fmt: skip
         pictures: list[dict[str, Path]] = []
         if maps is not None:
-            pictures = _picture_paths(maps, images, detector.generators)
+            pictures = picture_paths(maps, images, detector.generators)
             check_free(*(path for one in pictures for path in one.values()), overwrite=overwrite)
         failed = 0
         for k, source in enumerate(_with_progress(images)):
@@ -254,7 +254,7 @@ def _with_progress(images: list[str]) -> Iterable[str]:
             yield image
 
 
-def _picture_paths(
+def picture_paths(
     folder: Path, images: Iterable[str], generators: Iterable[str]
 ) -> list[dict[str, Path]]:
     """Name the pictures of all images, in order, one a generator; no two have the same name."""

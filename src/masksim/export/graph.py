@@ -19,7 +19,7 @@ from masksim import preprocess, spectrum
 from masksim.bank import BANK
 from masksim.errors import ModelError
 from masksim.features import FeatureConfig, part_of_each
-from masksim.model import LEAST_SQUARE, OriginalHead, SharedHeads, heads_by_band
+from masksim.model import LEAST_SQUARE, OriginalHead, SharedHeads, read_heads
 from masksim.traits import index_of_band, measure_window
 
 if TYPE_CHECKING:
@@ -202,12 +202,7 @@ def _shared(
     values.pop("colour")
     features = _features(branch, FeatureConfig.from_dict(values), windows, levels)
     limit = float(branch.head_config["limit"])
-    heads = _heads_of_each(
-        heads_by_band(branch.tensors, limit)
-        if branch.head == "bands"
-        else (SharedHeads.from_tensors(branch.tensors, limit),),
-        traits,
-    )
+    heads = _heads_of_each(read_heads(branch.head, branch.tensors, limit), traits)
     similarity = heads.similarities(features)
     found: dict[str, Array] = {
         "features": features,

@@ -32,7 +32,8 @@ from masksim.errors import MasksimError, UsageError
 from masksim.serve import schemas
 from masksim.serve.admission import GUARDED, MB, ServeConfig, ServiceError, check_site
 from masksim.serve.logs import log, write_to_stderr
-from masksim.serve.service import LONGEST_NAME, Service, problem_of
+from masksim.serve.service import Service, problem_of
+from masksim.serve.uploads import LONGEST_NAME
 
 if TYPE_CHECKING:
     from starlette.types import Message, Receive, Scope, Send

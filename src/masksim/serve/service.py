@@ -1,4 +1,4 @@
-"""What the service does with a request: read the upload, have it analysed, answer.
+"""What the service does with a request: have the upload read and analysed, and answer.
 
 Analysis runs in a few threads of one process, each with one processor thread for one image at a
 time: NumPy and ONNX Runtime let the interpreter go while they compute, so the cores are busy, and
@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -21,17 +21,15 @@ import fastapi
 import numpy as np
 import prometheus_client as prometheus
 from fastapi.responses import Response
-from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
 from masksim import __version__
 from masksim.config import cores
 from masksim.detector import describe
-from masksim.errors import ImageError, MasksimError, UsageError
+from masksim.errors import MasksimError, UsageError
 from masksim.image import Limits, load_image
 from masksim.serve.admission import (
     FORM_BYTES,
-    MB,
     Admission,
     Place,
     ServeConfig,
@@ -41,18 +39,11 @@ from masksim.serve.admission import (
 )
 from masksim.serve.logs import log
 from masksim.serve.maps import pack_maps
+from masksim.serve.uploads import check_type, is_form, read_bytes, read_form
 from masksim.verdict import telling
 
 if TYPE_CHECKING:
     from masksim.detector import Detector
-
-LONGEST_NAME = 255
-"""Characters of a client's words that an answer repeats at most."""
-
-_UPLOAD = "<upload>"
-_FORM = "multipart/form-data"
-# The last is what curl calls the bytes of `--data-binary` unless it is told otherwise.
-_RAW = ("", "image/", "application/octet-stream", "application/x-www-form-urlencoded")
 
 
 class _Meters:
@@ -166,17 +157,18 @@ class Service:
         ),
     ) -> Response:
         """Analyse one image: the bytes of a file, or a form with one file."""
-        _check_type(request, _FORM, *_RAW)
+        check_type(request)
         async with self._inside() as (place, deadline):
             limit = self.config.max_bytes
-            if _kind(request) == _FORM:
-                files = await self._form(request, place, limit + FORM_BYTES, 1, deadline)
-                if len(files) != 1:
-                    raise UsageError("the form holds no file: send one, as `file`")
-                ((name, data),) = files
-            else:
-                reading = _collect(self._chunks(request, place, limit))
-                name, data = _UPLOAD, await self._in_time(reading, deadline)
+            reading = (
+                read_form(request, place, limit + FORM_BYTES, 1)
+                if is_form(request)
+                else read_bytes(request, place, limit)
+            )
+            files = await self._in_time(reading, deadline)
+            if len(files) != 1:
+                raise UsageError("the form holds no file: send one, as `file`")
+            ((name, data),) = files
             async with _waiting(request, place) as client:
                 upload = _Upload(name, data, maps, metadata)
                 return _json(await self._analyse(client, upload, deadline))
@@ -190,10 +182,11 @@ class Service:
     ) -> Response:
         """Analyse the files of a form: a row for each, in order; errors are rows, too."""
         config = self.config
-        _check_type(request, _FORM)
+        check_type(request, form_only=True)
         async with self._inside() as (place, deadline):
             limit = config.max_batch_bytes + config.max_files * FORM_BYTES
-            files = await self._form(request, place, limit, config.max_files, deadline)
+            reading = read_form(request, place, limit, config.max_files)
+            files = await self._in_time(reading, deadline)
             if not files:
                 raise UsageError("the form holds no file")
             turn = asyncio.Semaphore(self.workers)  # so that other requests get their turn, too
@@ -243,61 +236,6 @@ class Service:
             yield place, time.monotonic() + self.config.max_seconds
         finally:
             place.leave()
-
-    async def _chunks(
-        self, request: Request, place: Place, limit: int
-    ) -> AsyncGenerator[bytes, None]:
-        """Give the body piece by piece; stop as soon as it is known to be too large."""
-        too_many = ImageError(
-            f"the upload has more than {limit / MB:.4g} MB", code="too_many_bytes"
-        )
-        announced = request.headers.get("content-length", "")
-        counted = int(announced) if announced.isascii() and announced.isdigit() else 0
-        if counted > limit:
-            raise too_many
-        place.hold(counted)
-        size = 0
-        async for chunk in request.stream():
-            size += len(chunk)
-            if size > limit:
-                raise too_many
-            if size > counted:
-                place.hold(size - counted)
-                counted = size
-            yield chunk
-
-    async def _form(
-        self, request: Request, place: Place, limit: int, most: int, deadline: float
-    ) -> list[tuple[str, bytes]]:
-        """Read the files of a form, in memory: (name, bytes)."""
-        parser = FormParser(
-            request.headers, self._chunks(request, place, limit), max_files=most + 1, max_fields=100
-        )
-        try:
-            form = await self._in_time(parser.parse(), deadline)
-        except MultiPartException as error:
-            if error.message.startswith("Too many files"):
-                raise _too_many_files(most) from error
-            raise UsageError(f"the form cannot be read: {error.message}") from error
-        except (MasksimError, ClientDisconnect):
-            raise
-        except Exception as error:  # whatever the parser fails on came from the client
-            raise UsageError("the form cannot be read") from error
-        files, fields = [], []
-        for field, part in form.multi_items():
-            if not isinstance(part, str):
-                files.append(((part.filename or _UPLOAD)[:LONGEST_NAME], part.file.read()))
-                part.file.close()
-            elif part:  # a file field that nobody has filled comes as an empty text
-                fields.append(field)
-        if fields:
-            raise UsageError(
-                f"the form's field {fields[0][:LONGEST_NAME]!r} is no file: options are parameters "
-                "of the address"
-            )
-        if len(files) > most:
-            raise _too_many_files(most)
-        return files
 
     async def _in_time(self, reading: Awaitable[Any], deadline: float) -> Any:
         try:
@@ -386,37 +324,6 @@ def problem_of(error: Exception) -> dict[str, str]:
     ):
         return {"code": error.code, "message": error.message}
     return {"code": "internal", "message": "the service has a fault"}
-
-
-def _too_many_files(most: int) -> MasksimError:
-    if most == 1:
-        return UsageError("the form holds several files: send one, or all to /v1/detect/batch")
-    return ServiceError(f"a batch has at most {most} files", code="too_many_files")
-
-
-class FormParser(MultiPartParser):
-    """Starlette's, but keeps files of any size in memory: the stream limits them."""
-
-    spool_max_size = 0
-
-
-def _kind(request: Request) -> str:
-    """Read the type of the body from its header; empty if there is none."""
-    kind = str(request.headers.get("content-type", ""))
-    return kind.partition(";")[0].strip().lower()
-
-
-def _check_type(request: Request, *allowed: str) -> None:
-    """Refuse a body of another type before any of it is read."""
-    kind = _kind(request)
-    if kind not in allowed and not (kind.startswith("image/") and "image/" in allowed):
-        wanted = f"a form ({_FORM})" + (" or the bytes of an image" if len(allowed) > 1 else "")
-        said = f"not {kind[:LONGEST_NAME]!r}" if kind else "and this one says nothing of its type"
-        raise ServiceError(f"the body must be {wanted}, {said}", code="unsupported_type")
-
-
-async def _collect(chunks: AsyncIterator[bytes]) -> bytes:
-    return b"".join([chunk async for chunk in chunks])
 
 
 @asynccontextmanager

@@ -17,7 +17,7 @@ import numpy as np
 
 from masksim.checkpoint import HeadKind
 from masksim.errors import DataError, UsageError
-from masksim.model import SharedHeads, heads_by_band
+from masksim.model import SharedHeads, read_heads
 from masksim.training.feature_table import FeatureTable
 from masksim.training.weights import matched_real_weights
 from masksim.traits import TRAITS, bands_of
@@ -293,9 +293,7 @@ class FittedHeads:
     @classmethod
     def of(cls, kind: HeadKind, tensors: Mapping[str, NDArray[Any]], limit: float) -> FittedHeads:
         """Read the tensors of a branch, see `masksim.checkpoint.Branch`."""
-        if kind == "bands":
-            return cls(heads_by_band(tensors, limit))
-        return cls((SharedHeads.from_tensors(tensors, limit),))
+        return cls(read_heads(kind, tensors, limit))
 
     def _each(self, name: str, features: NDArray[Any], traits: NDArray[np.float32]) -> Matrix:
         """Apply a method to each view, of the heads of its band."""
