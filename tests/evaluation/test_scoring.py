@@ -21,13 +21,15 @@ from masksim.data.manifest import REAL, Manifest, write_manifest
 from masksim.detector import load_detector
 from masksim.errors import DataError, UsageError
 from masksim.evaluation import degrade, protocols, scoring
-from masksim.evaluation.breakdowns import break_down
+from masksim.evaluation.breakdowns import break_down, confusion
 from masksim.evaluation.evaluate import Results, measure_degradations, measure_table, plain
 from masksim.evaluation.measures import Evaluation
 from masksim.evaluation.scale import Scale, joint_evidence
 from masksim.evaluation.score_table import ScoreTable
 from masksim.image import load_image
+from masksim.training.weights import history_weights
 from masksim.traits import BANDS, TRAITS
+from masksim.verdict import decide
 from planted_scores import write_original
 
 
@@ -113,9 +115,29 @@ def test_figures_from_the_saved_scores(table: ScoreTable, measured: Results) -> 
     # The planted patterns have nothing in common: another's head knows nothing of them.
     own = measured.data["specific"]["mean"]["auroc"].value
     assert measured.data["leave-one-out"]["mean"]["auroc"].value < own
-    assert measured.data["confusion"]["grid"]["named"]["grid"] > 0.5
     assert measured.data["histories"]["pairs"]
     json.dumps(plain(measured.data), allow_nan=False)
+
+
+def test_who_is_named_for_whose_views(trained: Any, table: ScoreTable, measured: Results) -> None:
+    detector = load_detector(trained.folder)
+    named = measured.data["confusion"]["grid"]["named"]
+    # As in verdicts: where the interval of a rate reaches too far it is no evidence.
+    assert table.traits is not None
+    own = np.flatnonzero(table.typ == "grid")
+    levels = []
+    for k in own:
+        rates = detector.rates(table.similarities[k], table.traits[k])
+        levels.append(decide(table.generators, table.similarities[k].tolist(), rates).level)
+    silent = ~np.isin(levels, ("evidence", "strong evidence"))
+    weights = history_weights(table.histories, [table.typ == "grid"], trained.config.views.shares)[
+        own
+    ]
+    assert named["no evidence"] == pytest.approx(weights[silent].sum())
+    assert sum(named.values()) == pytest.approx(1)
+    # Without photos to rank among, the most probable head.
+    bare = replace(Scale.of_detector(detector), calibration=None, attribution=None)
+    assert confusion(Evaluation.of(table, bare))["grid"]["named"]["grid"] > 0.5
 
 
 def test_seen_sources_are_left_out_of_the_unseen_figures(table: ScoreTable, trained: Any) -> None:
