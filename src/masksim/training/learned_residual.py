@@ -201,8 +201,7 @@ class HeadLoss(nn.Module):
 class Learned:
     """What came of a run: the module of the epoch with the lowest validation loss, for use.
 
-    `generators` are in the order of the heads; `best` holds ``epoch``, ``train_loss`` and
-    ``valid_loss``.
+    `generators` are in the order of the heads; `best` holds the epoch and its losses.
     """
 
     module: Heads
