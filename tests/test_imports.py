@@ -41,7 +41,7 @@ ARROWS: Mapping[str, frozenset[str]] = {
 TORCH_FREELY = {
     *("original.network", "original.windows", "original.train", "original.denoiser"),
     "original.residual_file",
-    *("training.loop", "training.processes"),
+    *("training.loop", "training.processes", "training.learned_residual"),
 }
 TORCH_IN_FUNCTIONS = {"residual", "original.importer"}  # work without it, too
 TORCH = {"torch", "torchvision", "torchmetrics", "torchaudio", "lightning"}

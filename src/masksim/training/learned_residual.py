@@ -1,0 +1,349 @@
+"""A residual that is learned end to end, one for all generators.
+
+The bank (`masksim.bank.BANK`) is fixed. Here a few small convolutions take its place: they are
+trained together with one linear head a generator, so that the log-spectra of what they leave tell
+generated images from photos. The heads are there to train the kernels; `learned_features` gives
+the spectra, on which heads can be solved in closed form as on those of the bank.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils.data import Dataset, default_collate
+
+from masksim.augment import rng_for
+from masksim.bank import BANK_CLIP
+from masksim.config import Progress
+from masksim.data.manifest import REAL
+from masksim.errors import DataError, UsageError
+from masksim.spectrum import pool_cells, welch_log_power
+from masksim.training import loop
+from masksim.training.processes import RunOptions, processes
+from masksim.training.weights import repository_folds
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, full range
+_LEVELS_AT_ONE = 4.0  # a residual of so many 8-bit levels is 1 inside the network
+_HELD_BATCHES = 24
+_AT_ONCE = 32  # crops, where no gradient is needed
+
+
+@dataclass(frozen=True)
+class LearnedConfig:
+    """A run: all that the kernels depend on besides the crops.
+
+    Attributes
+    ----------
+    depth, features, outputs
+        Layers of 3x3 convolutions, channels between them, and channels of the residual.
+    segment, hop, floor
+        Of `masksim.spectrum.welch_log_power`; the floor in 8-bit levels squared.
+    cell
+        Of `masksim.spectrum.pool_cells`, in training: fewer cells, fewer free numbers.
+    batch
+        Crops of each generator a step; as many photos as of all generators together.
+    steps, epoch_steps
+        Steps in all, and between two validations.
+    lr, head_lr, head_decay
+        Learning rates of Adam for kernels and heads, and the decay of the heads' weights. Both
+        rates fall to 0 along half a cosine.
+    folds
+        One of so many parts of the repositories is kept for validation.
+    seed
+        Of all draws.
+    """
+
+    depth: int = 3
+    features: int = 16
+    outputs: int = 6
+    segment: int = 64
+    hop: int = 28
+    floor: float = 0.05
+    cell: int = 2
+    batch: int = 2
+    steps: int = 5000
+    epoch_steps: int = 250
+    lr: float = 2e-3
+    head_lr: float = 3e-4
+    head_decay: float = 1.0
+    folds: int = 8
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Raise UsageError on a value out of range."""
+        counts = (self.features, self.outputs, self.hop, self.batch, self.steps, self.epoch_steps)
+        if min(counts) < 1 or self.depth < 2 or self.folds < 2:
+            raise UsageError(f"counts must be at least 1, depth and folds at least 2: {self}")
+        if self.cell < 1 or self.segment % (2 * self.cell):
+            raise UsageError(f"half a segment must be a multiple of the cell: {self}")
+        rates = (self.lr, self.head_lr, self.floor)
+        if not (all(0 < x < math.inf for x in rates) and 0 <= self.head_decay < math.inf):
+            raise UsageError(f"rates and floor must be positive, the decay not negative: {self}")
+
+    @property
+    def margin(self) -> int:
+        """Pixels by which a residual is smaller than its crop, on each side."""
+        return self.depth + 1
+
+
+@dataclass(frozen=True, eq=False)
+class Crops:
+    """What is learned from: pixels uint8 (n, N, N, 3), sRGB, and of each crop where it is from.
+
+    The pixels may be mapped from a file; `generators` holds ``"real"`` for photos.
+    """
+
+    pixels: NDArray[np.uint8]
+    generators: NDArray[np.str_]
+    sources: NDArray[np.str_]
+
+
+class LearnedResidual(nn.Module):
+    """Small convolutions of luma without its local mean: no brightness goes in."""
+
+    def __init__(self, config: LearnedConfig) -> None:
+        super().__init__()
+        sizes = [1, *[config.features] * (config.depth - 1), config.outputs]
+        self.layers = nn.ModuleList(nn.Conv2d(i, o, 3) for i, o in pairwise(sizes))
+        # Convolutions of a few channels are quicker with the channels last.
+        self.layers.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def forward(self, luma: torch.Tensor) -> torch.Tensor:
+        """Luma (B, 1, N, N) to (B, outputs, N - 2 margin, N - 2 margin), both in 8-bit levels."""
+        x = (luma[..., 1:-1, 1:-1] - functional.avg_pool2d(luma, 3, 1)) / _LEVELS_AT_ONE
+        for i, layer in enumerate(self.layers):
+            x = layer(x if i == 0 else functional.relu(x))
+        return x.float() * _LEVELS_AT_ONE
+
+
+class Heads(nn.Module):
+    """The residual with one linear head a generator and one for all, on standardised spectra.
+
+    The heads also see the bank's cross difference and its clipped form, so that the kernels need
+    not learn what is there already. `count` is the number of generators G.
+    """
+
+    def __init__(self, config: LearnedConfig, count: int) -> None:
+        super().__init__()
+        self.config = config
+        self.residual = LearnedResidual(config)
+        rows = config.segment // config.cell
+        size = (config.outputs + 2) * rows * rows // 2
+        self.standard = nn.BatchNorm1d(size, affine=False, momentum=0.05)
+        self.heads = nn.Linear(size, count + 1)
+        nn.init.zeros_(self.heads.weight)
+        nn.init.zeros_(self.heads.bias)
+
+    def spectra(self, pixels: torch.Tensor, cell: int) -> torch.Tensor:
+        """Give cells (B, outputs + 2, R, R // 2) of the log-spectra of crops, without their level.
+
+        Of crops uint8 (B, N, N, 3), with R = segment // cell; the bank's two channels come last.
+        """
+        config, m = self.config, self.config.margin
+        luma = (pixels.float() @ torch.tensor(_LUMA, device=pixels.device))[:, None]
+        learned = self.residual(luma)
+        side = learned.shape[-1]
+        x = luma[..., m : m + side + 1, m : m + side + 1]
+        cross = x[..., 1:, 1:] + x[..., :-1, :-1] - x[..., 1:, :-1] - x[..., :-1, 1:]
+        planes = torch.cat([learned, cross, cross.clamp(-BANK_CLIP, BANK_CLIP)], dim=1)
+        with torch.autocast(pixels.device.type, enabled=False):
+            # Cut at once: the gradient of a slice would fill the whole crop for each segment.
+            n, hop = config.segment, config.hop
+            cut = planes.unfold(-2, n, hop).unfold(-2, n, hop)
+            log = welch_log_power(cut, n, n, config.floor).mean(dim=(2, 3))
+            cells: torch.Tensor = pool_cells(log, cell)
+        return cells - cells.mean(dim=(-2, -1), keepdim=True)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Logits (B, G + 1) of crops, uint8 (B, N, N, 3); the last is of "some generator"."""
+        cells = self.spectra(pixels, self.config.cell).flatten(1)
+        logits: torch.Tensor = self.heads(self.standard(cells))
+        return logits
+
+
+class HeadLoss(nn.Module):
+    """Logistic losses of all heads; in each, photos weigh as much as generated images.
+
+    The mean over the generators, plus that of "some generator".
+    """
+
+    def __init__(self, heads: Heads) -> None:
+        super().__init__()
+        self.heads = heads
+
+    def forward(self, pixels: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+        """Give the loss of crops, uint8 (B, N, N, 3), of classes (B,): 0 for photos, else g."""
+        logits = self.heads(pixels)
+        real = functional.softplus(logits[classes == 0]).mean(dim=0)
+        missed = functional.softplus(-logits)
+        there = [g for g in range(1, logits.shape[1]) if (classes == g).any()]
+        own = [missed[classes == g, g - 1].mean() + real[g - 1] for g in there]
+        some = missed[classes > 0, -1].mean() + real[-1]
+        total: torch.Tensor = (torch.stack(own).mean() + some) / 2
+        return total
+
+
+@dataclass(frozen=True, eq=False)
+class Learned:
+    """What came of a run: the module of the epoch with the lowest validation loss, for use.
+
+    `generators` are in the order of the heads; `best` holds the epoch and its losses.
+    """
+
+    module: Heads
+    generators: tuple[str, ...]
+    best: Mapping[str, Any]
+
+
+class _Rows(Dataset[Any]):
+    def __init__(self, pixels: NDArray[np.uint8], classes: NDArray[np.int64]) -> None:
+        self.pixels, self.classes = pixels, classes
+
+    def __getitem__(self, row: int) -> tuple[NDArray[np.uint8], int]:
+        return np.array(self.pixels[row]), int(self.classes[row])
+
+
+class _Draw:
+    """Rows of balanced batches; within a class, repositories by the root of their size."""
+
+    def __init__(
+        self, crops: Crops, classes: NDArray[np.int64], used: NDArray[np.bool_], batch: int
+    ) -> None:
+        self.parts: list[tuple[NDArray[np.int64], NDArray[np.float64], int]] = []
+        count = int(classes.max())
+        for c in range(count + 1):
+            rows = np.flatnonzero(used & (classes == c))
+            if len(rows):
+                _, of, size = np.unique(
+                    crops.sources[rows], return_inverse=True, return_counts=True
+                )
+                chances = size[of] ** -0.5
+                self.parts.append((rows, chances / chances.sum(), batch if c else batch * count))
+
+    def __call__(self, *keys: object) -> list[int]:
+        rng = rng_for(*keys)
+        return [int(k) for rows, p, n in self.parts for k in rng.choice(rows, size=n, p=p)]
+
+
+def train_learned(
+    crops: Crops,
+    config: LearnedConfig,
+    run: str | os.PathLike[str],
+    *,
+    options: RunOptions | None = None,
+    progress: Progress | None = None,
+) -> Learned:
+    """Train kernels and heads together; a run that was killed goes on by the same call.
+
+    Parameters
+    ----------
+    crops
+        Of photos and of each generator that is to have a head, all of one side.
+    config
+        The run.
+    run
+        Folder of its state and log.
+    options
+        Device, precision, workers.
+    progress
+        Called with (stage, steps done, steps in all).
+
+    Raises
+    ------
+    DataError
+        A class has crops of one repository alone, or ``diverged``.
+    UsageError
+        The folder holds another run; the crops are too small.
+    """
+    if crops.pixels.shape[1] - 2 * config.margin < config.segment:
+        raise UsageError(f"crops of {crops.pixels.shape[1]} pixels hold no segment: {config}")
+    options, run = options or RunOptions(), Path(run)
+    names = tuple(sorted(set(crops.generators.tolist()) - {REAL}))
+    numbers = {name: k for k, name in enumerate((REAL, *names))}
+    classes = np.array([numbers[name] for name in crops.generators.tolist()], np.int64)
+    held = repository_folds(crops.sources, crops.generators, config.folds) == 0
+    for used, least in ((~held, len(names) + 1), (held, 2)):  # held: photos and some generator
+        if not {0} < set(classes[used].tolist()) or len(set(classes[used].tolist())) < least:
+            raise DataError("a class has crops of too few repositories")
+    draw = _Draw(crops, classes, ~held, config.batch)
+    draw_held = _Draw(crops, classes, held, config.batch)
+    rows = _Rows(crops.pixels, classes)
+    table = "\n".join(f"{g} {s}" for g, s in zip(crops.generators, crops.sources, strict=True))
+    digest = loop.fingerprint_of(table)
+    described = json.dumps({"config": asdict(config), "crops": digest}, indent=1)
+    with processes(options) as ranks:
+        loop.claim(run, described + "\n", ranks)
+        torch.manual_seed(int(rng_for(config.seed, "learned residual").integers(2**62)))
+        heads = Heads(config, len(names)).to(ranks.device)
+        error_of = HeadLoss(heads)
+        optimizer = torch.optim.AdamW(
+            [
+                {"params": heads.residual.parameters(), "lr": config.lr, "weight_decay": 0.0},
+                {"params": heads.heads.parameters(), "lr": config.head_lr,
+                 "weight_decay": config.head_decay},
+            ]
+        )  # fmt: skip
+
+        def batches(steps: range) -> Iterator[Sequence[torch.Tensor]]:
+            yield from loop.loader(
+                rows, lambda step: draw(config.seed, "learned batch", step), steps,
+                collate=default_collate, workers=options.workers, device=ranks.device,
+            )  # fmt: skip
+
+        def validate() -> dict[str, float]:
+            drawn = (draw_held(config.seed, "learned held", k) for k in range(_HELD_BATCHES))
+            parts = (default_collate([rows[i] for i in batch]) for batch in drawn)
+            losses = [float(error_of(*(x.to(ranks.device) for x in batch))) for batch in parts]
+            return {"valid_loss": float(np.mean(losses))}
+
+        epoch_steps = min(config.epoch_steps, config.steps)
+        epochs = math.ceil(config.steps / epoch_steps)
+        falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
+        outcome = loop.fit(
+            loop.Trainee(error_of, heads, optimizer, falling),
+            loop.Run(
+                run, loop.fingerprint_of(described), options, ranks, "learned residual", progress
+            ),
+            plan=loop.Plan(epochs, epoch_steps, config.steps), batches=batches, validate=validate,
+        )  # fmt: skip
+    heads.load_state_dict(outcome.weights)
+    return Learned(heads.cpu().eval(), names, outcome.best)
+
+
+def learned_features(learned: Learned, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Give the mean log-spectra of an image's crops, uint8 (n, N, N, 3), in the learned channels.
+
+    float32 (outputs, segment, segment // 2), natural logarithm of power, without its level.
+    """
+    module = learned.module
+    return _mean_of(lambda some: module.spectra(some, 1), crops)[: module.config.outputs]
+
+
+def learned_scores(learned: Learned, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Mean logits (G + 1,) that the trained heads give an image's crops, uint8 (n, N, N, 3)."""
+    return _mean_of(learned.module, crops)
+
+
+def _mean_of(
+    function: Callable[[torch.Tensor], torch.Tensor], crops: NDArray[np.uint8]
+) -> NDArray[np.float32]:
+    with torch.no_grad():
+        parts = [
+            function(torch.from_numpy(crops[i : i + _AT_ONCE]))
+            for i in range(0, len(crops), _AT_ONCE)
+        ]
+    return np.asarray(torch.cat(parts).mean(dim=0).numpy(), np.float32)
