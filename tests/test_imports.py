@@ -108,7 +108,8 @@ def may_import(module: str, other: str) -> bool:
         return False
     if mine == its:  # inside a folder; that there is no circle is tested below
         return module != other
-    if (module, other) == ("results", "show.text"):  # a result shows itself in notebooks
+    # A result shows itself in notebooks.
+    if module == "results" and other in ("show.card", "show.figures", "show.maps"):
         return True
     if LAYER[its] != LAYER[mine]:
         return LAYER[its] < LAYER[mine]

@@ -105,7 +105,7 @@ class Detection:
 
     def _repr_html_(self) -> str:
         """Show a card in notebooks."""
-        from masksim.show.text import to_html
+        from masksim.show.card import to_html
 
         return to_html(self)
 
@@ -121,7 +121,7 @@ class Detection:
         UsageError
             matplotlib is not installed (the extra ``plot``).
         """
-        from masksim.show.text import rates_figure
+        from masksim.show.figures import rates_figure
 
         return rates_figure(self)
 
@@ -161,8 +161,8 @@ class SimilarityMap:
     planes: tuple[PlaneMap, ...]
 
     def _repr_png_(self) -> bytes:
-        """Show the picture of `masksim.show.text.maps_png` in notebooks."""
-        from masksim.show.text import maps_png
+        """Show the picture of `masksim.show.maps.maps_png` in notebooks."""
+        from masksim.show.maps import maps_png
 
         return maps_png(self)
 

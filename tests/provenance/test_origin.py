@@ -17,7 +17,8 @@ from masksim.batch import flat_columns, flatten
 from masksim.provenance import generators, origin
 from masksim.provenance.metadata import read_metadata
 from masksim.provenance.origin import NOTHING, Origin, beside, read_origin, words
-from masksim.show import text as report
+from masksim.show.card import to_html
+from masksim.show.text import to_text
 
 IPTC = "http://cv.iptc.org/newscodes/digitalsourcetype/"
 
@@ -438,15 +439,15 @@ def test_the_block_stands_beside_the_verdict() -> None:
     with_claim = fake.dataclasses.replace(
         fake.detection({"dalle3": 0.5}), origin=read_origin(saved(exif=exif(Software="ChatGPT")))
     )
-    text = report.to_text(with_claim, 200)
-    card = report.to_html(with_claim)
+    text = to_text(with_claim, 200)
+    card = to_html(with_claim)
     for shown in (text, card):
         assert origin.TITLE in shown
         assert shown.count(origin.CAUTION) == 1
         assert "EXIF Software names a generator, ChatGPT" in shown
         assert "But the file carries an unchecked claim that ChatGPT made it." in shown
     without = fake.detection({"dalle3": 0.5})
-    assert origin.TITLE not in report.to_text(without) + report.to_html(without)
+    assert origin.TITLE not in to_text(without) + to_html(without)
     assert without.to_dict()["origin"] is None
     assert with_claim.to_dict()["verdict"] == without.to_dict()["verdict"]
 

@@ -19,7 +19,8 @@ from masksim.errors import UsageError
 from masksim.image import load_image, top_rows
 from masksim.provenance.watermark import CHANCE, MARKS, Mark, decode_bits, find_watermarks
 from masksim.results import Detection
-from masksim.show.text import to_html, to_text
+from masksim.show.card import to_html
+from masksim.show.text import to_text
 
 BY_NAME = {mark.name: mark for mark in MARKS}
 

@@ -14,7 +14,7 @@ from PIL import Image
 import fake_detector as fake  # type: ignore[import-not-found]
 from conftest import make_natural
 from masksim.errors import UsageError
-from masksim.show.text import to_html
+from masksim.show.card import to_html
 
 DOCS = Path(__file__).parents[2] / "docs"
 

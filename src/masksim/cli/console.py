@@ -314,7 +314,7 @@ def forget_stdout() -> None:
 
 def say(text: str) -> None:
     """Write a message to stderr, control characters made harmless."""
-    from masksim.show.text import printable
+    from masksim.provenance.plain import printable
 
     for line in text.splitlines():
         typer.echo(printable(line), err=True)

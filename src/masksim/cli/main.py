@@ -191,7 +191,8 @@ def _detect_one(
     detector: Detector, source: str, as_json: bool, pictures: Mapping[str, Path] | None
 ) -> bool:
     """Write the result of one image; tell whether it could be analysed."""
-    from masksim.show import text as report
+    from masksim.provenance.plain import printable
+    from masksim.show.text import to_text
 
     name = "<stdin>" if source == "-" else source
     drawn: dict[str, str] = {}
@@ -211,19 +212,16 @@ def _detect_one(
             problem = {"code": error.code, "message": message}
             write(to_json({"image": {"name": name}, "error": problem}))
         else:
-            write(
-                f"{report.printable(name)}\n"
-                f"  Not analysed: {report.printable(message)} [{error.code}]"
-            )
+            write(f"{printable(name)}\n  Not analysed: {printable(message)} [{error.code}]")
         return False
     if as_json:
-        row = report.to_json(detection)
+        row = detection.to_dict()
         write(to_json({**row, "maps": drawn} if pictures is not None else row))
         return True
     width = min(shutil.get_terminal_size((80, 24)).columns, 100)
-    write(report.to_text(detection, width, ascii_only=not _knows_blocks()))
+    write(to_text(detection, width, ascii_only=not _knows_blocks()))
     for path in drawn.values():
-        write(f"  Picture: {report.printable(path)}")
+        write(f"  Picture: {printable(path)}")
     return True
 
 
@@ -278,7 +276,7 @@ def _draw(
     """Draw an image's maps; return the path of each generator's, the most telling first."""
     from concurrent.futures import ThreadPoolExecutor
 
-    from masksim.show.text import maps_png
+    from masksim.show.maps import maps_png
 
     paths = {score.generator: planned[score.generator] for score in detection.scores}
     with ThreadPoolExecutor(2) as pool:  # half of the time goes to compressing
@@ -321,7 +319,7 @@ def info(
 
 
 def _write_nested(name: str, values: Mapping[str, Any]) -> None:
-    from masksim.show.text import printable
+    from masksim.provenance.plain import printable
 
     write(f"  {name}:" + ("" if values else " none"))
     for key, value in values.items():

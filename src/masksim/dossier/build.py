@@ -30,8 +30,9 @@ from masksim.errors import ImageError, UsageError
 from masksim.image import Limits, LoadedImage, load_image, to_display
 from masksim.provenance import origin as origins
 from masksim.provenance.metadata import read_metadata, statements_of
+from masksim.provenance.plain import printable
+from masksim.show.colours import colour_limit, colour_scale, diverging_colours
 from masksim.show.composed import axis_end, compose, marks
-from masksim.show.text import colour_limit, colour_scale, diverging_colours, printable, to_json
 from masksim.verdict import words
 
 if TYPE_CHECKING:
@@ -307,7 +308,7 @@ def _gather(
     metadata = read_metadata(data)
     detection = replace(detection, origin=origins.origin_of(metadata))
     pictures: dict[str, bytes] = {}
-    found = to_json(detection)
+    found = detection.to_dict()
     del found["seconds"]  # it is of the machine, not of the image
     shown = _displayed(loaded, _LONGER_SIDE)
     pictures["image"] = _jpeg(shown, _IMAGE_BYTES)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import html
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +17,9 @@ from typing import Any
 import numpy as np
 
 from masksim.provenance import origin as origins
-from masksim.show.text import MEANING, UNCALIBRATED, channel_words, diverging_colours
+from masksim.provenance.plain import escaped
+from masksim.show.colours import diverging_colours
+from masksim.show.text import MEANING, UNCALIBRATED, channel_words, rarity, window_words
 from masksim.verdict import format_rate, telling
 
 __all__ = ["SEAL", "UnreadableError", "embedded", "render", "seal_of"]
@@ -127,10 +128,7 @@ def embedded(page: bytes) -> tuple[dict[str, Any], dict[str, bytes]]:
 
 def _e(value: Any) -> str:
     """Escape a text for HTML and show what would be invisible or turn the line around."""
-    text = "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(value)
-    )
-    return html.escape(text, quote=True)
+    return escaped(str(value))
 
 
 def _json_block(data: Mapping[str, Any]) -> str:
@@ -384,11 +382,10 @@ def _generators(data: Mapping[str, Any]) -> str:
 
 def _bar(rate: float, n: int) -> str:
     """Draw a bar on a logarithmic scale: full where no photo of the sample scores as high."""
-    share = min(max(float(np.log(1.0 / rate) / np.log(max(n, 1) + 1.0)), 0.0), 1.0)
     return (
         f'<svg class="bar" viewBox="0 0 100 8" preserveAspectRatio="none" aria-hidden="true">'
         f'<rect class="rail" width="100" height="8"/>'
-        f'<rect class="fill" width="{100 * share:.1f}" height="8"/></svg>'
+        f'<rect class="fill" width="{100 * rarity(rate, n):.1f}" height="8"/></svg>'
     )
 
 
@@ -661,16 +658,7 @@ def _file(data: Mapping[str, Any]) -> str:
         pairs.append(("Frames", str(int(facts["frames"]))))
     pairs.append(("Colour profile", "there, ignored" if facts["icc_profile"] else "none"))
     pairs.append(("Done to the pixels", _e(", ".join(facts["treatments"]) or "nothing")))
-    pairs.append(
-        (
-            "Analysed",
-            _e(
-                f"{len(windows)} window{'s' if len(windows) != 1 else ''} of "
-                + ", ".join(sorted({f"{w} x {h}" for _, _, w, h in windows}))
-                + " pixels"
-            ),
-        )
-    )
+    pairs.append(("Analysed", _e(window_words(windows))))
     return _facts("Facts of the file", pairs)
 
 

@@ -1,7 +1,7 @@
 """Pictures of an evaluation: curves, histograms, and what each head looks for. Needs matplotlib.
 
 Everything that is drawn is computed by `masksim.evaluation.measures` and `masksim.metrics`; masks
-and references are drawn by `masksim.show.text`.
+and references are drawn by `masksim.show.maps`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from masksim import metrics
-from masksim.errors import DataError, UsageError, extra_missing
+from masksim.errors import DataError, UsageError
 from masksim.evaluation.protocols import PROTOCOLS, evidence
-from masksim.show.text import PatternLike, patterns_png
+from masksim.show.figures import new_figure
+from masksim.show.maps import patterns_png
 from masksim.verdict import EVIDENCE
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from masksim.evaluation.measures import Evaluation
     from masksim.evaluation.protocols import Protocol
     from masksim.evaluation.scale import Evidence, Scale
+    from masksim.results import PatternPlane
 
 _DPI = 120
 _REAL_COLOUR = "0.55"
@@ -45,7 +47,7 @@ def draw_all(
     *,
     chosen: Sequence[Protocol] = PROTOCOLS,
     degradations: Mapping[str, Mapping[str, Any]] | None = None,
-    patterns: Mapping[str, Sequence[PatternLike]] | None = None,
+    patterns: Mapping[str, Sequence[PatternPlane]] | None = None,
 ) -> list[Path]:
     """Draw every picture that there are numbers for.
 
@@ -104,15 +106,6 @@ def draw_all(
     return written
 
 
-def _figure(width: float, height: float) -> Any:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise extra_missing("drawing pictures", "matplotlib", "plot") from error
-    # Not by pyplot: no window, no state that is shared.
-    return Figure(figsize=(width, height), layout="constrained")
-
-
 _Curve = tuple[str, "Evidence", "NDArray[np.bool_]", "NDArray[np.float64]"]
 
 
@@ -161,7 +154,7 @@ def _clean(axes: Any) -> None:
 def _roc(found: Sequence[_Curve], protocol: Protocol) -> Any:
     from sklearn.metrics import roc_curve
 
-    figure = _figure(9.6, 4.6)
+    figure = new_figure(9.6, 4.6)
     left, right = figure.subplots(1, 2)
     for k, (generator, one, y, w) in enumerate(found):
         fpr, tpr, _ = roc_curve(y, one.score, sample_weight=w, drop_intermediate=False)
@@ -190,7 +183,7 @@ def _grid(count: int, height: float) -> tuple[Any, list[Any]]:
     """Panels in rows of three, and wide enough for a title where there are fewer."""
     columns = min(3, count)
     rows = -(-count // columns)
-    figure = _figure(max(3.4 * columns + 0.4, 6.0), height * rows + 0.8)
+    figure = new_figure(max(3.4 * columns + 0.4, 6.0), height * rows + 0.8)
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes in panels[count:]:
         axes.set_visible(False)
@@ -268,7 +261,7 @@ def _degradations(results: Mapping[str, Mapping[str, Any]]) -> Any:
         for part in parts
         if any(results[n][key] is not None for n in names for key, _ in part[0])
     ] or parts[:1]
-    figure = _figure(0.5 + 5.0 * len(parts), 1.9 + height)
+    figure = new_figure(0.5 + 5.0 * len(parts), 1.9 + height)
     panels = list(figure.subplots(1, len(parts), sharey=True, squeeze=False).flat)
     for axes, (series, title, line) in zip(panels, parts, strict=True):
         for k, (key, label) in enumerate(series):

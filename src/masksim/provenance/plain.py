@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["LONGEST", "LOOKED_AT", "MOST", "clean", "decoded", "excerpt", "noted"]
+__all__ = [
+    "LONGEST",
+    "LOOKED_AT",
+    "MOST",
+    "clean",
+    "decoded",
+    "escaped",
+    "excerpt",
+    "noted",
+    "printable",
+]
 
 LONGEST = 400
 """Letters of a value that are kept."""
@@ -16,6 +27,8 @@ MOST = 24
 
 LOOKED_AT = 1 << 16
 """Letters of a value that are looked at."""
+
+_SPACES = dict.fromkeys(map(ord, "\t\r\n"), " ")
 
 
 def decoded(data: bytes) -> str:
@@ -44,14 +57,20 @@ def clean(value: Any, longest: int = LONGEST) -> str:
     if isinstance(value, bytes):
         value = decoded(value[:LOOKED_AT])
     text = str(value)[:LOOKED_AT].strip("\0 \t\r\n")
-    plain = "".join(
-        c if c.isprintable() else (" " if c in "\t\r\n" else _escape(c)) for c in text[:longest]
-    )
+    plain = printable(text[:longest].translate(_SPACES))
     return plain + ("..." if len(text) > longest else "")
 
 
-def _escape(letter: str) -> str:
-    return letter.encode("unicode_escape").decode("ascii")
+def printable(text: str) -> str:
+    r"""Replace each character that would steer a terminal by its escape, such as ``\x1b``."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
+    )
+
+
+def escaped(text: str) -> str:
+    """Make a text that shows in HTML as it is: what is invisible or turns the line is shown."""
+    return html.escape(printable(text), quote=True)
 
 
 def excerpt(text: str, start: int = 0, end: int = 0, longest: int = 100) -> str:

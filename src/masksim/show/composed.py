@@ -12,7 +12,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from masksim.show.text import PlaneLike
+    from masksim.results import PlaneMap
 
 __all__ = ["ComposedMap", "Mark", "axis_end", "compose", "in_words", "marks"]
 
@@ -60,7 +60,7 @@ class Mark:
     words: str
 
 
-def compose(planes: Sequence[PlaneLike]) -> ComposedMap:
+def compose(planes: Sequence[PlaneMap]) -> ComposedMap:
     """Add up all channels of a similarity map, at the frequencies of the image itself.
 
     Parameters

@@ -18,6 +18,7 @@ from rich.cells import cell_len
 
 from masksim.errors import UsageError
 from masksim.metrics import Estimate
+from masksim.provenance.plain import printable
 
 Cell: TypeAlias = "str | int | float | Estimate | None"
 
@@ -270,10 +271,7 @@ def _number(value: float, column: Column) -> str:
 
 def _plain(text: str) -> str:
     """Make one line, without what would steer a terminal."""
-    text = " ".join(text.split())
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
-    )
+    return printable(" ".join(text.split()))
 
 
 _MARKDOWN = {c: "\\" + c for c in "\\`*_[]|~"} | {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
