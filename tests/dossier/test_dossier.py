@@ -1,5 +1,4 @@
-"""`masksim.dossier.build`: reports that can be read, filed, and checked; with the package's
-detector."""
+"""`masksim.dossier`: reports that can be read, filed, and checked; with the package's detector."""
 
 from __future__ import annotations
 
@@ -19,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageDraw, ImageFont
 from typer.testing import CliRunner
 
@@ -27,11 +25,11 @@ import masksim
 from conftest import encode, make_natural, make_png
 from masksim.cli import main as cli
 from masksim.detector import Detector, load_detector
-from masksim.dossier import build as dossier
-from masksim.dossier import page as dossier_html
-from masksim.dossier.build import Report, make_report, turn_window, verify_report
+from masksim.dossier import build, check, make_report, verify_report
+from masksim.dossier import page as pages
+from masksim.dossier.build import Report
+from masksim.dossier.windows import windows_jpeg
 from masksim.errors import ImageError, UsageError
-from masksim.image import ImageFacts, LoadedImage, load_image, to_display
 from masksim.provenance import origin
 from masksim.provenance.metadata import C2pa, statements_of
 from masksim.verdict import format_rate, words
@@ -99,13 +97,13 @@ class Page(HTMLParser):
 
 def reseal(page: bytes) -> bytes:
     """What a forger who knows the format would do."""
-    return dossier_html.SEAL.sub(
-        b'<code id="masksim-seal">' + dossier_html.seal_of(page).encode() + b"</code>", page
+    return pages.SEAL.sub(
+        b'<code id="masksim-seal">' + pages.seal_of(page).encode() + b"</code>", page
     )
 
 
-def checks(found: dossier.Verification) -> dict[str, bool | None]:
-    return {check.name: check.passed for check in found.checks}
+def checks(found: check.Verification) -> dict[str, bool | None]:
+    return {one.name: one.passed for one in found.checks}
 
 
 # -------------------------------------------------------------------------------- what is in it
@@ -128,6 +126,7 @@ def test_the_page_says_what_was_found(report: Report) -> None:
     assert "2024-05-06T07:08:09Z" in page.text
     assert "not the probability" in page.text
     assert masksim.__version__ in page.text
+    assert "None of these values is calibrated" in page.text
     for digest in report.data["detector"]["parts"].values():
         assert digest in page.text
     assert len(report.data["detector"]["parts"]) >= 3
@@ -143,7 +142,7 @@ def test_parts_are_those_on_disk(report: Report) -> None:
 
 
 def test_the_embedded_data_are_the_detection(report: Report) -> None:
-    data, pictures = dossier_html.embedded(report.html)
+    data, pictures = pages.embedded(report.html)
     expected = report.detection.to_dict()
     del expected["seconds"]
     assert data["detection"] == json.loads(json.dumps(expected))
@@ -197,7 +196,7 @@ def luminance(colour: str) -> float:
 
 @pytest.mark.parametrize("theme", [0, 1, 2], ids=["light", "dark", "print"])
 def test_contrast(theme: int) -> None:
-    block = re.findall(r":root\{([^}]*)\}", dossier_html._STYLE)[theme]
+    block = re.findall(r":root\{([^}]*)\}", pages._STYLE)[theme]
     colours = dict(re.findall(r"--(\w+):(#\w+)", block))
     for text, paper in (("ink", "paper"), ("ink", "panel"), ("ink", "note"), ("soft", "paper"),
                         ("soft", "panel")):  # fmt: skip
@@ -228,7 +227,7 @@ def test_channels_are_drawn_where_they_are_asked_for(detector: Detector, small: 
 
     def unsaid(data: dict[str, Any], _: Any) -> None:
         data["options"]["channels"] = False
-        data |= dossier._commands(data)
+        data |= build.commands(data)
 
     assert checks(verify_report(forge(made, unsaid), detector, small))["pictures"] is False
 
@@ -381,9 +380,9 @@ def test_one_changed_byte_breaks_the_seal(report: Report) -> None:
     for at in places:
         changed = bytearray(report.html)
         changed[at] ^= int(rng.integers(1, 128))
-        assert dossier._check_seal(bytes(changed)).passed is False, at
+        assert check._check_seal(bytes(changed)).passed is False, at
     for cut in (report.html[:-1], report.html + b"\n", b"", report.html * 2):
-        assert dossier._check_seal(cut).passed is False
+        assert check._check_seal(cut).passed is False
 
 
 @pytest.mark.parametrize(
@@ -400,7 +399,7 @@ def test_a_careful_forger_of_the_text(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     known = gathered(report, detector, photo)
-    monkeypatch.setattr(dossier, "_gather", lambda *_: known)
+    monkeypatch.setattr(check, "gather", lambda *_: known)
     forged = re.sub(old, new, report.html, count=1)
     assert forged != report.html
     found = checks(verify_report(forged, detector, photo))
@@ -412,9 +411,9 @@ def test_a_careful_forger_of_the_text(
 
 def forge(report: Report, change: Callable[[dict[str, Any], dict[str, bytes]], None]) -> bytes:
     """Change the data or pictures and draw the whole page anew."""
-    data, pictures = dossier_html.embedded(report.html)
+    data, pictures = pages.embedded(report.html)
     change(data, pictures)
-    return dossier_html.render(data, pictures)
+    return pages.render(data, pictures)
 
 
 def change_score(data: dict[str, Any], _: Any) -> None:
@@ -558,7 +557,7 @@ def test_a_forger_with_our_own_code(
     forged = forge(report, change)
     # The analysis is the same for all: once is enough.
     found = gathered(report, detector, photo)
-    monkeypatch.setattr(dossier, "_gather", lambda *_: found)
+    monkeypatch.setattr(check, "gather", lambda *_: found)
     result = verify_report(forged, detector, photo)
     assert not result.passed
     assert [name for name, ok in checks(result).items() if ok is False] == [failed]
@@ -569,7 +568,7 @@ _KEPT: dict[str, Any] = {}
 
 def gathered(report: Report, detector: Detector, photo: bytes) -> Any:
     if report.seal not in _KEPT:
-        _KEPT[report.seal] = dossier._gather(detector, photo, "photo.jpg", 3, False)
+        _KEPT[report.seal] = build.gather(detector, photo, "photo.jpg", 3, False)
     return _KEPT[report.seal]
 
 
@@ -586,7 +585,7 @@ def test_rounding_of_another_processor_passes(
             pictures["image"] = encode(image, "JPEG", quality=90)
 
     found = gathered(report, detector, photo)
-    monkeypatch.setattr(dossier, "_gather", lambda *_: found)
+    monkeypatch.setattr(check, "gather", lambda *_: found)
     assert verify_report(forge(report, change), detector, photo).passed
 
 
@@ -604,13 +603,10 @@ def test_digits_that_fall_otherwise_pass(
     loaded = masksim.load_image(photo, name="photo.jpg")
 
     def drawn(values: Any) -> bytes:
-        return dossier._jpeg(
-            dossier._windows_picture(loaded, values["analysed"], values["grid"], limit),
-            dossier._WINDOWS_BYTES,
-        )
+        return windows_jpeg(loaded, {**values, "limit": limit})
 
     pictures = {**found[2], "windows": drawn(windows)}
-    monkeypatch.setattr(dossier, "_gather", lambda *_: (found[0], own, pictures))
+    monkeypatch.setattr(check, "gather", lambda *_: (found[0], own, pictures))
 
     def change(data: dict[str, Any], stated: dict[str, bytes]) -> None:
         data["windows"] = json.loads(json.dumps(windows))
@@ -664,7 +660,7 @@ def test_manifests_may_differ_in_trust_only(
     detection, values, pictures = gathered(report, detector, photo)
     values = {**values, "metadata": {**values["metadata"], "c2pa": found}}
     values["metadata"]["statements"] = statements_of(values["metadata"])
-    monkeypatch.setattr(dossier, "_gather", lambda *_: (detection, values, pictures))
+    monkeypatch.setattr(check, "gather", lambda *_: (detection, values, pictures))
 
     def change(data: dict[str, Any], _: Any) -> None:
         data["metadata"]["c2pa"] = stated
@@ -688,7 +684,7 @@ def test_commands_take_odd_names_for_files(report: Report, name: str) -> None:
     data["detection"]["image"]["name"] = name
     data["options"]["model"] = "-m"
     for key, place in (("command", 3), ("check", 4)):
-        words = shlex.split(dossier._commands(data)[key])
+        words = shlex.split(build.commands(data)[key])
         assert words[place] in (name, f"./{name}")
         assert not words[place].startswith("-")
         assert words[place] not in ("verify", "make")
@@ -715,8 +711,8 @@ def test_another_version_is_said(
     report: Report, detector: Detector, photo: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = gathered(report, detector, photo)
-    monkeypatch.setattr(dossier, "_gather", lambda *_: found)
-    monkeypatch.setattr(dossier, "__version__", "9.9")
+    monkeypatch.setattr(check, "gather", lambda *_: found)
+    monkeypatch.setattr(check, "__version__", "9.9")
     result = verify_report(report.html, detector, photo)
     assert [name for name, ok in checks(result).items() if not ok] == ["content"]
     assert checks(result)["content"] is None
@@ -728,7 +724,7 @@ def test_a_forger_who_names_another_version(
     report: Report, detector: Detector, photo: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = gathered(report, detector, photo)
-    monkeypatch.setattr(dossier, "_gather", lambda *_: found)
+    monkeypatch.setattr(check, "gather", lambda *_: found)
 
     def change(data: dict[str, Any], _: Any) -> None:
         data["versions"]["masksim"] = "0.0.1"
@@ -762,7 +758,7 @@ def test_no_report_at_all(page: bytes, detector: Detector, photo: bytes) -> None
 def test_hostile_data_do_not_raise(report: Report, detector: Detector, photo: bytes,
                                    monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     found = gathered(report, detector, photo)
-    monkeypatch.setattr(dossier, "_gather", lambda *_: found)
+    monkeypatch.setattr(check, "gather", lambda *_: found)
     block = re.compile(rb'(id="masksim-report">\n)(.*)(\n</script>)', re.DOTALL)
     for key in ("detection", "maps", "windows", "metadata", "image", "detector", "options"):
         values: tuple[Any, ...] = (None, {}, "x", [[[]]])
@@ -774,69 +770,6 @@ def test_hostile_data_do_not_raise(report: Report, detector: Detector, photo: by
     bomb = base64.b64encode(make_png(np.zeros((2, 2, 3), np.uint8), size=(60000, 60000)))
     page = re.sub(rb'(src="data:image/jpeg;base64,)[^"]*', rb"\1" + bomb, report.html, count=1)
     assert checks(verify_report(page, detector, photo))["pictures"] is False
-
-
-# ------------------------------------------------------------------------------- maps, windows
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_windows_are_turned_like_the_image(orientation: int) -> None:
-    pixels = np.zeros((30, 50, 3), np.uint8)
-    x, y, w, h = 4, 6, 10, 8
-    pixels[y : y + h, x : x + w] = 255
-    facts = ImageFacts(
-        "x", "PNG", 50, 30, "RGB", 1, 1, "", "file", None, None, orientation, False, ()
-    )
-    shown = np.asarray(to_display(LoadedImage(pixels, facts)))[..., 0]
-    left, top, width, height = turn_window((x, y, w, h), 50, 30, orientation)
-    assert shown[top : top + height, left : left + width].min() == 255
-    assert int((shown > 0).sum()) == width * height
-
-
-@pytest.mark.parametrize("length", [512, 600, 1024, 1100, 3000, 8000])
-def test_windows_cover_the_image(length: int) -> None:
-    found = dossier._positions(length, 512)
-    assert all(p % 8 == 0 for p in found)
-    assert found[0] < 64
-    assert length - (found[-1] + 512) < 64
-    assert all(b - a <= 512 + 0.25 * 512 for a, b in pairwise(found))
-
-
-def test_windows_of_a_large_image(report: Report, detector: Detector, photo: bytes) -> None:
-    found = report.data["windows"]
-    assert found["generator"] == report.detection.scores[0].generator
-    analysed = [(w["x"], w["y"], w["width"], w["height"]) for w in found["analysed"]]
-    assert analysed == list(report.detection.windows)
-    assert not set(analysed) & {(w["x"], w["y"], w["width"], w["height"]) for w in found["grid"]}
-    assert "None of these values is calibrated" in Page(report.html).text
-    loaded = masksim.load_image(photo)
-    window = found["analysed"][0]
-    x, y, n = window["x"], window["y"], window["width"]
-    facts = loaded.facts  # a part of a file shows its compression, not a lossless array's
-    part = loaded.pixels[y : y + n, x : x + n]
-    alone = detector.similarities(part, facts.jpeg_quality, facts.format)
-    expected = alone[detector.generators.index(found["generator"])]
-    assert window["similarity"] == pytest.approx(expected, abs=1e-6)
-
-
-def test_a_huge_image_has_few_windows(
-    report: Report, detector: Detector, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[tuple[int, ...]] = []
-
-    def scored(_: Any, pixels: NDArray[np.uint8], window: Any, g: int) -> float:
-        asked.append(window)
-        return 0.01 * g
-
-    monkeypatch.setattr(dossier, "_similarity", scored)
-    pixels = np.tile(make_natural(512, 512, seed=8), (6, 12, 1))
-    loaded = masksim.load_image(pixels)
-    pictures: dict[str, bytes] = {}
-    found = dossier._by_window(detector, report.detection, loaded, pictures)
-    assert found is not None
-    assert len(asked) <= dossier._GRID + 4
-    with Image.open(io.BytesIO(pictures["windows"])) as image:
-        assert max(image.size) <= 900
 
 
 # ------------------------------------------------------------------------------- command line
@@ -859,7 +792,7 @@ def test_the_commands(run: Callable[..., Any], small: bytes, tmp_path: Path) -> 
     image.write_bytes(small)
     made = run(image, "-o", out, "--maps", "1")
     assert made.exit_code == 0, made.output
-    assert dossier_html.seal_of(out.read_bytes()) in made.stdout
+    assert pages.seal_of(out.read_bytes()) in made.stdout
 
     again = run("--out", out, image)
     assert again.exit_code == 2
@@ -867,7 +800,7 @@ def test_the_commands(run: Callable[..., Any], small: bytes, tmp_path: Path) -> 
     replaced = run("--json", "--overwrite", "--maps", "all", "-o", out, "-", input=small)
     assert replaced.exit_code == 0, replaced.output
     result = json.loads(replaced.stdout)
-    assert result["seal"] == dossier_html.seal_of(out.read_bytes())
+    assert result["seal"] == pages.seal_of(out.read_bytes())
     assert result["n_bytes"] == len(out.read_bytes())
     assert result["image"]["name"] == "<stdin>"
     assert result["verdict"]["level"]
@@ -897,14 +830,3 @@ def test_wrong_usage(run: Callable[..., Any], photo: bytes, tmp_path: Path) -> N
     assert run("verify", tmp_path / "none.html", image).exit_code == 2
     assert run("--help").exit_code == 0
     assert not (tmp_path / "a.html").exists()
-
-
-def test_a_window_is_scored_as_part_of_its_file(banded: Any) -> None:
-    """With heads for each band of compression: of the file's band, not of a lossless array's."""
-    detector = load_detector(banded.folder, threads=1)
-    loaded = load_image(encode(Image.fromarray(make_natural(400, 400, seed=3)), "JPEG", quality=60))
-    window = (8, 16, 192, 192)
-    part = np.ascontiguousarray(loaded.pixels[16:208, 8:200])
-    found = dossier._similarity(detector, loaded, window, 1)
-    assert found == pytest.approx(detector.measure_pixels(part, 60, "JPEG")[0][1], abs=1e-9)
-    assert found != pytest.approx(detector.measure_pixels(part)[0][1], abs=1e-9)

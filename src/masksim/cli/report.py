@@ -136,7 +136,7 @@ def verify(
     """Check a report against its image: seal, text, pictures, and all numbers computed anew."""
     with errors():
         from masksim.detector import load_detector
-        from masksim.dossier.build import LARGEST, verify_report
+        from masksim.dossier.check import LARGEST, verify_report
 
         try:
             with report.open("rb") as file:

@@ -12,12 +12,13 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from masksim.provenance import origin as origins
-from masksim.provenance.plain import escaped
+from masksim.provenance.plain import escaped as _e
 from masksim.show.colours import diverging_colours
 from masksim.show.text import MEANING, UNCALIBRATED, channel_words, rarity, window_words
 from masksim.verdict import format_rate, telling
@@ -124,11 +125,6 @@ def embedded(page: bytes) -> tuple[dict[str, Any], dict[str, bytes]]:
 
 
 # --------------------------------------------------------------------------------------- parts
-
-
-def _e(value: Any) -> str:
-    """Escape a text for HTML and show what would be invisible or turn the line around."""
-    return escaped(str(value))
 
 
 def _json_block(data: Mapping[str, Any]) -> str:
@@ -775,96 +771,16 @@ def _check(data: Mapping[str, Any]) -> str:
     )
 
 
-_STYLE = """
-:root{--ink:#1a1c21;--soft:#565b66;--line:#c9ccd3;--paper:#fff;--panel:#f4f5f7;--accent:#1f5fa8;
---fill:#1f5fa8;--note:#fff6df}
-@media (prefers-color-scheme:dark){:root{--ink:#e9eaee;--soft:#a9aeb9;--line:#454a54;
---paper:#15171b;--panel:#1f2228;--accent:#8fc0ff;--fill:#6aa9f5;--note:#332b16}}
-*{box-sizing:border-box}
-body{margin:0;background:var(--paper);color:var(--ink);
-font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}
-main{max-width:62rem;margin:0 auto;padding:1.5rem 1rem 3rem}
-h1{font-size:1.6rem;line-height:1.25;margin:.1rem 0 .3rem;overflow-wrap:anywhere}
-h2{font-size:1.25rem;line-height:1.3;margin:0 0 .6rem;overflow-wrap:anywhere}
-h3{font-size:1rem;margin:1rem 0 .3rem}
-p{margin:.4rem 0 .8rem}ul{margin:.3rem 0 .8rem;padding-left:1.2rem}li{margin:.2rem 0}
-section{margin-top:2rem}
-.kind{margin:0;font-size:.78rem;letter-spacing:.06em;text-transform:uppercase;color:var(--soft)}
-.when,.soft,figcaption,caption{color:var(--soft)}.soft{font-weight:400}
-.top{display:grid;grid-template-columns:minmax(0,5fr) minmax(0,6fr);gap:1rem 1.5rem;
-grid-template-rows:auto 1fr;align-items:start;margin-top:1rem}
-.verdict{margin:0;border-left:.4rem solid var(--accent);background:var(--panel);
-padding:1rem 1.2rem}
-.verdict h2{font-size:1.45rem}.verdict p{font-size:1.05rem}.verdict .kind{font-size:.78rem}
-.verdict ul{font-size:.93rem}.verdict .soft{font-size:.85rem;margin-bottom:0}
-.verdict.inconclusive,.verdict.no-evidence,.verdict.uncalibrated{border-left-color:var(--soft)}
-.verdict.fragile{border-left-color:var(--soft)}.verdict.weak-evidence{border-left-style:dashed}
-.said{margin:0;border-left:.4rem solid var(--line);padding:.6rem 1.2rem;grid-column:2}
-.said h2{font-size:1.05rem}.said ul,.said p:not(.kind){font-size:.93rem}
-.said li{overflow-wrap:anywhere}
-figure{margin:0}.top .photo{grid-row:1/span 2}
-figcaption{font-size:.85rem;line-height:1.4;margin-top:.3rem}
-.photo img{display:block;max-width:100%;height:auto;border:1px solid var(--line)}
-.top .photo img{max-height:26rem;width:auto}
-.photo.where img{max-height:40rem;width:auto}
-.card{display:grid;grid-template-columns:14rem minmax(0,1fr);gap:.5rem 1.5rem;margin-top:1rem}
-.card h3{margin-top:.2rem}h3 .soft{display:block;font-size:.93rem}
-ol{margin:.3rem 0 .8rem;padding-left:1.4rem}
-.wide{overflow-x:auto}
-table{border-collapse:collapse;width:100%;margin:.4rem 0 1rem;font-size:.93rem}
-caption{text-align:left;font-size:.85rem;padding-bottom:.3rem}
-th,td{text-align:left;vertical-align:top;padding:.3rem .7rem .3rem 0;
-border-bottom:1px solid var(--line)}
-thead th{font-size:.85rem;color:var(--soft);font-weight:600;vertical-align:bottom}
-tbody th{font-weight:600}td{font-variant-numeric:tabular-nums}
-table:not(.facts) td:last-child{white-space:nowrap}
-.facts th{width:14rem;overflow-wrap:anywhere}.facts td{overflow-wrap:anywhere}
-code{font:.86em/1.4 ui-monospace,"DejaVu Sans Mono",Menlo,Consolas,monospace;overflow-wrap:anywhere}
-pre{background:var(--panel);padding:.7rem .9rem;white-space:pre-wrap;margin:.3rem 0 .8rem}
-.bar{width:8rem;height:.6rem;display:block;margin-top:.45rem}.rail{fill:var(--line)}
-.fill{fill:var(--fill)}
-.panels{display:grid;grid-template-columns:repeat(3,minmax(0,1fr));gap:1rem}
-.spectrum{width:100%;height:auto;display:block}
-.spectrum image{image-rendering:pixelated}
-.spectrum text{font-size:9.5px;fill:var(--soft)}
-.spectrum .frame{fill:none;stroke:var(--line)}.spectrum .tick{stroke:var(--soft)}
-.halo{fill:none;stroke:#fff;stroke-width:4}.mark{fill:none;stroke:#000;stroke-width:1.8}
-.spectrum .number{font-size:13px;font-weight:700;fill:#000;stroke:#fff;stroke-width:3px;
-paint-order:stroke}
-.legend{display:flex;align-items:center;gap:.5rem;font-size:.85rem;color:var(--soft)}
-.scale{width:10rem;height:.7rem;background:linear-gradient(90deg,GRADIENT)}
-summary{cursor:pointer;font-weight:600;padding:.55rem 0}summary .soft{margin-left:.4rem}
-.annex{border-bottom:1px solid var(--line)}.annex>details{border-top:1px solid var(--line)}
-.annex details details{padding-left:1rem}.annex details[open]{padding-bottom:.8rem}
-.check h2{font-size:1.05rem}
-summary:focus-visible{outline:3px solid var(--accent);outline-offset:2px}
-.note{background:var(--note);padding:.6rem .9rem}
-@media (max-width:44rem){.top{grid-template-columns:minmax(0,1fr)}
-.said{grid-column:1}.top .photo{grid-row:2}.panels,.card{grid-template-columns:minmax(0,1fr)}
-.facts th{width:8rem}.spectrum{max-width:24rem}}
-@media print{:root{--ink:#000;--soft:#444;--line:#bbb;--paper:#fff;--panel:#f4f5f7;
---accent:#1f5fa8;--fill:#1f5fa8;--note:#fff6df}
-@page{size:A4;margin:14mm}
-body{font-size:10pt;line-height:1.35;-webkit-print-color-adjust:exact;print-color-adjust:exact}
-main{max-width:none;padding:0}h1{font-size:16pt}h2{font-size:13pt}h3{margin:2mm 0 0}
-.verdict h2{font-size:14pt}.verdict p{font-size:10.5pt}
-table{font-size:8.5pt;margin:1mm 0 3mm}th,td{padding:.8mm 3mm .8mm 0}thead th{font-size:8pt}
-.facts th{width:50mm}.facts code{font-size:7.5pt}
-.top{grid-template-columns:minmax(0,5fr) minmax(0,6fr)}.top .photo img{max-height:9cm}
-.panels{grid-template-columns:repeat(3,50mm);justify-content:space-between}
-.spectrum{max-width:none}figcaption{font-size:7.5pt;margin-top:0}
-.card{grid-template-columns:45mm minmax(0,1fr)}.photo.where img{max-height:12cm}
-h2,h3,summary,caption,thead,p:has(+pre){break-after:avoid}
-figure,tr,.card,.plane,.verdict,.note,pre,li,.check{break-inside:avoid}
-.wide{overflow:visible}section{margin-top:5mm}
-details:not([open]){display:none}
-@supports selector(::details-content){.annex>details:not([open]):not(.maps){display:block}
-.annex>details::details-content{content-visibility:visible;block-size:auto}
-summary{list-style:none}}}
-""".strip().replace(
-    "GRADIENT",
-    ",".join(
-        f"#{bytes(colour.tolist()).hex()}"
-        for colour in diverging_colours(np.linspace(-1, 1, 11), 1.0)
-    ),
+_STYLE = (
+    Path(__file__)
+    .with_name("page.css")
+    .read_text("ascii")
+    .strip()
+    .replace(
+        "GRADIENT",
+        ",".join(
+            f"#{bytes(colour.tolist()).hex()}"
+            for colour in diverging_colours(np.linspace(-1, 1, 11), 1.0)
+        ),
+    )
 )

@@ -68,9 +68,9 @@ def printable(text: str) -> str:
     )
 
 
-def escaped(text: str) -> str:
-    """Make a text that shows in HTML as it is: what is invisible or turns the line is shown."""
-    return html.escape(printable(text), quote=True)
+def escaped(value: object) -> str:
+    """Escape a text for HTML; what is invisible or turns the line around is shown as its escape."""
+    return html.escape(printable(str(value)), quote=True)
 
 
 def excerpt(text: str, start: int = 0, end: int = 0, longest: int = 100) -> str:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["to_html"]
 
 _CARD = "border:1px solid rgba(128,128,128,.5);border-radius:4px;padding:.8em 1em;max-width:44em"
+_SMALL = '<div style="font-size:.85em;opacity:.75">'
 _CELL = "text-align:left;padding:.15em 1em .15em 0;border:0;background:none"
 
 
@@ -62,20 +63,17 @@ def to_html(detection: Detection) -> str:
             "</td></tr>"
         )
     parts.append(
-        f'</tbody></table><div style="font-size:.85em;opacity:.75">{escaped(meaning(detection))}'
-    )
-    parts.append(
+        f"</tbody></table>{_SMALL}{escaped(meaning(detection))}"
         f" Detector {escaped(detection.detector)} ({escaped(detection.detector_sha256[:12])})."
+        "</div></div>"
     )
-    return "".join((*parts, "</div></div>"))
+    return "".join(parts)
 
 
 def _origin_card(origin: origins.Origin, beside: str | None) -> str:
     """Write what the file says, set apart from the verdict."""
     first, *rest = origins.words(origin)
-    caution = (
-        f'<div style="font-size:.85em;opacity:.75">{escaped(rest.pop())}</div>' if rest else ""
-    )
+    caution = f"{_SMALL}{escaped(rest.pop())}</div>" if rest else ""
     items = "".join(f"<li>{escaped(line)}</li>" for line in rest)
     both = f"<div><strong>{escaped(beside)}</strong></div>" if beside else ""
     return (

@@ -253,16 +253,22 @@ def _section(item: SimilarityMap, detection: Detection | None) -> Image.Image:
 
 
 def _titled(title: str, subtitle: str, rows: list[Image.Image], title_height: int) -> Image.Image:
-    """Put rows, in two columns where they are many, under a title."""
-    if len(rows) > _ONE_COLUMN:
-        rows = [_beside(rows[k : k + 2]) for k in range(0, len(rows), 2)]
-    width = 2 * _MARGIN + max(row.width for row in rows)
-    canvas = _paper(width, title_height)
+    """Put rows, which are of one size, under a title; in two columns where they are many."""
+    columns = 1 if len(rows) <= _ONE_COLUMN else 2
+    width, height = rows[0].size
+    lines = math.ceil(len(rows) / columns)
+    canvas = _paper(
+        2 * _MARGIN + columns * width + (columns - 1) * _COLUMN_GAP, title_height + lines * height
+    )
+    for k, row in enumerate(rows):
+        down, across = divmod(k, columns)
+        place = (_MARGIN + across * (width + _COLUMN_GAP), title_height + down * height)
+        canvas.paste(row, place)
     draw = ImageDraw.Draw(canvas)
-    room = width - 2 * _MARGIN
+    room = canvas.width - 2 * _MARGIN
     draw.text((_MARGIN, 22), _fit(title, 26, room), _INK, _font(26), anchor="lt")
     draw.text((_MARGIN, 56), _fit(subtitle, 15, room), _SOFT, _font(15), "lt")
-    return _stack([canvas, *rows], indent=(0, *([_MARGIN] * len(rows))))
+    return canvas
 
 
 def _subtitle(item: SimilarityMap, detection: Detection | None) -> str:
@@ -383,23 +389,12 @@ def _footnote(text: str, width: int) -> Image.Image:
     return canvas
 
 
-def _beside(images: Sequence[Image.Image]) -> Image.Image:
-    """Put one or two images beside each other; one keeps the width of two."""
-    first = images[0]
-    canvas = _paper(2 * first.width + _COLUMN_GAP, first.height)
-    for k, image in enumerate(images):
-        canvas.paste(image, (k * (first.width + _COLUMN_GAP), 0))
-    return canvas
-
-
-def _stack(images: Sequence[Image.Image], indent: Sequence[int] | None = None) -> Image.Image:
+def _stack(images: Sequence[Image.Image]) -> Image.Image:
     """Put images under each other."""
-    places = indent or [0] * len(images)
-    width = max(image.width + place for image, place in zip(images, places, strict=True))
-    canvas = _paper(width, sum(image.height for image in images))
+    canvas = _paper(max(image.width for image in images), sum(image.height for image in images))
     y = 0
-    for image, place in zip(images, places, strict=True):
-        canvas.paste(image, (place, y))
+    for image in images:
+        canvas.paste(image, (0, y))
         y += image.height
     return canvas
 
