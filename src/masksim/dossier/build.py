@@ -186,7 +186,13 @@ def _argument(name: str) -> str:
 
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
-    """Read an image's bytes once, for the pixels and for what else the file says."""
+    """Read an image's bytes once, for the pixels and for what else the file says.
+
+    Raises
+    ------
+    ImageError
+        The file is not there, cannot be read, or is too large.
+    """
     limit = Limits().max_bytes
     try:
         if os.path.isfile(path) and os.path.getsize(path) <= limit:
@@ -228,7 +234,27 @@ def versions() -> dict[str, str]:
 def gather(
     detector: Detector, data: bytes, name: str, maps: Maps, channels: bool
 ) -> tuple[Detection, dict[str, Any], dict[str, bytes]]:
-    """Compute all that a report shows of an image: plain values, and pictures by name."""
+    """Compute all that a report shows of an image.
+
+    Parameters
+    ----------
+    detector, maps, channels
+        As for `make_report`.
+    data
+        Bytes of the image's file.
+    name
+        What to call the image.
+
+    Returns
+    -------
+    tuple
+        The detection; plain values, to be embedded; pictures, PNG or JPEG, by name.
+
+    Raises
+    ------
+    ImageError
+        The image cannot be read or analysed.
+    """
     loaded = load_image(data, name=name, part=detector.part, whole=True)
     detection, explained = detector.explain(loaded)
     metadata = read_metadata(data)

@@ -20,10 +20,21 @@ _BYTES_AT_ONCE = 1 << 24
 
 
 def displayed(loaded: LoadedImage, side: int) -> Image.Image:
-    """Reduce an image to a longer side of at most `side`, turned as a viewer shows it.
+    """Reduce an image, and turn it as a viewer shows it.
 
-    By strips: blocks of pixels are averaged first, so that no second copy of a large image is made.
+    Parameters
+    ----------
+    loaded
+        With all its pixels.
+    side
+        Longer side of the result, pixels; a smaller image keeps its size.
+
+    Returns
+    -------
+    PIL.Image.Image
+        RGB.
     """
+    # By strips, in which blocks of pixels are averaged: a large image is not copied whole.
     height, width = loaded.facts.height, loaded.facts.width
     scale = min(1.0, side / max(width, height))
     size = max(1, round(scale * width)), max(1, round(scale * height))
@@ -45,7 +56,15 @@ def displayed(loaded: LoadedImage, side: int) -> Image.Image:
 
 
 def jpeg(image: Image.Image, most: int) -> bytes:
-    """Write an image with the best quality by which it takes up `most` bytes, or else the least."""
+    """Write an image as JPEG, as well as it fits into so many bytes.
+
+    Parameters
+    ----------
+    image
+        RGB.
+    most
+        Bytes; they are exceeded where even quality 35 needs more.
+    """
     for quality in (85, 75, 65, 55, 45, 35):
         buffer = io.BytesIO()
         image.save(buffer, "JPEG", quality=quality, optimize=True)
@@ -55,7 +74,15 @@ def jpeg(image: Image.Image, most: int) -> bytes:
 
 
 def shrunk(values: NDArray[Any], most: int = 128) -> NDArray[np.float64]:
-    """Average large maps to at most 128 a side; others are as they are."""
+    """Halve a map, by averaging, until it is small enough; one of odd size stays as it is.
+
+    Parameters
+    ----------
+    values
+        (H, W).
+    most
+        Values along a side.
+    """
     found = np.asarray(values, dtype=np.float64)
     while max(found.shape) > most and not any(n % 2 for n in found.shape):
         height, width = (n // 2 for n in found.shape)
@@ -64,7 +91,15 @@ def shrunk(values: NDArray[Any], most: int = 128) -> NDArray[np.float64]:
 
 
 def panel_png(values: NDArray[np.float64], limit: float) -> bytes:
-    """Draw a picture of one pixel a value, its colours in a palette: small, and exact."""
+    """Draw a map as PNG, one pixel a value; a palette keeps the file small.
+
+    Parameters
+    ----------
+    values
+        (H, W); zero is white.
+    limit
+        Positive: the absolute value at which colours end.
+    """
     image = Image.fromarray(colour_steps(values, limit, _SHADES))
     image.putpalette(palette(_SHADES))
     buffer = io.BytesIO()

@@ -32,7 +32,22 @@ def by_window(
 ) -> dict[str, Any] | None:
     """Score single windows by the most telling generator, and draw them over the image.
 
-    None where the image has room for one window only.
+    Parameters
+    ----------
+    detector
+        That the detection is of.
+    detection
+        Of this image.
+    loaded
+        The image, with all its pixels.
+    pictures
+        The picture is added to these as ``"windows"``.
+
+    Returns
+    -------
+    dict or None
+        Plain values: the windows of the verdict, a grid of others, and the similarity of each;
+        None where the image has room for one window only.
     """
     height, width = loaded.facts.height, loaded.facts.width
     side_x, side_y = max((w, h) for _, _, w, h in detection.windows)

@@ -84,13 +84,36 @@ def palette(shades: int) -> bytes:
 
 
 def colour_limit(values: NDArray[np.float64]) -> float:
-    """End of a symmetric colour scale; cells at exactly zero are masked out and do not count."""
+    """Tell where a symmetric scale of colours ends.
+
+    Parameters
+    ----------
+    values
+        (...) of a map; those of exactly zero are masked out, and do not count.
+
+    Returns
+    -------
+    float
+        The `PERCENTILE` of the values' sizes; positive.
+    """
     sizes = np.abs(values[values != 0.0])
     return float(np.percentile(sizes, PERCENTILE)) if sizes.size else 1.0
 
 
 def colour_scale(values: NDArray[np.float64]) -> tuple[float, float]:
-    """Centre and limit: zero where values lie on both sides of it, else their median."""
+    """Tell which value is white, and how far from it the colours end.
+
+    Parameters
+    ----------
+    values
+        (...) of a map.
+
+    Returns
+    -------
+    tuple of float
+        Centre, which is zero where values lie on both sides of it, else their median; and the
+        distance from it, positive.
+    """
     middle = float(np.median(values))
     spread = colour_limit(values - middle)
     return (middle, spread) if abs(middle) > 0.5 * spread else (0.0, colour_limit(values))
