@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import struct
 import zlib
 from collections.abc import Callable
@@ -34,6 +35,10 @@ from masksim.data.manifest import REAL, Manifest, Row
 
 HEIGHT, WIDTH = 272, 304  # of the odd files: a multiple of 16 and more than the least window
 GREY = "grey repeated in three channels"
+
+# A shell that runs the tests in the background has Ctrl-C ignored, and children inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 Image.init()
 HAS_AVIF = "AVIF" in Image.SAVE  # Pillow 11.3 and later

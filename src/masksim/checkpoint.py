@@ -130,7 +130,10 @@ class Branch:
         """
         names = ("clf_a", "clf_b") if self.head == "original" else ("a", "b")
         a, b = (np.asarray(self.tensors[name], dtype=np.float64) for name in names)
-        return (a, b) if self.head == "bands" else (a.reshape(1, -1), b.reshape(1, -1))
+        if self.head != "bands":
+            return a.reshape(1, -1), b.reshape(1, -1)
+        a, b = np.broadcast_arrays(a, b)  # what all bands share is stored once
+        return a, b
 
 
 def check_generator_name(name: str) -> None:
