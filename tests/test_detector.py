@@ -19,7 +19,7 @@ import masksim
 from conftest import make_natural, plant  # type: ignore[import-not-found]
 from masksim.augment import encode
 from masksim.bank import BANK
-from masksim.calibration import Rates
+from masksim.calibration import Rates, most_telling
 from masksim.checkpoint import Branch, DetectorFile
 from masksim.detector import Detector, load_detector
 from masksim.errors import ImageError, ModelError, UsageError
@@ -31,7 +31,7 @@ from masksim.original.importer import import_original
 from masksim.residual import OnnxResidual, ResidualConfig, residual_onnx
 from masksim.results import Detection
 from masksim.spectrum import frequencies
-from masksim.stability import REENCODINGS
+from masksim.stability import REENCODINGS, middle
 from masksim.traits import TRAITS
 
 Natural = Callable[..., NDArray[np.uint8]]
@@ -408,6 +408,8 @@ def test_a_photo_that_was_a_jpeg_is_no_screenshot(convinced: Detector) -> None:
     screen = make_natural(1080, 1920, seed=3)
     screen[:, :300] = 240
     assert "screenshot_like" not in reasons(convinced, jpeg(screen, 95))
+    assert "screenshot_like" not in reasons(convinced, encode(screen, "WEBP", 95))
+    assert "screenshot_like" in reasons(convinced, png(screen))
 
 
 def test_only_what_hides_a_pattern_makes_its_absence_inconclusive(trained: Any) -> None:
@@ -514,9 +516,9 @@ def test_smaller_images_are_refused(
 
 
 @pytest.mark.parametrize("level", [0, 77, 255])
-def test_a_flat_image_gets_an_answer_and_a_caution(detector: Detector, level: int) -> None:
+def test_a_flat_image_gets_an_answer_with_the_reason(detector: Detector, level: int) -> None:
     found = detector.detect(np.full((520, 520, 3), level, np.uint8))
-    assert any("100 % of the analysed pixels" in caution for caution in found.verdict.cautions)
+    assert "flat" in [reason.code for reason in found.verdict.reasons]
     assert all(np.isfinite(score.similarity) for score in found.scores)
 
 
@@ -771,9 +773,34 @@ def test_graphics_are_never_evidence() -> None:
         verdict = detector.detect(picture).verdict
         levels.add(verdict.level)
         assert verdict.level in ("inconclusive", "no evidence"), verdict
-        assert any("equal their neighbours" in caution for caution in verdict.cautions)
+        assert (
+            "flat" in [reason.code for reason in verdict.reasons] or verdict.level != "inconclusive"
+        )
         assert verdict.generator is None
     assert "inconclusive" in levels
+
+
+def test_copies_of_photos_are_not_called_photos(trained: Any) -> None:
+    detector = load_detector()
+    assert detector.photos == 1724 < detector.sample_size
+    verdict = detector.detect(make_natural(600, 640, seed=4)).verdict
+    assert "copies of photos" in verdict.kind
+    assert f" of {verdict.sample_size} middle-sized copies of real photos" in verdict.text
+    alone = Detector(trained.file)
+    assert alone.photos == alone.sample_size
+    assert "copies" not in alone.detect(make_natural(560, 576, seed=4)).verdict.text
+
+
+def test_equal_rates_are_parted_by_similarity_everywhere() -> None:
+    own, similarities = np.array([0.1, 0.001, 0.001]), np.array([0.9, 0.2, 0.3])
+    assert most_telling(own, similarities).tolist() == [2, 1, 0]
+
+
+def test_what_is_reencoded_is_no_less_than_what_is_analysed() -> None:
+    large = np.zeros((2600, 1700, 3), np.uint8)
+    assert middle(large).shape == (1600, 1600, 3)
+    assert middle(large, 2048).shape == (2048, 1700, 3)
+    assert middle(large[:500, :600], 2048).shape == (500, 600, 3)
 
 
 def test_a_head_learned_from_few_sources_says_so(trained: Any) -> None:

@@ -107,7 +107,7 @@ def test_the_upper_end_of_the_interval_limits_the_word(
     assert (level_of(rate, Interval(0.0, high)), found.level) == (level, level)
     # Where the interval takes a word away, it says so.
     alone = level_of(rate)
-    assert (f"For {alone} the interval may reach " in found.explanation) is (alone != level)
+    assert (f"This is not {alone}, because the interval" in found.explanation) is (alone != level)
     assert level_of(rate) == level_of(rate, Interval(0.0, rate))
 
 
@@ -121,7 +121,7 @@ def test_a_sentence_says_no_more_than_its_interval() -> None:
     few = verdict(0.05, 19, interval=Interval(0.0, 0.176))
     assert few.level == "weak evidence"
     assert few.explanation.endswith(
-        "(95 % interval 0 to 18 %). For evidence the interval may reach 10 % only."
+        "(95 % interval 0 to 18 %). This is not evidence, because the interval reaches above 10 %."
     )
 
 
@@ -179,6 +179,10 @@ def test_a_likelihood_ratio_has_no_scale_of_its_own() -> None:
     dark = [Reason("too_dark", "it is dark", hides=True)]
     assert verdict(0.02, ratios=ratios, reasons=dark).likelihood_ratio is None
     assert verdict(0.02).likelihood_ratio is None
+    # Ratios are of one set of photos: a rate among others has none.
+    ratios.population = "built-in"
+    assert verdict(0.02, population="mine", ratios=ratios).likelihood_ratio is None
+    assert verdict(0.02, population="built-in", ratios=ratios).likelihood_ratio is not None
 
 
 @pytest.mark.parametrize(

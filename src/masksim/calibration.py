@@ -109,6 +109,12 @@ def joint_false_positive_rate(
     return out.reshape(tested.shape[:-1])
 
 
+def most_telling(own: NDArray[Any], scores: NDArray[Any]) -> NDArray[np.int64]:
+    """Order generators by their own rates (G,), of equal ones the higher score (G,) first."""
+    found: NDArray[np.int64] = np.lexsort((-np.asarray(scores), own))
+    return found
+
+
 def number_of_false_alarms(rates: Any) -> NDArray[np.float64]:
     """Expect so many generators to match a real photo as well: the a-contrario reading.
 
@@ -298,6 +304,8 @@ class Calibration:
         How photos are parted.
     learned
         The statistic whose rank is the joint rate; by default the best of the generators' ranks.
+    copies
+        A photo is there several times, each copy processed in another way: words speak of copies.
 
     Attributes
     ----------
@@ -317,6 +325,8 @@ class Calibration:
         sources: NDArray[Any] | None = None,
         strata: Strata | None = None,
         learned: Joint | None = None,
+        *,
+        copies: bool = False,
     ) -> None:
         real = np.asarray(real_scores, dtype=np.float64)
         if real.ndim != 2 or not len(real):
@@ -340,6 +350,7 @@ class Calibration:
                 code="model_invalid",
             )
         self.learned = learned
+        self.copies = copies
         self.strata = Strata() if strata is None or traits is None else strata
         complete = np.asarray(~np.isnan(real).any(axis=1), dtype=np.bool_)
         self.tree = grow(self.strata, self.traits, self.sources, complete, np.arange(n))
@@ -355,6 +366,7 @@ class Calibration:
             self.sources,
             self.strata,
             None if self.learned is None else self.learned.only(generators),
+            copies=self.copies,
         )
 
     def _stratum(self, traits: NDArray[Any] | None) -> _Stratum:
@@ -371,7 +383,7 @@ class Calibration:
                 self.statistics(self.real_scores[at], self.traits[at]),
                 self.sources[at],
                 node.words,
-                node.kind,
+                node.kind.replace("photos", "copies of photos", 1) if self.copies else node.kind,
             )
         return self._ready[node]
 
@@ -462,6 +474,7 @@ class Calibration:
                     self.sources[rest],
                     self.strata,
                     self.learned,
+                    copies=self.copies,
                 )
                 out[own] = others.all_rates(self.real_scores[own], self.traits[own])[1]
         return out

@@ -160,8 +160,20 @@ class Detector:
 
     @property
     def sample_size(self) -> int:
-        """Number of calibration photos that were scored by all heads; 0 if it is not calibrated."""
+        """Number of scores of real photos that rates rest on; 0 if it is not calibrated.
+
+        A photo may count several times, each copy processed in another way: see `photos`.
+        """
         return sum(len(scored_for_all(c.real_scores)) for c in self.calibrations.values())
+
+    @property
+    def photos(self) -> int:
+        """Number of different photos among them, as the file tells."""
+        built_in = self.calibrations.get(BUILT_IN)
+        if built_in is None or not built_in.copies:
+            return self.sample_size
+        added = self.sample_size - len(scored_for_all(built_in.real_scores))
+        return added + int(self.file.provenance["calibration"]["photos"])
 
     def rates(self, similarity: NDArray[Any], traits: NDArray[Any]) -> Rates | None:
         """Rank scores (G,) of an image with traits (T,) among the photos of its kind.
@@ -322,6 +334,7 @@ class Detector:
         traits = _traits(loaded.pixels, found, loaded.facts.jpeg_quality)
         rates = self.rates(similarity, traits)
         first_rows = loaded.top() if self.watermarks else None
+        marks = () if first_rows is None else find_watermarks(first_rows)
         top, left = loaded.corner
         return Detection(
             loaded.facts,
@@ -331,7 +344,7 @@ class Detector:
             self.name,
             self.sha256,
             time.perf_counter() - start,
-            watermarks=() if first_rows is None else find_watermarks(first_rows),
+            watermarks=marks,
         )
 
     def _scores(
@@ -376,7 +389,7 @@ class Detector:
         clarity = None
         if self.attribution is not None:
             clarity = float(self.attribution.clarity(similarity))
-        against = limits.reasons(loaded.facts, traits, rates, self._seen)
+        against = limits.reasons(loaded.facts, traits, rates, similarity, self._seen)
         near = rates is not None and rates.joint <= TRIED_UP_TO
         tried = near and self.stability and not against
         decided = verdict.decide(
@@ -407,7 +420,8 @@ class Detector:
         """Rates after each small re-encoding of the part that is analysed, by its name."""
         # The same part whether the image came as a file, of which no more is held, or as an array.
         top, left, height, width = self.part(*pixels.shape[:2])
-        part = middle(pixels[top : top + height, left : left + width])
+        side = max(branch.region for branch in self._branches)
+        part = middle(pixels[top : top + height, left : left + width], side)
         after = {}
         for small in REENCODINGS:
             changed = small.change(part)
@@ -550,7 +564,7 @@ def describe(detector: Detector) -> dict[str, Any]:
     -------
     dict
         ``name``, ``sha256``, ``format_version``, ``masksim`` (the version), ``generators``,
-        ``calibration`` (number of photos, and the strata of each population), ``config``,
+        ``calibration`` (numbers of scores and photos, the strata of each population), ``config``,
         ``branches``, ``provenance``.
     """
     file = detector.file
@@ -562,6 +576,7 @@ def describe(detector: Detector) -> dict[str, Any]:
         "generators": list(detector.generators),
         "calibration": {
             "sample_size": detector.sample_size,
+            "photos": detector.photos,
             "populations": {
                 name: [
                     {"stratum": words, "photos": photos, "sources": sources}

@@ -63,6 +63,8 @@ class LikelihoodRatios:
         (n,): joint rates of photos.
     effective
         What the photos are worth: their number over the `design_effect`; by default their number.
+    population
+        Name of the photos: a rate among others has no ratio.
 
     Raises
     ------
@@ -76,7 +78,10 @@ class LikelihoodRatios:
         weights: NDArray[Any],
         real: NDArray[Any],
         effective: float | None = None,
+        *,
+        population: str = "",
     ) -> None:
+        self.population = population
         own, photos = np.asarray(synthetic, np.float64), np.asarray(real, np.float64)
         share = np.asarray(weights, np.float64)
         both = np.concatenate([own, photos])

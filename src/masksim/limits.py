@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from masksim.calibration import Calibration, Rates
+from masksim.calibration import Calibration, Rates, most_telling
 from masksim.image import ImageFacts
 from masksim.populations import OwnImages
-from masksim.traits import TRAITS
+from masksim.traits import TRAITS, is_lossy
 from masksim.verdict import Reason
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ COMPRESSED = 50
 SLACK = 0.1
 """By this share of its width the range that calibration photos have shown is widened."""
 
-_LOSSY = ("JPEG", "MPO", "HEIF", "AVIF")
 _RANGED = {"energy": "its noise", "sharpness": "its fine detail", "distance": "its spectrum"}
 
 # Sizes of screens, shorter side first, in pixels.
@@ -88,7 +87,11 @@ def _widest(ranges: Sequence[tuple[float, float]]) -> tuple[float, float]:
 
 
 def reasons(
-    facts: ImageFacts, traits: NDArray[np.float64], rates: Rates | None, seen: Seen
+    facts: ImageFacts,
+    traits: NDArray[np.float64],
+    rates: Rates | None,
+    similarities: NDArray[np.float64],
+    seen: Seen,
 ) -> list[Reason]:
     """Tell why nothing can be concluded from an image, whatever its rate.
 
@@ -96,8 +99,8 @@ def reasons(
     ----------
     facts, traits
         Of the image; traits (T,).
-    rates
-        Its rates; None if the detector is not calibrated.
+    rates, similarities
+        Its own, similarities (G,); no rates if the detector is not calibrated.
     seen
         What the calibration rests on.
 
@@ -111,7 +114,7 @@ def reasons(
         *_too_small(shown, seen),
         *_without_detail(facts, shown),
         *_resized(shown, seen),
-        *_out_of_range(shown, rates, seen),
+        *_out_of_range(shown, rates, similarities, seen),
     ]
 
 
@@ -139,7 +142,7 @@ def _without_detail(facts: ImageFacts, shown: Mapping[str, float]) -> Iterator[R
     elif (
         tuple(sorted((facts.width, facts.height))) in _SCREENS
         and shown["flat"] > FLAT_SCREENSHOT
-        and facts.format not in _LOSSY
+        and not is_lossy(facts.format)
     ):
         yield Reason("screenshot_like", "the image has the size and flat parts of a screenshot")
     if facts.jpeg_quality is not None and facts.jpeg_quality < COMPRESSED:
@@ -160,9 +163,16 @@ def _resized(shown: Mapping[str, float], seen: Seen) -> Iterator[Reason]:
         )
 
 
-def _out_of_range(shown: Mapping[str, float], rates: Rates | None, seen: Seen) -> Iterator[Reason]:
+def _out_of_range(
+    shown: Mapping[str, float],
+    rates: Rates | None,
+    similarities: NDArray[np.float64],
+    seen: Seen,
+) -> Iterator[Reason]:
     """Beyond what photos show, and beyond what images of the generator in question do."""
-    best = None if rates is None or seen.own is None else int(np.argmin(rates.own))
+    best = None
+    if rates is not None and seen.own is not None:
+        best = int(most_telling(rates.own, similarities)[0])
     beyond = []
     for trait, called in _RANGED.items():
         low, high = seen.photos[trait]
@@ -175,7 +185,7 @@ def _out_of_range(shown: Mapping[str, float], rates: Rates | None, seen: Seen) -
         yield Reason(
             "out_of_range",
             f"the image is, in {' and '.join(beyond)}, unlike the photos that the rates were "
-            "measured on, and unlike the generator's own images",
+            "measured on" + (", and unlike the generator's own images" if best is not None else ""),
         )
 
 
@@ -203,12 +213,6 @@ def cautions(
         found.append(
             f"A side of the image is under {window} pixels: there is less to measure than in the "
             "photos the rates were measured on."
-        )
-    flat = float(traits[TRAITS.index("flat")])
-    if flat > FLAT:
-        found.append(
-            f"{100 * flat:.0f} % of the analysed pixels equal their neighbours: there is little "
-            "noise to measure."
         )
     if facts.format == "array" and by_band:
         found.append(

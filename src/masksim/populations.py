@@ -126,8 +126,19 @@ def read_calibrations(file: DetectorFile) -> dict[str, Calibration]:
             raise ModelError(f"unknown calibration: {sorted(arrays)}")
         _check_similarities(similarities, len(file.generators))
         traits = None if traits is None else with_all_traits(traits)
-        found[name] = Calibration(similarities, traits, sources, strata, joint)
+        found[name] = Calibration(
+            similarities, traits, sources, strata, joint, copies=k == 0 and _in_copies(file)
+        )
     return found
+
+
+def _in_copies(file: DetectorFile) -> bool:
+    """Tell whether each photo of the training was scored in several views."""
+    made = file.provenance.get("calibration")
+    if not isinstance(made, Mapping):
+        return False
+    photos, views = made.get("photos"), made.get("views")
+    return isinstance(photos, int) and isinstance(views, int) and photos < views
 
 
 def _added_populations(file: DetectorFile) -> list[str]:
@@ -203,8 +214,7 @@ class OwnImages:
     def usual(self) -> NDArray[np.float64]:
         """Range of each trait in which 90 % of each generator's images lie: (2, G, T).
 
-        The lower end is infinite, the upper one minus infinite, where there are too few
-        (`FEW_OWN`).
+        An empty range, from inf to -inf, where there are too few (`FEW_OWN`).
         """
         count = self.similarities.shape[1]
         out = np.empty((2, count, len(TRAITS)))
@@ -235,4 +245,6 @@ def likelihood_ratios(own: OwnImages, photos: Calibration) -> LikelihoodRatios:
         raise UsageError("too few images were scored by all heads for likelihood ratios")
     counts = np.bincount(of)
     effect = design_effect(real[kept] <= NONE, photos.sources[kept])
-    return LikelihoodRatios(made, 1.0 / counts[of], real[kept], kept.sum() / effect)
+    return LikelihoodRatios(
+        made, 1.0 / counts[of], real[kept], kept.sum() / effect, population=BUILT_IN
+    )

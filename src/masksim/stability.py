@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 TRIED_UP_TO = 0.25
 """Verdicts are checked by small re-encodings up to this joint rate."""
 
-_SIDE = 1600  # pixels, a multiple of 16: what lies outside is not analysed
+_SIDE = 1600  # pixels, a multiple of 16
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,16 @@ REENCODINGS: tuple[Reencoding, ...] = (
 )
 
 
-def middle(pixels: Pixels) -> Pixels:
-    """Cut out the middle that is re-encoded, keeping the grid of JPEG's blocks and of chroma."""
-    top, left = ((n - min(n, _SIDE)) // 2 // 16 * 16 for n in pixels.shape[:2])
-    return np.ascontiguousarray(pixels[top : top + _SIDE, left : left + _SIDE])
+def middle(pixels: Pixels, least: int = 0) -> Pixels:
+    """Cut out the middle that is re-encoded, keeping the grid of JPEG's blocks and of chroma.
+
+    Parameters
+    ----------
+    pixels
+        uint8 (H, W, 3).
+    least
+        Side of the part that a detector analyses, pixels; no less is left where there is more.
+    """
+    side = max(_SIDE, -(-least // 16) * 16)
+    top, left = ((n - min(n, side)) // 2 // 16 * 16 for n in pixels.shape[:2])
+    return np.ascontiguousarray(pixels[top : top + side, left : left + side])

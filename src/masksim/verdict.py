@@ -12,14 +12,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, TypeAlias
 
-from masksim.calibration import Rates, number_of_false_alarms
+import numpy as np
+
+from masksim.calibration import Rates, most_telling, number_of_false_alarms
 from masksim.errors import UsageError
 
 # Not for type checkers alone: tables of results ask `Verdict` for the types of its fields.
 from masksim.evidence import UNCLEAR, LikelihoodRatio, LikelihoodRatios
 from masksim.intervals import Interval
-
-# Not for type checkers alone: tables of results ask `Verdict` for the types of its fields.
 
 Level: TypeAlias = Literal[
     "inconclusive",
@@ -95,7 +95,7 @@ class Verdict:
         that resemble some generator at least as much. In (0, 1]; None if uncalibrated. Where the
         evidence does not survive a small re-encoding, the largest rate after one of them.
     sample_size
-        How many real photos that was measured on.
+        How many real photos, or copies of them (`kind`), that was measured on.
     text
         The verdict in words: `headline` and `explanation`.
     headline
@@ -119,7 +119,7 @@ class Verdict:
     sources
         How many sources they are of.
     reasons
-        Why the verdict is inconclusive; else what speaks against a finding there was none of.
+        Why the verdict is inconclusive; else empty.
     number_of_false_alarms
         The a-contrario reading: how many of the generators a photo is expected to match as well.
     stability
@@ -127,7 +127,8 @@ class Verdict:
     as_found
         The joint rate of the image itself, where `false_positive_rate` is that after a re-encoding.
     likelihood_ratio
-        Of the rate, if it was asked for; None where the level is inconclusive or fragile.
+        Of the rate, if it was asked for; None where the level is inconclusive or fragile, or the
+        rate was measured on photos of one's own.
     population
         Whose photos the rate was measured on, where the detector has several sets of them.
     """
@@ -271,12 +272,13 @@ def decide(
         kind=shown.kind,
         sources=shown.sources,
         reasons=against,
-        number_of_false_alarms=float(number_of_false_alarms(rates.own)),
+        number_of_false_alarms=float(number_of_false_alarms(shown.own)),
         stability=stability or None,
         population=shown.population,
         as_found=None if lost is None else rates.joint,
     )
-    if ratios is not None and level not in ("inconclusive", "fragile"):
+    judged = level not in ("inconclusive", "fragile")
+    if ratios is not None and judged and shown.population in ("", ratios.population):
         ratio = ratios.at(shown.joint)
         found = replace(found, likelihood_ratio=replace(ratio, words=ratio_words(ratio.value)))
     if level in ("inconclusive", "fragile", "no evidence"):
@@ -317,7 +319,7 @@ def _attributed(
     clarity: float | None,
 ) -> Verdict:
     """Say which generator it is, or that this is not clear."""
-    ranked = sorted(range(len(generators)), key=lambda g: (own[g], -similarities[g]))
+    ranked = most_telling(np.asarray(own), np.asarray(similarities)).tolist()
     best = ranked[0]
     limit = min(NEAR * own[best], NONE)
     near = [generators[g] for g in ranked[1:] if own[g] <= limit]
@@ -403,7 +405,7 @@ def _explanation(verdict: Mapping[str, Any]) -> str:
     alone = level_of(verdict["false_positive_rate"])
     if interval is not None and alone != level_of(verdict["false_positive_rate"], interval):
         limit = MARGIN * next(limit for limit, level in LEVELS if level == alone)
-        found.append(f"For {alone} the interval may reach {_percent(limit)} only")
+        found.append(f"This is not {alone}, because the interval reaches above {_percent(limit)}")
     if level == "no evidence":
         found.append("That does not show that the image is a photo")
     return ". ".join((*found, ""))[:-1]
@@ -451,9 +453,12 @@ def format_interval(interval: Interval) -> str:
     return f"95 % interval {low} to {_percent(max(interval.high, 1e-4))}"
 
 
-def format_rate(rate: float, sample_size: int) -> str:
-    """Write a rate as a percentage with the digits that its sample supports, never 0."""
-    if rate <= 1.0 / (sample_size + 1.0):
+def format_rate(rate: float, sample_size: int | None = None) -> str:
+    """Write a rate as a percentage with the digits that its sample supports, never 0.
+
+    Where the sample is not known, the rate as it is.
+    """
+    if sample_size is not None and rate <= 1.0 / (sample_size + 1.0):
         return f"at most {_percent(1.0 / (sample_size + 1.0))}"
     return _percent(rate) if rate < 0.995 else "nearly all (100 %)"
 

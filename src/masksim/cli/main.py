@@ -308,7 +308,11 @@ def info(
         size = facts["calibration"]["sample_size"]
         write(f"{facts['name']}, sha256 {facts['sha256']}")
         write(f"  generators: {', '.join(facts['generators'])}")
-        write(f"  calibration: {f'{size} real photos' if size else 'none'}")
+        photos = facts["calibration"]["photos"]
+        of = f"{photos} real photos"
+        if size > photos:
+            of += f" in {size} copies, each processed in another way"
+        write(f"  calibration: {of if size else 'none'}")
         for name, strata in facts["calibration"]["populations"].items():
             for row in strata:
                 write(f"    {name}, {row['stratum']}: {row['photos']} of {row['sources']} sources")

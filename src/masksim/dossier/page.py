@@ -185,7 +185,7 @@ def _percent(rate: float) -> str:
     return f"{100 * rate:.2g}&nbsp;%" if rate < 0.995 else "100&nbsp;%"
 
 
-def _rate(rate: float, n: int) -> str:
+def _rate(rate: float, n: int | None) -> str:
     return _kept(format_rate(rate, n))
 
 
@@ -324,7 +324,7 @@ def _meaning(data: Mapping[str, Any]) -> str:
     if verdict["sample_size"]:
         stratum = "" if verdict["stratum"] == "all" else f": {verdict['stratum']}"
         parts.append(
-            f"<p>Measured on {int(verdict['sample_size'])} real photos from "
+            f"<p>Measured on {int(verdict['sample_size'])} {_measured_on(verdict)} from "
             f"{int(verdict['sources'])} sources{_e(stratum)}.</p>"
         )
     named = verdict["stratum"].split()
@@ -334,14 +334,16 @@ def _meaning(data: Mapping[str, Any]) -> str:
     return "".join(parts)
 
 
+def _measured_on(verdict: Mapping[str, Any]) -> str:
+    """Say whether each of the photos counts once or in several copies."""
+    return "copies of real photos" if "copies of" in verdict["kind"] else "real photos"
+
+
 def _stability(detection: Mapping[str, Any]) -> str:
     verdict = detection["verdict"]
     if not verdict["stability"]:
         return ""
-    rows = [
-        (_e(name), _rate(rate, verdict["sample_size"]))
-        for name, rate in verdict["stability"].items()
-    ]
+    rows = [(_e(name), _rate(rate, None)) for name, rate in verdict["stability"].items()]
     return (
         "<p>The image was changed a little, and the rate measured again. Evidence should last: "
         "where a change takes it away, the largest rate is given.</p>"

@@ -185,7 +185,8 @@ class ModelAnswer(_Shape):
     format_version: int
     masksim: str = Field(description="Version of the package.")
     generators: list[str]
-    sample_size: int = Field(description="Real photos that rates are measured on.")
+    sample_size: int = Field(description="Scores of real photos that rates are measured on.")
+    photos: int = Field(description="Different photos among these.")
     calibration: list[Population]
     limits: ServiceLimits
 

@@ -357,6 +357,7 @@ def _described(detector: Detector, config: ServeConfig) -> dict[str, Any]:
     return {
         **{name: facts[name] for name in kept},
         "sample_size": facts["calibration"]["sample_size"],
+        "photos": facts["calibration"]["photos"],
         "calibration": [
             {"name": name, "strata": strata}
             for name, strata in facts["calibration"]["populations"].items()

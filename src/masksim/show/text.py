@@ -87,11 +87,10 @@ def to_text(detection: Detection, width: int = 80, *, ascii_only: bool = False) 
             "    ",
         )
     if verdict.stability:
-        rates = [
-            f"after {name}: {format_rate(rate, verdict.sample_size)}"
-            for name, rate in verdict.stability.items()
-        ]
-        paragraph(f"{', '.join(rates)}.", "  Real photos as high ", "    ")
+        # Each among the photos of its own kind, whose number is not that of the verdict's.
+        rates = [f"{format_rate(rate)} after {name}" for name, rate in verdict.stability.items()]
+        said = "Share of real photos that match as well once the image is re-encoded: "
+        paragraph(f"{said}{', '.join(rates)}.", "  ", "    ")
     if detection.origin is not None:
         lines.extend(("", f"  {origins.TITLE}:"))
         for line in origins.words(detection.origin):

@@ -26,7 +26,7 @@ async function meet() {
   try {
     const model = await api.model();
     limits = model.limits;
-    const photos = model.sample_size ? `${words.count(model.sample_size)} real photos` : "no photos";
+    const photos = model.photos ? `${words.count(model.photos)} real photos` : "no photos";
     $("model").textContent =
       `${model.name} (${model.sha256.slice(0, 12)}), knows ${model.generators.length} generators, ` +
       `rates from ${photos}, version ${model.masksim}`;

@@ -164,7 +164,7 @@ function factsPart(answer) {
   if (verdict.sample_size) rows.push(["Compared with", words.comparedWith(verdict)]);
   if (verdict.stability) {
     rows.push(["Photos as high after", Object.entries(verdict.stability)
-      .map(([how, rate]) => `${how}: ${words.rate(rate, verdict.sample_size)}`).join("; ")]);
+      .map(([how, rate]) => `${how}: ${words.rate(rate, Infinity)}`).join("; ")]);
   }
   if (verdict.number_of_false_alarms !== null) {
     rows.push(["Expected matches", `${Number(verdict.number_of_false_alarms.toPrecision(2))} generators by chance`]);

@@ -50,7 +50,8 @@ export const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 export function comparedWith(verdict) {
   const sources = verdict.sources ? ` from ${count(verdict.sources)} sources` : "";
   const stratum = verdict.stratum === "all" ? "" : `: ${verdict.stratum}`;
-  return `${count(verdict.sample_size)} real photos${sources}${stratum}`;
+  const photos = verdict.kind.includes("copies of") ? "copies of real photos" : "real photos";
+  return `${count(verdict.sample_size)} ${photos}${sources}${stratum}`;
 }
 
 export const problem = (code) => PROBLEMS[code] ?? "This image could not be analysed.";
