@@ -60,7 +60,8 @@ def export_onnx(detector: Detector, *, maps: bool = False) -> bytes:
             f"a graph needs the package onnx: {install('export')}",
             code="onnx_missing",
         ) from error
-    from masksim.export.trace import IR_VERSION, OPSET, Writer
+    from masksim.export.trace import Writer
+    from masksim.residual import IR_VERSION, OPSET
 
     chosen = windows_of(detector)
     xp = Writer()
