@@ -233,7 +233,8 @@ def write_onnx(
     """
     graph = export_onnx(detector, maps=maps)
     target = Path(path)
-    make_folder(target.parent)
+    if not target.parent.is_dir():  # that of a device need not be one to write into
+        make_folder(target.parent)
     write_whole(target, graph)
     return {"files": [str(target)], "bytes": len(graph)}
 
