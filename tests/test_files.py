@@ -98,3 +98,27 @@ def test_digests_are_those_of_hashlib(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(data)
     assert file_digest(tmp_path / "a") == hashlib.sha256(data).hexdigest()
     assert file_digest(tmp_path / "a", "md5") == hashlib.md5(data).hexdigest()
+
+
+def test_only_errors_of_writing_are_told_as_such(tmp_path: Path) -> None:
+    """A block that reads a file which is damaged, or not there, raises that error."""
+
+    def write(error: OSError) -> None:
+        with written_whole(tmp_path / "a") as file:
+            file.write(b"half")
+            raise error
+
+    for other in (OSError("no magic bytes"), FileNotFoundError(errno.ENOENT, "none", "b")):
+        with pytest.raises(type(other)) as found:
+            write(other)
+        assert found.value is other
+    with pytest.raises(UsageError, match="free some space"):
+        write(OSError(errno.ENOSPC, "No space left on device"))
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no such device")
+@pytest.mark.parametrize("size", [1, 1 << 20])
+def test_a_device_without_space(size: int) -> None:
+    with pytest.raises(UsageError, match="No space left"):
+        write_whole("/dev/full", bytes(size))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from masksim.errors import UsageError
@@ -12,7 +13,6 @@ from masksim.traits import (
     TRAITS,
     bands_of,
     compression_band,
-    flat_share,
     measure,
     with_all_traits,
 )
@@ -120,6 +120,10 @@ def test_windows_are_averaged_and_the_rest_is_not_seen() -> None:
 def test_a_window_is_needed() -> None:
     with pytest.raises(UsageError, match="at least one window"):
         measure(noise(4), [])
+
+
+def flat_share(pixels: NDArray[np.uint8], windows: list[tuple[int, int, int, int]]) -> float:
+    return float(measure(pixels, windows)[TRAITS.index("flat")])
 
 
 def test_flat_share() -> None:

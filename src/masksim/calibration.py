@@ -525,7 +525,7 @@ class _Stratum:
         words: str,
         kind: str,
     ) -> None:
-        self.real, self.sources, self.words, self.kind = real, sources, words, kind
+        self.real, self.words, self.kind = real, words, kind
         complete = ~np.isnan(real).any(axis=1)
         self.ranked = _Ranked(statistics[complete])
         self.ranked_sources = sources[complete]

@@ -1,4 +1,4 @@
-"""Configurations from plain values and TOML files, and two small things that many modules share."""
+"""Configurations from plain values and TOML files; the progress of a stage, the number of cores."""
 
 from __future__ import annotations
 

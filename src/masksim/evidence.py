@@ -19,7 +19,7 @@ UNCLEAR = 0.20
 
 _FEWEST = 10  # own images, with which something can be said of what is typical
 _POOLED_LIKE = 50  # with so many own images half of the covariance is their own
-_MATCHED = 0.05  # own images that are found at this rate tell how clearly such images are told
+_MATCHED = 0.05  # only own images found at this rate define what is clear
 _DIAGONAL = 0.1  # share of the covariance's diagonal alone
 
 

@@ -13,11 +13,14 @@ from typing import IO, Any
 
 from masksim.errors import UsageError
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_OF_THE_DISK = (*_FULL, errno.EIO)
+
 
 def cannot_write(path: str | os.PathLike[str], error: OSError) -> UsageError:
     """Say that a file cannot be written, and that nothing written before is lost."""
     hint = ""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if error.errno in _FULL:
         hint = "; what was written before is whole: free some space and run the same command again"
     return UsageError(f"cannot write {os.fspath(path)}: {error.strerror or error}{hint}")
 
@@ -32,26 +35,41 @@ def written_whole(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO
     Raises
     ------
     UsageError
-        It cannot be written: no permission, no space.
+        It cannot be written: no permission, no space. Other errors of the block are not touched,
+        such as that of another file which it reads.
     """
-    encoding = None if "b" in mode else "utf-8"
-    try:
-        if os.path.exists(path) and not os.path.isfile(path):  # nothing to put in its place
-            with open(path, mode, encoding=encoding) as file:
-                yield file
-            return
-        target = Path(os.path.realpath(path))
+    with _cannot_write(path):
+        # A pipe or a device: nothing can be put in its place.
+        into = os.path.exists(path) and not os.path.isfile(path)
+        target = Path(path if into else os.path.realpath(path))
         # Not by `tempfile`, whose files only their owner may read.
-        part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+        part = target if into else target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+        file = open(part, mode, encoding=None if "b" in mode else "utf-8")  # noqa: SIM115
+    try:
         try:
-            with open(part, mode, encoding=encoding) as file:
-                yield file
-                file.flush()
+            yield file
+        except OSError as error:
+            if error.errno in _OF_THE_DISK:
+                raise cannot_write(path, error) from error
+            raise
+        with _cannot_write(path):
+            file.flush()
+            if not into:
                 os.fsync(file.fileno())
-            os.replace(part, target)
-        finally:
+                file.close()  # an open file cannot be moved on Windows
+                os.replace(part, target)
+    finally:
+        with suppress(OSError):  # what could not be written is told already
+            file.close()
+        if not into:
             with suppress(OSError):
                 part.unlink(missing_ok=True)
+
+
+@contextmanager
+def _cannot_write(path: str | os.PathLike[str]) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise cannot_write(path, error) from error
 

@@ -34,8 +34,8 @@ BATCH_NORM_EPSILON = 1e-5
 CROSS_DIFFERENCE = np.array([[1, -1], [-1, 1]], dtype=np.float32)
 
 # The oldest pair that holds every operator used: read by any ONNX Runtime since 1.10.
-_ONNX_OPSET = 15
-_ONNX_IR_VERSION = 8
+OPSET = 15
+IR_VERSION = 8
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ def weight_shapes(config: ResidualConfig) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the arrays that make a network of this architecture.
 
     The names are those of the module's ``state_dict`` and, behind the prefix ``preproc.``, of the
-    original's checkpoints. ``cross_diff`` and ``none`` have none.
+    original's checkpoints. ``cross_diff``, ``none`` and ``bank`` have none.
     """
     if config.kind == "linear3x3":
         return {"0.weight": (CHANNELS, CHANNELS, 3, 3)}
@@ -350,8 +350,8 @@ def residual_onnx(config: ResidualConfig, weights: Mapping[str, NDArray[Any]]) -
     model = helper.make_model(
         graph,
         producer_name="masksim",
-        ir_version=_ONNX_IR_VERSION,
-        opset_imports=[helper.make_opsetid("", _ONNX_OPSET)],
+        ir_version=IR_VERSION,
+        opset_imports=[helper.make_opsetid("", OPSET)],
     )
     checker.check_model(model)
     return bytes(model.SerializeToString(deterministic=True))

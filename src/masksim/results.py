@@ -1,4 +1,4 @@
-"""What a detector answers: scores, verdict, maps. Plain values; nothing is computed here."""
+"""What a detector answers: scores, verdict, maps; as plain values for JSON, and as pictures."""
 
 from __future__ import annotations
 

@@ -23,10 +23,9 @@ if TYPE_CHECKING:
 class Strata:
     """How photos are parted by what they show, from the coarsest to the finest.
 
-    The photos are parted by one trait after another, each part for itself, wherever all of its
-    parts are left with enough photos of enough sources; a trait that would leave one of them too
-    thin is passed over there. So every photo and every image lies in one stratum: the coarse one
-    that a thin one would fall back to is never made of other kinds of photos alone.
+    The photos are parted by one trait after another, each part for itself. A cut is made only if
+    every part stays large enough, in photos and in sources; otherwise the photos stay together. So
+    every photo and every image lies in exactly one stratum.
 
     Attributes
     ----------

@@ -123,14 +123,16 @@ def measure(
     ndarray
         float64 (9,), in the order of `TRAITS`:
 
-        ``side``        the shorter side of the image, pixels;
+        ``side``        the shorter side of `pixels`; of a large file only a central part is read,
+                        so it is at most the side of that region;
         ``energy``      of the residual: mean over blocks of 32x32 pixels of the logarithm of the
                         mean squared cross difference of luma, ln of levels squared;
         ``sharpness``   how much larger that is than at half the resolution, ln of a ratio: white
                         noise ln 4, enlarged images below 0;
         ``chroma``      mean absolute difference of R and B from G, levels; 0 for greyscale;
         ``brightness``  mean luma, 0 to 255;
-        ``flat``        `flat_share`, 0 to 1;
+        ``flat``        share of pixels that equal their right and lower neighbours in all channels,
+                        0 to 1: photos have noise nearly everywhere, drawings and text have not;
         ``quality``     as given, NaN for None;
         ``distance``    as given, NaN for None;
         ``band``        as given, NaN for None.
@@ -158,26 +160,6 @@ def measure(
         ],
         dtype=np.float64,
     )
-
-
-def flat_share(pixels: NDArray[np.uint8], windows: Sequence[tuple[int, int, int, int]]) -> float:
-    """Share of pixels that equal their right and lower neighbours in all channels.
-
-    Photos have noise nearly everywhere; drawings, screenshots and text have large areas without.
-
-    Parameters
-    ----------
-    pixels : ndarray of uint8, shape (H, W, 3)
-        sRGB.
-    windows : sequence of (x, y, width, height)
-        Where to look, pixels.
-
-    Returns
-    -------
-    float
-        In [0, 1], the mean over the windows.
-    """
-    return float(np.mean([_flat(pixels[y : y + h, x : x + w]) for x, y, w, h in windows]))
 
 
 def measure_window(part: Array) -> tuple[Array, ...]:

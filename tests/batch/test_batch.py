@@ -375,24 +375,41 @@ def test_a_full_disk_is_told_and_gone_on_from(
 
 
 @in_one
+@pytest.mark.parametrize("where", ["write_table", "replace"])
 def test_parquet_on_a_full_disk(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     out = tmp_path / "results.parquet"
     paths = inputs.list_inputs([str(folder)])
 
-    def write_table(self: Any, table: Any) -> None:
+    def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(parquet.ParquetWriter, "write_table", write_table)
+        patch.setattr(parquet.ParquetWriter if where == "write_table" else os, where, full)
         with pytest.raises(DataError, match=r"No space.*--resume") as caught:
             go(paths, out)
     assert caught.value.code == "not_written"
     assert [path.name for path in tmp_path.iterdir()] == ["results.parquet.part"]
     assert go(paths, out, resume=True).resumed == 26
     assert parquet.read_table(out).num_rows == 26
+
+
+@in_one
+def test_a_damaged_parquet_file_is_told_as_such(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    out = tmp_path / "results.parquet"
+    paths = inputs.list_inputs([str(folder)])
+    go(paths, out)
+    whole = out.read_bytes()
+    half = len(whole) // 2
+    for damaged in (b"", b"no Parquet", whole[:half], whole[:4] + bytes(half) + whole[4 + half :]):
+        out.write_bytes(damaged)
+        with pytest.raises(DataError, match="is not a Parquet file"):
+            go(paths, out, resume=True)
+        assert out.read_bytes() == damaged
+        assert [path.name for path in tmp_path.iterdir()] == [out.name]
 
 
 @in_one

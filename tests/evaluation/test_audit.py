@@ -131,11 +131,28 @@ def test_an_audit_gives_each_photo_its_verdict(trained: Any, photos: Path, tmp_p
     for row in images.rows:
         if row.path not in found.failures:
             verdict = detector.detect(images.file(row)).verdict
-            rates.append(verdict.false_positive_rate or 0.0)
+            rate = verdict.false_positive_rate if verdict.as_found is None else verdict.as_found
+            rates.append(rate or 0.0)
             levels.append(verdict.level)
     for claim in found.whole.claims:
         assert claim.alarms == sum(rate <= claim.claimed for rate in rates)
     assert found.whole.verdicts == {level: levels.count(level) for level in set(levels)}
+
+
+def test_a_fragile_verdict_counts_by_its_rate_as_found(
+    trained: Any, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, _ = population.photos_in([photos])
+    detect = Detector.detect
+
+    def fragile(self: Detector, *args: Any, **options: Any) -> Any:
+        found = detect(self, *args, **options)
+        verdict = replace(found.verdict, false_positive_rate=0.9, as_found=0.04)
+        return replace(found, verdict=verdict)
+
+    monkeypatch.setattr(Detector, "detect", fragile)
+    found = audit.audit(trained.folder, images, cache=tmp_path)
+    assert [claim.alarms for claim in found.whole.claims] == [0, 24, 24]
 
 
 def test_a_photo_that_was_not_there_is_judged_when_it_is(

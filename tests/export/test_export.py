@@ -27,9 +27,8 @@ from masksim.export import graph as export
 from masksim.export import onnx as onnx_file
 from masksim.export import openvino as openvino_file
 from masksim.export import runner as exported
-from masksim.export.trace import OPSET
 from masksim.preprocess import COLOUR_SPACES, shared_windows
-from masksim.residual import ResidualConfig, residual_onnx, weight_shapes
+from masksim.residual import OPSET, ResidualConfig, residual_onnx, weight_shapes
 from masksim.traits import TRAITS
 
 onnx = pytest.importorskip("onnx")

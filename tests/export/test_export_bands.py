@@ -25,8 +25,8 @@ from masksim.export import graph as export
 from masksim.export import onnx as onnx_file
 from masksim.export import openvino as openvino_file
 from masksim.export import runner as exported
-from masksim.export.trace import OPSET
 from masksim.preprocess import luma_chroma
+from masksim.residual import OPSET
 from masksim.spectrum import segment_energies
 from masksim.traits import BANDS, TRAITS, compression_band
 

@@ -16,7 +16,8 @@ from masksim.residual import ResidualConfig, residual_onnx
 
 onnx = pytest.importorskip("onnx")
 
-from masksim.export.trace import IR_VERSION, OPSET, Segments, Writer  # noqa: E402
+from masksim.export.trace import Segments, Writer  # noqa: E402
+from masksim.residual import IR_VERSION, OPSET  # noqa: E402
 
 RNG = np.random.default_rng(0)
 PLANES = RNG.normal(size=(2, 3, 11, 8)).astype(np.float32)

@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from masksim import __version__
 from masksim.data.manifest import REAL, Manifest, Row
 from masksim.data.views import HISTORIES, ViewConfig, views
 from masksim.errors import DataError, UsageError
 from masksim.features import FeatureConfig, shared_features
 from masksim.residual import OnnxResidual, ResidualConfig, residual_onnx
+from masksim.training.chunks import chunk_folder
 from masksim.training.feature_table import FeatureTable, compute_features, failures_of
 from masksim.training.weights import history_weights, source_folds, training_weights
 from masksim.traits import TRAITS
@@ -134,8 +136,8 @@ def test_a_killed_run_goes_on_where_it_was(
     (folder,) = tmp_path.iterdir()
     chunks = sorted(folder.glob("*.npz"))
     assert len(chunks) == pieces_of(data)
-    # Where files have failed it is tried again, whatever was there.
-    whole = [chunk for chunk in chunks if not failures_of(chunk)]
+    # Where files have failed it is tried again, unless they are too small.
+    whole = [chunk for chunk in chunks if not {*failures_of(chunk).values()} - {"too_small"}]
     assert 1 < len(whole) < len(chunks)
     kept = {chunk: chunk.stat().st_mtime_ns for chunk in whole}
     gone = whole[1]
@@ -159,6 +161,31 @@ def test_a_file_that_was_missing_is_tried_again(natural_image: Any, tmp_path: Pa
     found = compute(data, tmp_path / "cache")
     assert found.failures == {}
     assert len(found.images) == 4
+
+
+def test_what_is_too_small_is_not_tried_again(natural_image: Any, tmp_path: Path) -> None:
+    pytest.importorskip("onnx")
+    for name, side in (("a", 70), ("b", 20)):
+        Image.fromarray(natural_image(side, side)).save(tmp_path / f"{name}.png")
+    rows = tuple(Row(f"{name}.png", REAL, "s", "train", format="PNG") for name in "ab")
+    data = Manifest(rows, tmp_path)
+    assert compute(data, tmp_path / "cache").failures == {"b.png": "too_small"}
+    steps: list[tuple[int, int]] = []
+    compute(data, tmp_path / "cache", progress=lambda *step: steps.append(step))
+    assert steps == [(1, 1)]
+
+
+def test_another_version_has_chunks_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = chunk_folder(tmp_path, ["a"], prefix="p-")
+    assert chunk_folder(tmp_path, ["a"], prefix="p-") == one
+    assert json.loads((one / "key.json").read_text()) == ["a", __version__]
+    monkeypatch.setattr("masksim.training.chunks.__version__", "0.0.1")
+    assert chunk_folder(tmp_path, ["a"], prefix="p-") != one
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(UsageError, match="cannot write"):
+        chunk_folder(tmp_path / "file", ["a"])
 
 
 def test_whatever_the_features_depend_on_names_the_cache(data: Manifest, tmp_path: Path) -> None:

@@ -167,8 +167,8 @@ class Output:
         pa, pq = pyarrow()
         made = schema(self.encode.columns)
         self.file.seek(0)
-        with written_whole(self.out) as file, _writing(self.out):
-            with pq.ParquetWriter(file, made) as writer:
+        try:
+            with written_whole(self.out) as file, pq.ParquetWriter(file, made) as writer:
                 chunk: list[Row] = []
                 for line in self.file:
                     chunk.append(json.loads(line))
@@ -176,8 +176,8 @@ class Output:
                         writer.write_table(pa.Table.from_pylist(chunk, schema=made))
                         chunk = []
                 writer.write_table(pa.Table.from_pylist(chunk, schema=made))
-            file.flush()
-            os.fsync(file.fileno())
+        except UsageError as error:  # rows are there already: `_writing` tells what goes on
+            raise (error.__cause__ or error) from None
 
     def _unpack(self) -> None:
         """Make a part file of a finished Parquet file, to go on from."""
@@ -191,7 +191,9 @@ class Output:
                     with pq.ParquetFile(self.out) as done:
                         for batch in done.iter_batches(_CHUNK):
                             part.writelines(json_line(row) for row in batch.to_pylist())
-                except pa.ArrowException as error:
+                except (pa.ArrowException, OSError) as error:
+                    if getattr(error, "errno", None) is not None:  # the system's, not pyarrow's
+                        raise
                     raise DataError(f"{self.out} is not a Parquet file: {error}") from error
 
     def _close(self) -> None:

@@ -132,7 +132,8 @@ def run_batch(
     ----------
     inputs
         From `masksim.data.inputs.list_inputs`, or paths, each once. They are taken as they are
-        needed: never more than `masksim.batch.pool.WINDOW` a process ahead of the last row written.
+        needed: by the local engine never more than `masksim.batch.pool.WINDOW` a process ahead of
+        the last row written; how far ahead Ray reads is its own affair.
     out
         A file named as in `FORMATS`.
     load
@@ -154,7 +155,7 @@ def run_batch(
         row with the error ``timed_out``. Of the local engine only.
     progress
         Called with ``"images"``, the number of rows and that of images (0 where it is not known):
-        at the beginning, after each row, and about once a second in between.
+        at the beginning, after each row, and with the local engine about once a second in between.
 
     Returns
     -------
@@ -186,7 +187,7 @@ def run_batch(
     if workers < 1:
         raise UsageError(f"at least one process is needed, not {workers}")
     if not timeout > 0:
-        raise UsageError(f"an image needs more than {timeout} seconds")
+        raise UsageError(f"the time limit must be above 0 seconds, got {timeout}")
     paths: Iterable[str] = inputs.paths if isinstance(inputs, Inputs) else inputs
     lists = inputs.files if isinstance(inputs, Inputs) else ()
     if taken := [name for name in lists if same_file(name, out)]:

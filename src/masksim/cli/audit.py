@@ -46,7 +46,7 @@ def calibrate(
     detector: DetectorArgument,
     real: Annotated[list[Path], option("Real photos; a sub-folder is a source.", metavar="DIR")],
     out: Annotated[Path, option("The detector to write.", metavar="DIR")],
-    name: Annotated[str, option("Of these photos.")] = "own",
+    name: Annotated[str, option("Name for these photos.")] = "own",
     cache: Cache = None,
     workers: Workers = 1,
     overwrite: Overwrite = False,
@@ -93,11 +93,11 @@ def audit(
         list[Path] | None, option("Real photos; a sub-folder is a source.", metavar="DIR")
     ] = None,
     manifest: Annotated[
-        Path | None, option("Instead: the real photos of a manifest.", metavar="FILE")
+        Path | None, option("Take the real photos of a manifest instead.", metavar="FILE")
     ] = None,
-    split: Annotated[str, option("Of the manifest.")] = "val",
-    by: Annotated[By, option("Rows of the table.")] = By.source,
-    format: Annotated[Format, option("Of the table.")] = Format.text,
+    split: Annotated[str, option("Split of the manifest to take.")] = "val",
+    by: Annotated[By, option("What the rows of the table are.")] = By.source,
+    format: Annotated[Format, option("Format of the table.")] = Format.text,
     population: Population = "auto",
     quick: Quick = False,
     strict: Annotated[

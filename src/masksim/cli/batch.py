@@ -70,14 +70,22 @@ def batch(
     fail_on: Annotated[
         list[FailOn] | None, option("Exit code 10 from this level on; error: 3. Repeatable.")
     ] = None,
-    recursive: Annotated[bool, option("Folders below a folder, too.")] = True,
-    column: Annotated[str, option("Of .csv and .parquet: the paths.", metavar="NAME")] = "path",
+    recursive: Annotated[bool, option("Also take the folders below a folder.")] = True,
+    column: Annotated[
+        str, option("Column of .csv and .parquet lists with the paths.", metavar="NAME")
+    ] = "path",
     root: Annotated[
         Path | None, option("Where relative paths of lists start.", metavar="DIR")
     ] = None,
-    engine: Annotated[Engine, option("ray: Ray Data, the extra ray.")] = Engine.local,
-    ray_address: Annotated[str | None, option("Of a Ray cluster.", metavar="ADDRESS")] = None,
-    timeout: Annotated[float, option("That one image may take.", metavar="SECONDS")] = 300.0,
+    engine: Annotated[
+        Engine, option("What runs the batch; ray is Ray Data (extra ray).")
+    ] = Engine.local,
+    ray_address: Annotated[
+        str | None, option("Address of a Ray cluster.", metavar="ADDRESS")
+    ] = None,
+    timeout: Annotated[
+        float, option("Longest time for one image, in seconds.", metavar="SECONDS")
+    ] = 300.0,
     metadata: Annotated[bool, option("Also tell what files say of their own origin.")] = True,
     as_json: Json = False,
 ) -> None:

@@ -82,17 +82,17 @@ DetectorArgument = Annotated[
     ),
 ]
 ManifestFile = Annotated[
-    Path, option("From `masksim data prepare`, or alike.", "--manifest", metavar="FILE")
+    Path, option("A manifest, as `masksim data prepare` writes it.", "--manifest", metavar="FILE")
 ]
 Cache = Annotated[
     Path | None,
     option(
-        "Finished pieces, so that a killed run goes on; default: see `masksim cache`.",
+        "Folder of finished pieces, so that a killed run goes on; default: see `masksim cache`.",
         "--cache",
         metavar="DIR",
     ),
 ]
-Quick = Annotated[bool, option("Without the small re-encodings that check a verdict.", "--quick")]
+Quick = Annotated[bool, option("Leave out the small re-encodings that check a verdict.", "--quick")]
 Population = Annotated[
     str,
     option(
@@ -104,8 +104,8 @@ Population = Annotated[
 LikelihoodRatio = Annotated[
     bool, option("Give verdicts a bounded likelihood ratio.", "--likelihood-ratio")
 ]
-Workers = Annotated[int, option("Processes.", "--workers", min=1)]
-Json = Annotated[bool, option("One JSON object.", "--json")]
+Workers = Annotated[int, option("Number of processes.", "--workers", min=1)]
+Json = Annotated[bool, option("Write one JSON object.", "--json")]
 
 
 class Format(str, Enum):

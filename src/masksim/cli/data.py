@@ -42,7 +42,7 @@ app = typer.Typer(
     add_completion=False,
 )
 
-Quiet = Annotated[bool, option("No progress, no messages.", "--quiet", "-q")]
+Quiet = Annotated[bool, option("Show no progress and no messages.", "--quiet", "-q")]
 Workers = Annotated[int | None, option("Threads; default: one a core.", min=1)]
 Table = Annotated[Path | None, option("A table of sets of your own (TOML).", "--sources")]
 
@@ -101,7 +101,7 @@ def list_sets(sources: Table = None, as_json: Json = False) -> None:
 
 @app.command("label")
 def label_files(
-    folder: Annotated[Path, argument("With folders below it.", "FOLDER")],
+    folder: Annotated[Path, argument("Folder to list, with the folders below it.", "FOLDER")],
     out: Annotated[Path, option("The manifest: .csv or .parquet.", "--out", "-o", metavar="FILE")],
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -139,7 +139,7 @@ def label_files(
 
 @app.command("download")
 def download_sets(
-    names: Annotated[list[str], argument("Names, or all.", "SET...")],
+    names: Annotated[list[str], argument("Names of sets, or all.", "SET...")],
     data: Annotated[Path, option("Where the images go.")] = Path("data"),
     cache: Annotated[
         Path | None, option("Where archives go; default: see `masksim cache`.", metavar="DIR")
@@ -150,7 +150,7 @@ def download_sets(
     table: Annotated[
         Path | None, option("A CSV of URLs for a set whose list comes by a form.")
     ] = None,
-    workers: Annotated[int, option("Files at a time.", min=1)] = 4,
+    workers: Annotated[int, option("Files to download at a time.", min=1)] = 4,
     attempts: Annotated[
         int, option("Tries in a row without a new byte before giving up.", min=1)
     ] = 6,
@@ -328,9 +328,10 @@ def prepare_sets(
     ] = False,
     window: Annotated[int, option("Side of the window, pixels.", min=8)] = 512,
     cut: Annotated[
-        str, option("aligned (to the 8-pixel grid) or original (exact centre).")
+        str,
+        option("Where the window lies: aligned (to the 8-pixel grid) or original (exact centre)."),
     ] = "aligned",
-    subsampling: Annotated[str, option("Chroma of JPEG.")] = "4:2:0",
+    subsampling: Annotated[str, option("Chroma subsampling of JPEG.")] = "4:2:0",
     place: Annotated[str, option("Images that keep their bytes: link, copy or in-place.")] = "link",
     shares: Annotated[
         str, option("Own folders: TRAIN/VAL/TEST shares of the images.")
@@ -339,8 +340,8 @@ def prepare_sets(
         str, option("Own folders, one source only: blocks or error.")
     ] = "blocks",
     split: Annotated[str, option("Split of a filename,typ CSV.")] = "test",
-    seed: Annotated[int, option("Another draw of the random qualities.")] = 0,
-    parquet: Annotated[bool, option("manifest.parquet instead of .csv.")] = False,
+    seed: Annotated[int, option("Seed of the random qualities.")] = 0,
+    parquet: Annotated[bool, option("Write manifest.parquet instead of .csv.")] = False,
     workers: Workers = None,
     strict: Annotated[bool, option("Exit with 5 if any image failed.")] = False,
     sources: Table = None,
@@ -400,8 +401,8 @@ def verify_set(
     near: Annotated[
         int, option("Bits near duplicates may differ; -1: do not look.", min=-1, max=15)
     ] = 6,
-    probe: Annotated[bool, option("The leak probe.")] = True,
-    split: Annotated[str | None, option("Only the images of this split.")] = None,
+    probe: Annotated[bool, option("Run the leak probe.")] = True,
+    split: Annotated[str | None, option("Verify only the images of this split.")] = None,
     workers: Workers = None,
     strict: Annotated[bool, option("Exit with 5 on warnings, too.")] = False,
     as_json: Json = False,

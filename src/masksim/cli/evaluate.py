@@ -55,7 +55,7 @@ class ProtocolName(str, Enum):
 
 def evaluate(
     manifest: Annotated[Path | None, option("Images to score and measure.", metavar="FILE")] = None,
-    split: Annotated[str, option("Which split is measured.")] = "val",
+    split: Annotated[str, option("Split of the manifest to measure.")] = "val",
     scores: Annotated[
         Path | None, option("A saved scores.csv: no image is scored.", metavar="FILE")
     ] = None,
@@ -67,13 +67,13 @@ def evaluate(
         Path | None, option("Scores of real photos, by head.", metavar="FILE")
     ] = None,
     protocol: Annotated[
-        ProtocolName, option("none: only what is asked for beside.")
+        ProtocolName, option("Protocol to measure; none: only what other options ask for.")
     ] = ProtocolName.all,
     degrade: Annotated[
-        str | None, option("Degradations or families, with commas; or all.", metavar="LIST")
+        str | None, option("Degradations or families, separated by commas; or all.", metavar="LIST")
     ] = None,
     per_class: Annotated[
-        int | None, option("Images a class for --degrade.", metavar="N", min=1)
+        int | None, option("Most images of each class for --degrade.", metavar="N", min=1)
     ] = None,
     peer: Annotated[
         list[str] | None,
@@ -84,10 +84,10 @@ def evaluate(
         bool, option("Write DIR/pictures too; needs matplotlib.", "--pictures")
     ] = False,
     overwrite: Overwrite = False,
-    format: Annotated[Format, option("Of the tables.")] = Format.text,
+    format: Annotated[Format, option("Format of the tables.")] = Format.text,
     cache: Cache = None,
     workers: Workers = 1,
-    samples: Annotated[int, option("Of the bootstrap.", min=10)] = 500,
+    samples: Annotated[int, option("Number of bootstrap samples.", min=10)] = 500,
     as_json: Json = False,
 ) -> None:
     """Measure a detector: protocols, confusion, break-downs, degradations, second opinions."""

@@ -39,7 +39,7 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-_Maps = Annotated[bool, option("Similarity maps as an output, too.", "--maps")]
+_Maps = Annotated[bool, option("Also give the similarity maps as an output.", "--maps")]
 
 
 class Backend(str, Enum):
@@ -113,15 +113,21 @@ def verify(
     file: Annotated[Path, argument("The .onnx or .xml file.", "FILE")],
     detector: DetectorArgument,
     images: Annotated[list[Path] | None, argument("Images to compare on.", "IMAGE...")] = None,
-    manifest: Annotated[Path | None, option("Instead: of a manifest.", metavar="FILE")] = None,
-    split: Annotated[str, option("Of the manifest.")] = "val",
-    count: Annotated[int, option("At most so many of it, evenly spread.", min=1)] = 100,
+    manifest: Annotated[
+        Path | None, option("Take the images from a manifest instead.", metavar="FILE")
+    ] = None,
+    split: Annotated[str, option("Split of the manifest to take.")] = "val",
+    count: Annotated[
+        int, option("Most images to take from the manifest, evenly spread.", min=1)
+    ] = 100,
     backend: Annotated[
         Backend | None, option("What runs it; default: openvino for .xml, else ort-cpu.")
     ] = None,
-    tolerance: Annotated[float, option("Of similarities, absolute.", min=0.0)] = 1e-5,
+    tolerance: Annotated[
+        float, option("Largest allowed difference of similarities.", min=0.0)
+    ] = 1e-5,
     population: Population = "auto",
-    threads: Annotated[int | None, option("Of both; default: one a core.", min=1)] = None,
+    threads: Annotated[int | None, option("Threads for both; default: one a core.", min=1)] = None,
     as_json: Json = False,
 ) -> None:
     """Compare a graph with its detector on images; exit with 1 if they are not the same."""

@@ -128,7 +128,7 @@ def _stdin() -> bytes:
 
 @app.command()
 def verify(
-    report: Annotated[Path, argument("From `masksim report`.", "REPORT")],
+    report: Annotated[Path, argument("A report from `masksim report`.", "REPORT")],
     image: Annotated[str, argument("The image it is about.", "IMAGE")],
     model: Model = None,
     as_json: Json = False,

@@ -30,16 +30,22 @@ def serve(
     host: Annotated[
         str, option("Address to listen on; by default this machine alone.")
     ] = "127.0.0.1",
-    port: Annotated[int, option("0 is any that is free.", min=0, max=65535)] = 8000,
+    port: Annotated[
+        int, option("Port to listen on; 0: any that is free.", min=0, max=65535)
+    ] = 8000,
     model: Model = None,
-    workers: Annotated[int, option("Images at a time; 0: one a core.", min=0)] = 0,
+    workers: Annotated[int, option("Images analysed at a time; 0: one a core.", min=0)] = 0,
     queue: Annotated[int, option("Requests that may wait; more get 429.", min=0)] = 64,
-    max_mb: Annotated[int, option("Of one image, MB.", min=1)] = 64,
-    max_megapixels: Annotated[int, option("Of one image.", min=1)] = 100,
-    max_files: Annotated[int, option("Of a batch.", min=1)] = 32,
-    max_batch_mb: Annotated[int, option("Of a batch, MB.", min=1)] = 256,
-    max_seconds: Annotated[float, option("Of one request.", min=0.1)] = 60.0,
-    max_held_mb: Annotated[int, option("Of all uploads in memory, MB.", min=1)] = 512,
+    max_mb: Annotated[int, option("Largest file of an image, in MB.", min=1)] = 64,
+    max_megapixels: Annotated[int, option("Largest image, in megapixels.", min=1)] = 100,
+    max_files: Annotated[int, option("Most images in a batch.", min=1)] = 32,
+    max_batch_mb: Annotated[int, option("Largest batch, in MB.", min=1)] = 256,
+    max_seconds: Annotated[
+        float, option("Longest time for one request, in seconds.", min=0.1)
+    ] = 60.0,
+    max_held_mb: Annotated[
+        int, option("Most memory for all uploads together, in MB.", min=1)
+    ] = 512,
     token_file: Annotated[
         Path | None,
         option(

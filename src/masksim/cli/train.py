@@ -64,11 +64,11 @@ class Precision(str, Enum):
 _original = partial(option, rich_help_panel="Recipe original")
 _of_run = partial(option, rich_help_panel="Device and run")
 
-RunDevice = Annotated[Device, _of_run("Where.", "--device")]
+RunDevice = Annotated[Device, _of_run("Where the training runs.", "--device")]
 RunPrecision = Annotated[
     Precision,
     _of_run(
-        "Of residual networks; auto: float32. bfloat16 rounds what is measured.", "--precision"
+        "For residual networks; auto: float32. bfloat16 rounds what is measured.", "--precision"
     ),
 ]
 RunWorkers = Annotated[int, option("Processes that read and process images.", "--workers", min=0)]
@@ -79,7 +79,7 @@ SaveEvery = Annotated[int, _of_run("Steps between two saved states.", "--save-ev
 TensorBoard = Annotated[bool, _of_run("Curves for TensorBoard.", "--tensorboard")]
 LimitSteps = Annotated[int | None, _of_run("Steps in all; 0: no limit.", "--limit-steps", min=0)]
 Bar = Annotated[bool, option("Show progress on stderr.", "--progress/--no-progress")]
-Seed = Annotated[int | None, option("Of all draws.", "--seed")]
+Seed = Annotated[int | None, option("Seed of all random draws.", "--seed")]
 Config = Annotated[Path | None, argument("A TOML file; options override it.", "[CONFIG]")]
 
 
@@ -105,7 +105,9 @@ def train(
     manifest: ManifestFile,
     out: Annotated[Path, option("The detector to write.", metavar="DIR")],
     config: Config = None,
-    recipe: Annotated[Recipe | None, option("Default: what CONFIG says, else shared.")] = None,
+    recipe: Annotated[
+        Recipe | None, option("Recipe to train by; default: what CONFIG says, else shared.")
+    ] = None,
     cache: Cache = None,
     workers: RunWorkers = 1,
     seed: Seed = None,
@@ -119,19 +121,22 @@ def train(
     epochs: Annotated[int | None, _original("Epochs.", "-e", "--epochs")] = None,
     preprocess: Annotated[
         str | None,
-        _original("DnCNN, light, linear3x3, cross_diff or none.", "-p", "--preprocess"),
+        _original("Residual: DnCNN, light, linear3x3, cross_diff or none.", "-p", "--preprocess"),
     ] = None,
     quality: Annotated[
-        str | None, _original("Of the compression: 90, 65-100 or random.", "-Q", "--quality")
+        str | None,
+        _original("Quality of the compression: 90, 65-100 or random.", "-Q", "--quality"),
     ] = None,
-    compression: Annotated[str | None, _original("jpeg, webp or none.")] = None,
+    compression: Annotated[str | None, _original("Compression: jpeg, webp or none.")] = None,
     colour: Annotated[str | None, _original("Colour space; default: by the compression.")] = None,
     tag: Annotated[str | None, _original("Added to the name.", "-v", "--tag")] = None,
     multi_class: Annotated[
         bool | None, _original("One detector of all generators.", "--multi-class/--single-class")
     ] = None,
-    generator: Annotated[list[str] | None, _original("Only this one; repeat.", metavar="G")] = None,
-    num_masks: Annotated[int | None, _original("Masks.")] = None,
+    generator: Annotated[
+        list[str] | None, _original("Only this generator; repeatable.", metavar="G")
+    ] = None,
+    num_masks: Annotated[int | None, _original("Number of masks.")] = None,
     freeze: Annotated[
         bool | None, _original("Leave the residual as it is.", "--freeze/--fine-tune")
     ] = None,
@@ -305,8 +310,8 @@ def train_residual(
     config: Config = None,
     sigma: Annotated[float | None, option("Deviation of the noise, 8-bit levels.")] = None,
     light: Annotated[bool, option("The small network.", "--light")] = False,
-    depth: Annotated[int | None, option("Layers.")] = None,
-    features: Annotated[int | None, option("Hidden channels.")] = None,
+    depth: Annotated[int | None, option("Number of layers.")] = None,
+    features: Annotated[int | None, option("Number of hidden channels.")] = None,
     patch: Annotated[int | None, option("Side of a patch, pixels.")] = None,
     batch: Annotated[int | None, option("Patches a step.", "-b", "--batch")] = None,
     steps: Annotated[int | None, option("Steps in all.")] = None,

@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from masksim.errors import DataError, extra_missing
-from masksim.files import write_whole, written_whole
+from masksim.files import make_folder, write_whole, written_whole
 
 REAL = "real"  # the generator's name of photographs
 SPLITS = ("train", "val", "test")
@@ -185,11 +185,11 @@ def write_manifest(path: str | os.PathLike[str], rows: Iterable[Row]) -> str:
     Raises
     ------
     UsageError
-        For ``.parquet`` without pyarrow.
+        For ``.parquet`` without pyarrow; the file cannot be written.
     """
     path, rows = Path(path), list(rows)
     columns, table = _table(rows)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     if path.suffix.lower() == ".parquet":
         pa, pq = _pyarrow()
         schema = pa.schema(

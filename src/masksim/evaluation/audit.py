@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from masksim import __version__
 from masksim.config import Progress
 from masksim.data.manifest import REAL, Manifest, Row, manifest_hash
 from masksim.detector import Detector, bundled_path, load_detector
@@ -85,7 +84,8 @@ class Group:
     photos, sources
         How many were analysed.
     claims
-        By claimed rate, in the order of `CLAIMS`: alarms by the joint rate alone.
+        By claimed rate, in the order of `CLAIMS`: alarms by the joint rate of the file as found
+        alone, not that after a re-encoding.
     grouped
         Intervals of the same shares with photos grouped by source, for more than one source.
     verdicts
@@ -209,8 +209,9 @@ def _work(target: str, files: Sequence[str], rows: Sequence[Row]) -> None:
             failures[row.path] = error.code
             continue
         reasons = [reason.code for reason in verdict.reasons]
-        rate, level, stratum = verdict.false_positive_rate, verdict.level, verdict.stratum
-        lines.append([row.source, rate, level, stratum, reasons])
+        # A fragile verdict has the rate after a re-encoding; what is claimed is that as found.
+        rate = verdict.false_positive_rate if verdict.as_found is None else verdict.as_found
+        lines.append([row.source, rate, verdict.level, verdict.stratum, reasons])
     write_piece(target, lines, failures)
 
 
@@ -262,7 +263,7 @@ def audit(
     lines, failures = in_pieces(
         _work, (), manifest, rows,
         cache=cache,
-        key=("audit-", [detector.sha256, __version__, manifest_hash(rows), population, stability]),
+        key=("audit-", [detector.sha256, manifest_hash(rows), population, stability]),
         workers=workers, start=(_start_worker, (os.fspath(path), population, stability)),
         stage="photos", progress=progress,
     )  # fmt: skip
@@ -290,7 +291,8 @@ def summarise(
     Parameters
     ----------
     lines
-        One a photo: source, joint rate, level of the verdict, stratum, codes of its reasons.
+        One a photo: source, joint rate as found, level of the verdict, stratum, codes of its
+        reasons.
     failures
         Path to error code.
     detector, sha256, population
@@ -364,9 +366,9 @@ def table(found: Audit, *, by: str = "source", smallest: int = SMALLEST) -> Tabl
         f"Real photos with an alarm at each claimed false-positive rate, by {by}",
         columns,
         tuple(_row(group) for group in shown),
-        f"Shares of photos whose joint rate is at most the claimed one, with 95 % Clopper-Pearson "
-        f"intervals. {counts}Evidence: verdicts of evidence or stronger, after all that makes "
-        "one inconclusive.",
+        "Shares of photos whose joint rate, as found, is at most the claimed one, with 95 % "
+        f"Clopper-Pearson intervals. {counts}Evidence: verdicts of evidence or stronger, "
+        "after all that makes one inconclusive.",
     )
 
 

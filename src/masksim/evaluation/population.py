@@ -45,7 +45,7 @@ def photos_in(
     Parameters
     ----------
     folders
-        A sub-folder is a source; see `masksim.data.manifest.scan_folders`.
+        A sub-folder is a source; see `masksim.data.scan.scan_folders`.
 
     Returns
     -------

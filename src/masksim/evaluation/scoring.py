@@ -11,14 +11,13 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from masksim.augment import rng_for
-from masksim.config import Progress, from_plain
+from masksim.config import Progress, from_plain, staged
 from masksim.data.manifest import REAL, Manifest, Row, manifest_hash
 from masksim.data.views import Purpose, ViewConfig, views_of_file
 from masksim.data.ways import View, history_as_found
@@ -29,12 +28,10 @@ from masksim.evaluation.other_detectors import Peer, open_peer
 from masksim.evaluation.score_table import FACTS, ScoreTable
 from masksim.files import written_whole
 from masksim.image import load_image
-from masksim.training.chunks import chunk_folder, chunked, run_chunks
+from masksim.training.chunks import chunk_folder, chunked, run_chunks, to_do
 from masksim.traits import TRAITS
 
 # --- pieces that are kept ------------------------------------------------------------------------
-
-_LASTING = {"too_small"}  # failures that the next run would meet again
 
 Start = tuple[Callable[..., None], tuple[Any, ...]]
 """What each process calls before it works, and with which values."""
@@ -92,12 +89,12 @@ def in_pieces(
     jobs = [
         (str(target), [str(manifest.file(row)) for row in chunk], chunk, *more)
         for target, chunk in zip(targets, chunks, strict=True)
-        if _to_do(target)
+        if to_do(target, _failures_of)
     ]
     run_chunks(
         work, jobs, len(chunks),
         workers=workers, initializer=start[0], initargs=start[1],
-        progress=None if progress is None else partial(progress, stage),
+        progress=staged(progress, stage),
     )  # fmt: skip
     lines: list[list[Any]] = []
     failures: dict[str, str] = {}
@@ -108,12 +105,10 @@ def in_pieces(
     return lines, failures
 
 
-def _to_do(target: Path) -> bool:
-    """Whether a chunk is missing, or has images that may be there, or whole, by now."""
-    if not target.exists():
-        return True
-    failures = json.loads(target.read_text(encoding="utf-8"))[1]
-    return any(code not in _LASTING for code in failures.values())
+def _failures_of(target: Path) -> dict[str, str]:
+    """Read which images of a chunk could not be scored: path to error code."""
+    failures: dict[str, str] = json.loads(target.read_text(encoding="utf-8"))[1]
+    return failures
 
 
 # --- scoring -------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ GIVEN = {
     "side": "shorter side of the whole image, pixels",
     "quality": "JPEG quality of the file, 1 to 100, as masksim estimates it; NaN if it is no JPEG",
     "band": "what the file shows of its last compression, 0 to 4, see masksim.traits."
-    "compression_band; NaN where nothing is known of it, as 0",
+    "compression_band; NaN, treated as 0, if unknown",
 }
 """Traits that are inputs of the graph, where anything depends on them, and what they are."""
 

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from masksim import __version__, verdict
-from masksim.errors import ModelError, UsageError, install
+from masksim.errors import ModelError, install
 from masksim.export import ranks
 from masksim.export.graph import GIVEN, MEASURED, Traits, measured, windows_of
+from masksim.files import make_folder, write_whole
 
 if TYPE_CHECKING:
     from masksim.detector import Detector
@@ -59,7 +60,8 @@ def export_onnx(detector: Detector, *, maps: bool = False) -> bytes:
             f"a graph needs the package onnx: {install('export')}",
             code="onnx_missing",
         ) from error
-    from masksim.export.trace import IR_VERSION, OPSET, Writer
+    from masksim.export.trace import Writer
+    from masksim.residual import IR_VERSION, OPSET
 
     chosen = windows_of(detector)
     xp = Writer()
@@ -231,11 +233,9 @@ def write_onnx(
     """
     graph = export_onnx(detector, maps=maps)
     target = Path(path)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(graph)
-    except OSError as error:
-        raise UsageError(f"cannot write {target}: {error.strerror}") from error
+    if not target.parent.is_dir():  # that of a device need not be one to write into
+        make_folder(target.parent)
+    write_whole(target, graph)
     return {"files": [str(target)], "bytes": len(graph)}
 
 

@@ -21,8 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from masksim.errors import ModelError
-
-OPSET, IR_VERSION = 15, 8
+from masksim.residual import OPSET
 
 Size: TypeAlias = "int | Array"
 """Length of an axis: a number, or a value of the graph where it is free."""

@@ -13,13 +13,13 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from masksim.errors import UsageError
+from masksim.files import write_whole
 from masksim.provenance.plain import printable
 from masksim.show.colours import (
     PERCENTILE,
@@ -179,10 +179,7 @@ def _png(sections: Sequence[Image.Image], note: str, path: str | os.PathLike[str
     canvas.save(buffer, "PNG", compress_level=2, dpi=(_DPI, _DPI))
     data = buffer.getvalue()
     if path is not None:
-        try:
-            Path(path).write_bytes(data)
-        except OSError as error:
-            raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
+        write_whole(path, data)
     return data
 
 

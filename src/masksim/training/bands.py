@@ -6,7 +6,8 @@ them. The spectrum is whitened first: directions in which photos and generated i
 count less. Last, one number for "some generator" is learned from the scores of all heads.
 
 Wherever something is measured or calibrated, whole repositories are left out, of photos and of
-generated images.
+generated images. Two exceptions: the mean and deviation of the features are those of all photos,
+and the one number that is kept is learned from the left-out scores of all of them.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from masksim.training.heads import (
 )
 from masksim.training.recipe import (
     Fit,
-    HeadsConfig,
+    RecipeConfig,
     classes_of,
     detector_file,
     generators_with_heads,
@@ -62,8 +63,8 @@ _FEWEST_IN_BAND = 5  # views of a class: with fewer a band borrows from all othe
 
 
 @dataclass(frozen=True)
-class BandsConfig(HeadsConfig):
-    """A run of this recipe, see also `masksim.training.recipe.HeadsConfig`.
+class BandsConfig(RecipeConfig):
+    """A run of this recipe, see also `masksim.training.recipe.RecipeConfig`.
 
     The images of generators without a head count for the joint number alone.
 

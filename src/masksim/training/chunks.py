@@ -6,16 +6,21 @@ import hashlib
 import json
 import multiprocessing
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from masksim import __version__
 from masksim.data.manifest import Row
+from masksim.files import make_folder, write_whole
 
 SIZE = 16
 """Images of a chunk."""
+
+LASTING = frozenset({"too_small"})
+"""Error codes of images that the next run would meet again."""
 
 
 def chunk_folder(cache: str | os.PathLike[str], key: Sequence[Any], prefix: str = "") -> Path:
@@ -26,7 +31,8 @@ def chunk_folder(cache: str | os.PathLike[str], key: Sequence[Any], prefix: str 
     cache
         Where it lies.
     key
-        All that the chunks depend on besides the images, plain values for JSON.
+        All that the chunks depend on besides the images, plain values for JSON. The version of
+        masksim is added: another one may compute other values.
     prefix
         Of its name.
 
@@ -34,12 +40,32 @@ def chunk_folder(cache: str | os.PathLike[str], key: Sequence[Any], prefix: str 
     -------
     Path
         With ``key.json`` in it.
+
+    Raises
+    ------
+    UsageError
+        It cannot be made, or not be written into.
     """
-    text = json.dumps(key, sort_keys=True)
+    text = json.dumps([*key, __version__], sort_keys=True)
     folder = Path(cache) / (prefix + hashlib.sha256(text.encode()).hexdigest()[:16])
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "key.json").write_text(text, encoding="utf-8")
+    make_folder(folder)
+    write_whole(folder / "key.json", text.encode())
     return folder
+
+
+def to_do(target: Path, failures_of: Callable[[Path], Mapping[str, str]]) -> bool:
+    """Tell whether a chunk is missing, or has images that may be there, or whole, by now.
+
+    Parameters
+    ----------
+    target
+        The chunk's file.
+    failures_of
+        Reads from it which images failed: path to error code.
+    """
+    if not target.exists():
+        return True
+    return any(code not in LASTING for code in failures_of(target).values())
 
 
 def chunked(rows: Sequence[Row]) -> list[Sequence[Row]]:

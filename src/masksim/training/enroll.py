@@ -77,7 +77,7 @@ WEAK_AUROC = 0.8
 KEPT_IMAGES = 50
 """So many of its images are kept, as features, for generators that are enrolled later."""
 
-FEW_SOURCES = 5
+WARN_BELOW_SOURCES = 5
 """With fewer sources of the generator there is a warning."""
 
 EXPLAINED = 0.05
@@ -138,8 +138,10 @@ class Enrollment:
         The same with each source of the generator's images left out in turn: what to expect of
         images from elsewhere. None with one source.
     known
-        By generator that was there before: the share of the images that its own head would have
-        given a rate of at most 5 %.
+        By generator that was there before: the share of the counted views of the images with a
+        rate of at most 5 % for its own head. With heads for each band every view counts, else one
+        an image. The rate is the rank among all photos of the built-in calibration, of whatever
+        band and kind; a verdict ranks among photos of the image's own kind, so it may differ.
     skipped
         Error code or ``duplicate`` to number of images left out.
     warnings
@@ -555,7 +557,10 @@ def _outcome(
 
 
 def _known(file: DetectorFile, branch: Branch, scores: NDArray[np.float64]) -> dict[str, float]:
-    """Tell how often each earlier head of the branch would have known the images."""
+    """Tell how often each earlier head knows the images, see `Enrollment.known`.
+
+    `scores` (n, G) are of the counted views, a column a head of the branch.
+    """
     if file.calibration is None:
         return {}
     columns = [file.generators.index(name) for name in branch.generators]
@@ -592,7 +597,7 @@ def _warnings(
             f"Only {outcome.images} images: with fewer than {FEW_IMAGES} the pattern is uncertain."
         )
     sources = "one folder" if outcome.sources == 1 else f"{outcome.sources} sources only"
-    if outcome.sources < FEW_SOURCES:
+    if outcome.sources < WARN_BELOW_SOURCES:
         found.append(
             f"All images come from {sources}: what they have in common may be how they were saved, "
             "not who made them. Images of several origins, in sub-folders, are better."

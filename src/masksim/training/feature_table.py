@@ -17,7 +17,7 @@ from masksim.errors import DataError, MasksimError, UsageError
 from masksim.features import FeatureConfig, shared_features
 from masksim.files import written_whole
 from masksim.residual import ResidualConfig, residual_onnx, residual_runner
-from masksim.training.chunks import chunk_folder, chunked_by_source, run_chunks
+from masksim.training.chunks import chunk_folder, chunked_by_source, run_chunks, to_do
 from masksim.traits import TRAITS, measure
 
 if TYPE_CHECKING:
@@ -157,8 +157,7 @@ def compute_features(
     )
     chunks = chunked_by_source(rows)
     targets = [folder / f"{manifest_hash(chunk)[:24]}.npz" for chunk in chunks]
-    # Images that failed are tried again: the file may be there, or whole, by now.
-    todo = [i for i, target in enumerate(targets) if not target.exists() or failures_of(target)]
+    todo = [i for i, target in enumerate(targets) if to_do(target, failures_of)]
     jobs = [
         (
             str(targets[i]),

@@ -30,11 +30,11 @@ from masksim.training.stored_features import ReferencePhotos, pack, spread_over_
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-Config = TypeVar("Config", bound="HeadsConfig")
+Config = TypeVar("Config", bound="RecipeConfig")
 
 
 @dataclass(frozen=True)
-class HeadsConfig:
+class RecipeConfig:
     """A training run: all that the detector depends on besides the images.
 
     Attributes
@@ -133,7 +133,7 @@ class Fit:
     auroc: Mapping[str, float]
 
 
-def generators_with_heads(table: FeatureTable, config: HeadsConfig) -> tuple[str, ...]:
+def generators_with_heads(table: FeatureTable, config: RecipeConfig) -> tuple[str, ...]:
     """Names of the generators that have enough images of enough sources.
 
     Raises
@@ -218,7 +218,7 @@ def view_keys(table: FeatureTable) -> list[str]:
 
 
 def kept_for_enrolling(
-    table: FeatureTable, fit: Fit, heads: FittedHeads, config: HeadsConfig
+    table: FeatureTable, fit: Fit, heads: FittedHeads, config: RecipeConfig
 ) -> tuple[ReferencePhotos, ReferencePhotos | None] | None:
     """Choose calibration views, evenly over the sources, whose features are kept for enrolling.
 
@@ -255,7 +255,7 @@ def kept_for_enrolling(
 
 def detector_file(
     kind: HeadKind,
-    config: HeadsConfig,
+    config: RecipeConfig,
     fit: Fit,
     table: FeatureTable,
     calibrated: FeatureTable,

@@ -1,7 +1,9 @@
 """The recipe ``shared``: all generators on the residual bank, one set of heads.
 
 Views of the training images are fitted (`masksim.training.heads`); the calibration has one view of
-each image, processed as photos come, scored by heads that never saw its source.
+each image, processed as photos come, scored by heads that never saw its source. Two exceptions: a
+generator with fewer sources than folds is parted by image, and the mean and deviation of the
+features are those of all photos, in every fold.
 """
 
 from __future__ import annotations
@@ -16,10 +18,11 @@ import numpy as np
 
 from masksim import metrics
 from masksim.checkpoint import DetectorFile, check_target
-from masksim.config import Progress, read_toml, staged
+from masksim.config import Progress, staged
 from masksim.data.manifest import REAL, Manifest
 from masksim.data.views import Purpose, ViewConfig, measure_first_qualities
 from masksim.errors import UsageError
+from masksim.model import standardise
 from masksim.training.feature_table import FeatureTable, compute_features
 from masksim.training.heads import (
     FittedHeads,
@@ -32,7 +35,7 @@ from masksim.training.heads import (
 )
 from masksim.training.recipe import (
     Fit,
-    HeadsConfig,
+    RecipeConfig,
     classes_of,
     detector_file,
     generators_with_heads,
@@ -46,8 +49,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class SharedConfig(HeadsConfig):
-    """A run of this recipe, see `masksim.training.recipe.HeadsConfig`.
+class SharedConfig(RecipeConfig):
+    """A run of this recipe, see `masksim.training.recipe.RecipeConfig`.
 
     First qualities that are left empty are measured on the real photos.
     """
@@ -63,21 +66,6 @@ class SharedConfig(HeadsConfig):
     views: ViewConfig = field(default_factory=lambda: ViewConfig(first_qualities=()))
 
 
-def read_config(path: str | os.PathLike[str]) -> SharedConfig:
-    """Read a training configuration of this recipe from a TOML file.
-
-    Raises
-    ------
-    UsageError
-        It cannot be read, is no TOML, is of another recipe, or has unknown keys.
-    """
-    values = read_toml(path)
-    recipe = values.pop("recipe", "shared")
-    if recipe != "shared":
-        raise UsageError(f"{path} is of the recipe {recipe!r}, not of 'shared'")
-    return SharedConfig.from_dict(values)
-
-
 def _fitter(
     table: FeatureTable,
     classes: NDArray[np.int64],
@@ -85,12 +73,10 @@ def _fitter(
     config: SharedConfig,
 ) -> Callable[[NDArray[np.bool_]], dict[str, NDArray[Any]]]:
     """Give a function that fits the tensors of heads to some of the views."""
-    features = level_free(table.features)
-    real = classes == 0
-    mean, deviation = statistics(features[real], weights[real])
-    limit, count = config.heads.limit, int(classes.max())
-    flat = ((features - mean) / deviation).clip(-limit, limit).reshape(len(features), -1)
-    del features
+    real, count = classes == 0, int(classes.max())
+    mean, deviation = statistics(level_free(table.features[real]), weights[real])
+    z = standardise(table.features.astype(np.float32), mean, deviation, config.heads.limit)
+    flat = z.reshape(len(z), -1)
     gram = flat @ flat.T
 
     def fitted(used: NDArray[np.bool_]) -> dict[str, NDArray[Any]]:
@@ -122,6 +108,8 @@ def fit_heads(
     progress: Progress | None = None,
 ) -> Fit:
     """Fit all heads, and score the calibration views with heads that never saw their source.
+
+    With two exceptions, see the module.
 
     Parameters
     ----------
