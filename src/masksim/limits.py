@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FLAT = 0.5
-"""Above this share of flat pixels an image is taken for a graphic (`traits.flat_share`)."""
+"""Above this share of flat pixels an image is taken for a graphic (the trait `flat`)."""
 
 FLAT_SCREENSHOT = 0.05
 """A lossless image of a screen's size with more flat pixels than this is like a screenshot."""
