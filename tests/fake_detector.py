@@ -105,7 +105,7 @@ class Detector:
     generators = GENERATORS
     name = "fake"
     sha256 = "0123456789abcdef" * 4
-    sample_size = SAMPLE_SIZE
+    sample_size = photos = SAMPLE_SIZE
     metadata = True
     file = File()
     calibrations = {  # noqa: RUF012

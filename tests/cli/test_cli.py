@@ -533,6 +533,7 @@ def test_info(run: Callable[..., Any]) -> None:
     stratum = {"stratum": "all", "photos": fake.SAMPLE_SIZE, "sources": fake.SAMPLE_SIZE}
     assert facts["calibration"] == {
         "sample_size": fake.SAMPLE_SIZE,
+        "photos": fake.SAMPLE_SIZE,
         "populations": {"built-in": [stratum]},
     }
     assert facts["branches"][0]["preprocess"] == {"window": 256, "windows": 5}
