@@ -29,6 +29,7 @@ from masksim.populations import (
     BUILT_IN,
     OwnImages,
     Populations,
+    photos_in_copies,
     read_calibrations,
 )
 from masksim.populations import (
@@ -169,11 +170,10 @@ class Detector:
     @property
     def photos(self) -> int:
         """Number of different photos among them, as the file tells."""
-        built_in = self.calibrations.get(BUILT_IN)
-        if built_in is None or not built_in.copies:
+        built_in, photos = self.calibrations.get(BUILT_IN), photos_in_copies(self.file)
+        if built_in is None or photos is None:
             return self.sample_size
-        added = self.sample_size - len(scored_for_all(built_in.real_scores))
-        return added + int(self.file.provenance["calibration"]["photos"])
+        return self.sample_size - len(scored_for_all(built_in.real_scores)) + photos
 
     def rates(self, similarity: NDArray[Any], traits: NDArray[Any]) -> Rates | None:
         """Rank scores (G,) of an image with traits (T,) among the photos of its kind.

@@ -127,18 +127,24 @@ def read_calibrations(file: DetectorFile) -> dict[str, Calibration]:
         _check_similarities(similarities, len(file.generators))
         traits = None if traits is None else with_all_traits(traits)
         found[name] = Calibration(
-            similarities, traits, sources, strata, joint, copies=k == 0 and _in_copies(file)
+            similarities,
+            traits,
+            sources,
+            strata,
+            joint,
+            copies=k == 0 and photos_in_copies(file) is not None,
         )
     return found
 
 
-def _in_copies(file: DetectorFile) -> bool:
-    """Tell whether each photo of the training was scored in several views."""
+def photos_in_copies(file: DetectorFile) -> int | None:
+    """Count the different photos of the training; None where each was scored in one view."""
     made = file.provenance.get("calibration")
     if not isinstance(made, Mapping):
-        return False
+        return None
     photos, views = made.get("photos"), made.get("views")
-    return isinstance(photos, int) and isinstance(views, int) and photos < views
+    several = isinstance(photos, int) and isinstance(views, int) and photos < views
+    return photos if several else None
 
 
 def _added_populations(file: DetectorFile) -> list[str]:
