@@ -140,7 +140,11 @@ def generators_of(table: FeatureTable, held: NDArray[np.bool_]) -> tuple[str, ..
 
 
 def train(views: Views, used: NDArray[np.bool_], run: Path, config: LearnedConfig) -> Learned:
-    """Train on the crops of some views."""
+    """Train on the crops of some views, without generators of which one repository is there."""
+    for name in np.unique(views.table.generators[used]).tolist():
+        own = used & (views.table.generators == name)
+        if len(np.unique(views.table.sources[own])) < 2:
+            used = used & ~own
     at = np.flatnonzero(used)
     each = views.crops.shape[1]
 

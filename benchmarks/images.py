@@ -1,0 +1,94 @@
+"""The images of the published figures, out of clones of their repositories, by their hashes.
+
+usage: python benchmarks/images.py --clones FOLDER --out FOLDER
+
+benchmarks/images.csv lists each image by repository, path and git blob, with its generator, the
+evidence for that, and what it shows. FOLDER/OWNER+NAME is a git clone, bare or not. Images go to
+OUT/GENERATOR/OWNER+NAME/BLOB.EXT, unchanged, and OUT/manifest.csv lists them for the other
+benchmarks. Clones that are missing are counted; call it again when there are more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from pages import ROOT
+
+from masksim.data.manifest import Row, write_manifest
+from masksim.files import make_folder, write_whole
+
+LIST = ROOT / "benchmarks" / "images.csv"
+SUFFIXES = {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif", "HEIF": ".heic"}
+
+
+def blobs(clone: Path, ids: Sequence[str]) -> Iterator[tuple[str, bytes]]:
+    """Read blobs of a clone by one git process; those that it lacks are left out."""
+    command = ["git", "-C", str(clone), "cat-file", "--batch"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as git:
+        assert git.stdin is not None
+        assert git.stdout is not None
+        for blob in ids:
+            git.stdin.write(f"{blob}\n".encode())
+            git.stdin.flush()
+            head = git.stdout.readline().split()
+            if len(head) < 3:
+                continue
+            data = git.stdout.read(int(head[2]))
+            git.stdout.read(1)
+            if hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest() != blob:
+                raise SystemExit(f"{clone} holds other bytes as {blob}")
+            yield blob, data
+        git.stdin.close()
+
+
+def collect(listed: Sequence[Mapping[str, str]], clones: Path, out: Path) -> tuple[list[Row], int]:
+    """Write the listed images that the clones hold; give their rows and how many are missing."""
+    by_repository: dict[str, list[Mapping[str, str]]] = defaultdict(list)
+    for line in listed:
+        by_repository[line["repository"]].append(line)
+    rows: list[Row] = []
+    for repository, lines in sorted(by_repository.items()):
+        name = repository.replace("/", "+")
+        path_of = {
+            line["blob"]: f"{line['generator']}/{name}/{line['blob']}"
+            + SUFFIXES.get(line["format"], f".{line['format'].lower()}")
+            for line in lines
+        }
+        lacking = [blob for blob, path in path_of.items() if not (out / path).exists()]
+        if lacking and (clones / name).is_dir():
+            for blob, data in blobs(clones / name, lacking):
+                make_folder((out / path_of[blob]).parent)
+                write_whole(out / path_of[blob], data)
+        rows += [
+            Row(
+                path_of[line["blob"]], line["generator"], repository, "train", "",
+                int(line["width"]), int(line["height"]), line["format"],
+                extra={"blob": line["blob"], "kind": line["kind"]},
+            )
+            for line in lines
+            if (out / path_of[line["blob"]]).exists()
+        ]  # fmt: skip
+    return rows, len(listed) - len(rows)
+
+
+def main() -> None:
+    """Collect, write the manifest, say on stderr what is missing."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--clones", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    given = parser.parse_args()
+    with LIST.open(newline="", encoding="utf-8") as lines:
+        rows, missing = collect(list(csv.DictReader(lines)), given.clones, given.out)
+    write_manifest(given.out / "manifest.csv", rows)
+    print(f"{len(rows)} images, {missing} missing", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
