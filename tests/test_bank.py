@@ -12,7 +12,6 @@ from masksim.errors import ModelError, UsageError
 from masksim.residual import (
     OnnxResidual,
     ResidualConfig,
-    build_residual,
     residual_onnx,
     residual_runner,
     weight_shapes,
@@ -105,8 +104,6 @@ def test_what_the_bank_does_not_take() -> None:
             bank_residual(pixels)
     with pytest.raises(UsageError, match="float32"):
         bank_residual(np.zeros((1, 1, 9, 9)))  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="no weights"):
-        build_residual(ResidualConfig("bank"))
 
 
 def test_bank_takes_any_number_of_channels() -> None:

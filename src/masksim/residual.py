@@ -1,30 +1,25 @@
 """From a window of pixels to its noise residual.
 
-A residual network exists twice: as a torch module while it is trained (`build_residual`, the only
-part that imports torch, and only when called), and as an ONNX graph while it is used
-(`residual_onnx`, `OnnxResidual`). Between them travels a plain mapping of names to NumPy arrays,
-`weight_shapes`. The bank has no weights and is in `masksim.bank`; `residual_runner` takes its NumPy
-form where it can.
+A residual network runs as an ONNX graph (`residual_onnx`, `OnnxResidual`). Its weights are a plain
+mapping of names to NumPy arrays (`weight_shapes`), which `masksim.original.residual_network` trains
+as a torch module of the same layers (`stack_layers`). The bank has no weights and is in
+`masksim.bank`; `residual_runner` takes its NumPy form where it can.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from masksim.bank import BANK_GRAPH_SHA256, bank_nodes, bank_residual
 from masksim.errors import ModelError, UsageError, install
-
-if TYPE_CHECKING:
-    import torch
 
 Kind: TypeAlias = Literal["DnCNN", "light", "linear3x3", "cross_diff", "none", "bank"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -131,8 +126,21 @@ class ResidualConfig:
 
 
 @dataclass(frozen=True)
-class _Layer:
-    """One convolution of a stack, and the positions of its parts in the flat sequence."""
+class StackLayer:
+    """One convolution of a stack (`ResidualConfig.is_stack`).
+
+    Attributes
+    ----------
+    conv, norm
+        Positions of the convolution and of its batch norm, if it has one, in the sequence of all
+        parts: ``model.<position>.weight`` is the name of a weight.
+    channels_in, channels_out
+        Of the convolution.
+    bias
+        Whether it has one.
+    relu
+        Whether a ReLU follows.
+    """
 
     conv: int
     norm: int | None
@@ -142,14 +150,15 @@ class _Layer:
     relu: bool
 
 
-def _layers(config: ResidualConfig) -> list[_Layer]:
-    layers: list[_Layer] = []
+def stack_layers(config: ResidualConfig) -> list[StackLayer]:
+    """List the layers of a stack of convolutions; no layer for another kind of residual."""
+    layers: list[StackLayer] = []
     position = 0
     for i in range(config.depth):
         first, last = i == 0, i == config.depth - 1
         norm = config.batch_norm and not first and not last
         layers.append(
-            _Layer(
+            StackLayer(
                 conv=position,
                 norm=position + 1 if norm else None,
                 channels_in=CHANNELS if first else config.features,
@@ -171,7 +180,7 @@ def weight_shapes(config: ResidualConfig) -> dict[str, tuple[int, ...]]:
     if config.kind == "linear3x3":
         return {"0.weight": (CHANNELS, CHANNELS, 3, 3)}
     shapes: dict[str, tuple[int, ...]] = {}
-    for layer in _layers(config):
+    for layer in stack_layers(config):
         shapes[f"model.{layer.conv}.weight"] = (layer.channels_out, layer.channels_in, 3, 3)
         if layer.bias:
             shapes[f"model.{layer.conv}.bias"] = (layer.channels_out,)
@@ -208,91 +217,6 @@ def check_weights(config: ResidualConfig, weights: Mapping[str, NDArray[Any]]) -
             f"invalid weights of the {config.kind!r} residual: " + "; ".join(problems),
             code="model_invalid",
         )
-
-
-# --- torch: training ---------------------------------------------------------------------------
-
-
-def build_residual(
-    config: ResidualConfig, weights: Mapping[str, NDArray[Any]] | None = None
-) -> torch.nn.Module:
-    """Build a torch module, (B, 3, H, W) -> (B, 3, H - 2 margin, W - 2 margin).
-
-    Parameters
-    ----------
-    config : ResidualConfig
-    weights : mapping of name to array, optional
-        See `weight_shapes`. Without them the initial values are torch's own.
-
-    Returns
-    -------
-    torch.nn.Module
-        In training mode: call ``.eval()`` for the running statistics of the batch norms.
-
-    Raises
-    ------
-    ModelError
-        Code ``torch_missing`` without torch; ``model_invalid`` on weights of another architecture.
-    UsageError
-        For the bank, which has nothing to train.
-    """
-    if config.kind == "bank":
-        raise UsageError("the residual bank has no weights, so there is no network to build")
-    try:
-        import torch
-        from torch import nn
-    except ImportError as error:
-        raise ModelError(
-            f"a residual network needs the package torch: {install('train')}",
-            code="torch_missing",
-        ) from error
-
-    module: nn.Module
-    if config.kind == "none":
-        module = nn.Identity()
-    elif config.kind == "linear3x3":
-        module = nn.Sequential(nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1, bias=False))
-    elif config.kind == "cross_diff":
-        difference = nn.Conv2d(CHANNELS, CHANNELS, 2, groups=CHANNELS, bias=False)
-        difference.weight.requires_grad_(False)
-        difference.weight.copy_(torch.from_numpy(CROSS_DIFFERENCE))
-        module = nn.Sequential(difference, nn.ZeroPad2d((0, 1, 0, 1)))
-    else:
-        parts: list[nn.Module] = []
-        for layer in _layers(config):
-            parts.append(
-                nn.Conv2d(
-                    layer.channels_in,
-                    layer.channels_out,
-                    3,
-                    padding=config.padding,
-                    bias=layer.bias,
-                )
-            )
-            if layer.norm is not None:
-                parts.append(nn.BatchNorm2d(layer.channels_out, eps=BATCH_NORM_EPSILON))
-            if layer.relu:
-                parts.append(nn.ReLU(inplace=True))
-        module = nn.Sequential(OrderedDict(model=nn.Sequential(*parts)))
-    if weights is not None:
-        check_weights(config, weights)
-        state = module.state_dict()
-        with torch.no_grad():
-            for name in weight_shapes(config):
-                state[name].copy_(torch.from_numpy(np.array(weights[name], dtype=np.float32)))
-    return module
-
-
-def weights_of(config: ResidualConfig, module: torch.nn.Module) -> dict[str, NDArray[np.float32]]:
-    """Copy the weights of a module made by `build_residual` to float32 arrays."""
-    state = module.state_dict()
-    return {
-        name: np.array(state[name].detach().float().cpu().numpy(), dtype=np.float32)
-        for name in weight_shapes(config)
-    }
-
-
-# --- ONNX: detection ---------------------------------------------------------------------------
 
 
 def residual_onnx(config: ResidualConfig, weights: Mapping[str, NDArray[Any]]) -> bytes:
@@ -377,7 +301,7 @@ def _network_nodes(
         nodes.append(helper.make_node("Conv", ["pixels", kernel], ["inner"], group=CHANNELS))
         nodes.append(helper.make_node("Pad", ["inner", pads], ["residual"]))
     previous = "pixels"
-    for i, layer in enumerate(_layers(config), start=1):
+    for i, layer in enumerate(stack_layers(config), start=1):
         kernel_values, bias_values = _folded(layer, weights)
         kernel, bias = constant(f"kernel{i}", kernel_values), constant(f"bias{i}", bias_values)
         output = f"layer{i}" if layer.relu else "residual"
@@ -390,7 +314,7 @@ def _network_nodes(
 
 
 def _folded(
-    layer: _Layer, weights: Mapping[str, NDArray[Any]]
+    layer: StackLayer, weights: Mapping[str, NDArray[Any]]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Kernel and bias of a convolution with its batch norm folded in, in double precision."""
     kernel = weights[f"model.{layer.conv}.weight"].astype(np.float64)

@@ -28,9 +28,10 @@ from masksim.data.manifest import Manifest, Row, group_of, manifest_hash
 from masksim.errors import DataError, ImageError, UsageError
 from masksim.image import load_image
 from masksim.original.residual_file import check_residual_target, packed_weights, write_residual
+from masksim.original.residual_network import build_residual, weights_of
 from masksim.original.split import held_out_groups
 from masksim.preprocess import ColourSpace, to_colour
-from masksim.residual import ResidualConfig, build_residual, weights_of
+from masksim.residual import ResidualConfig
 from masksim.training import loop as runs
 from masksim.training.processes import RunOptions, processes
 

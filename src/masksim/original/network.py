@@ -17,13 +17,8 @@ from torch.nn import functional
 
 from masksim import model
 from masksim.errors import UsageError
-from masksim.residual import (
-    BATCH_NORM_EPSILON,
-    CHANNELS,
-    ResidualConfig,
-    build_residual,
-    weights_of,
-)
+from masksim.original.residual_network import build_residual, weights_of
+from masksim.residual import BATCH_NORM_EPSILON, CHANNELS, ResidualConfig
 from masksim.spectrum import EPSILON, log_spectrum
 
 INITIAL_DEVIATION = 0.01
