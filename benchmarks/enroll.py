@@ -31,6 +31,7 @@ from masksim.checkpoint import DetectorFile
 from masksim.config import from_plain
 from masksim.data.manifest import REAL, Manifest, read_manifest
 from masksim.data.views import ViewConfig
+from masksim.data.weights import history_weights
 from masksim.detector import bundled_path
 from masksim.evaluation.scoring import seen_in_training
 from masksim.evidence import Attribution
@@ -40,7 +41,6 @@ from masksim.training.enroll import EnrollConfig, enroll
 from masksim.training.feature_table import FeatureTable, compute_features
 from masksim.training.grow import forget
 from masksim.training.heads import in_parts
-from masksim.training.weights import history_weights
 from masksim.verdict import LEVELS
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -30,6 +30,7 @@ from masksim.bank import bank_residual
 from masksim.data.manifest import REAL, Manifest, Row, read_manifest
 from masksim.data.views import at_most
 from masksim.data.ways import WayConfig, met
+from masksim.data.weights import repository_folds
 from masksim.errors import MasksimError
 from masksim.features import FeatureConfig, shared_features
 from masksim.image import load_image
@@ -45,7 +46,6 @@ from masksim.training.learned_residual import (
     train_learned,
 )
 from masksim.training.processes import RunOptions
-from masksim.training.weights import repository_folds
 from masksim.traits import TRAITS, bands_of, compression_band
 
 SIDE, ACROSS = 128, 3

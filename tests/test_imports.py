@@ -33,7 +33,7 @@ LAYER = {name: level for level, names in enumerate(LAYERS) for name in names}
 ARROWS: Mapping[str, frozenset[str]] = {
     "training": frozenset({"data"}),
     "original": frozenset({"data", "training"}),
-    "evaluation": frozenset({"data", "training"}),
+    "evaluation": frozenset({"data"}),
     "batch": frozenset({"data"}),
 }
 

@@ -174,7 +174,7 @@ def test_a_photo_that_was_not_there_is_judged_when_it_is(
 def test_an_audit_goes_on_where_it_was(
     trained: Any, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("masksim.training.chunks.SIZE", 5)
+    monkeypatch.setattr("masksim.data.chunks.SIZE", 5)
     images, _ = population.photos_in([photos])
     images = Manifest(tuple(r for r in images.rows if "broken" not in r.path), images.root)
     whole = audit.audit(trained.folder, images, cache=tmp_path / "a")

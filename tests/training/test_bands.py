@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,6 @@ from masksim.training.feature_table import FeatureTable
 from masksim.training.heads import HeadConfig, cosines
 from masksim.training.recipe import generators_with_heads
 from masksim.training.stored_features import unpack
-from masksim.training.weights import repository_folds, view_weights
 from masksim.traits import BANDS, TRAITS, bands_of
 
 pytest.importorskip("sklearn")
@@ -200,63 +198,6 @@ def test_the_committed_configuration_is_valid() -> None:
     assert config.per_source[REAL] < config.per_source["*"]
     assert config.views.ways.first_qualities == config.views.first_qualities
     assert config.features.coherence
-
-
-# --- who is left out together --------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("count", [2, 3, 5])
-def test_folds_keep_repositories_whole_and_classes_balanced(seed: int, count: int) -> None:
-    rng = np.random.default_rng(seed)
-    sources, generators = [], []
-    for name, repositories in ((REAL, 40), ("a", 12), ("b", 25)):
-        for k in range(repositories):
-            n = int(rng.integers(1, 20))
-            # A third of the repositories hold photos as well as images of one generator.
-            shared = f"both {k}" if k % 3 == 0 and name != "b" else f"{name} {k}"
-            sources += [shared] * n
-            generators += [name] * n
-    order = rng.permutation(len(sources))
-    of, kinds = np.array(sources)[order], np.array(generators)[order]
-    folds = repository_folds(of, kinds, count)
-    assert set(folds.tolist()) == set(range(count))
-    for source in np.unique(of):
-        assert len(np.unique(folds[of == source])) == 1
-    for name in (REAL, "a", "b"):
-        sizes = np.bincount(folds[kinds == name], minlength=count)
-        largest = max(Counter(of[kinds == name].tolist()).values())
-        # A whole repository more or less, and half as much for those that serve two classes.
-        assert np.ptp(sizes) <= 1.5 * largest, (name, sizes)
-    again = rng.permutation(len(of))
-    np.testing.assert_array_equal(repository_folds(of[again], kinds[again], count), folds[again])
-
-
-def test_repositories_count_by_the_root_of_their_size() -> None:
-    classes = np.array([0] * 16 + [0] * 4 + [1] * 9 + [1] + [-1] * 3)
-    sources = np.array(["p"] * 16 + ["q"] * 4 + ["p"] * 9 + ["r"] + ["s"] * 3)
-    histories = np.full(len(classes), "jpeg")
-    weights = view_weights(classes, sources, histories, 0.1)
-    assert (weights[classes < 0] == 0).all()
-    for c in (0, 1):
-        assert weights[classes == c].sum() == pytest.approx(1)
-    real = classes == 0
-    assert weights[real & (sources == "p")].sum() == pytest.approx(4 / 6)
-    assert weights[(classes == 1) & (sources == "r")].sum() == pytest.approx(1 / 4)
-
-
-def test_lossless_views_have_a_bounded_share() -> None:
-    classes = np.array([0] * 10 + [1] * 10 + [2] * 4)
-    sources = np.array([f"s{i}" for i in range(24)])
-    histories = np.array(["lossless"] * 6 + ["jpeg"] * 4 + ["jpeg"] * 9 + ["lossless"]
-                         + ["lossless"] * 4)  # fmt: skip
-    weights = view_weights(classes, sources, histories, 0.2)
-    without = histories == "lossless"
-    assert weights[(classes == 0) & without].sum() == pytest.approx(0.2)
-    assert weights[(classes == 1) & without].sum() == pytest.approx(0.1)  # fewer than the bound
-    assert weights[classes == 2].sum() == pytest.approx(1)  # there is nothing else
-    free = view_weights(classes, sources, histories, 1.0)
-    assert free[(classes == 0) & without].sum() == pytest.approx(0.6)
 
 
 # --- the fit, on made-up features ----------------------------------------------------------------

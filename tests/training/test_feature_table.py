@@ -1,4 +1,4 @@
-"""`masksim.training.feature_table`: a cache that survives; and weights that balance."""
+"""`masksim.training.feature_table`: a cache that survives."""
 
 from __future__ import annotations
 
@@ -13,22 +13,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from masksim import __version__
 from masksim.data.manifest import REAL, Manifest, Row
 from masksim.data.views import HISTORIES, ViewConfig, views
 from masksim.errors import DataError, UsageError
 from masksim.features import FeatureConfig, shared_features
 from masksim.residual import OnnxResidual, ResidualConfig, residual_onnx
-from masksim.training.chunks import chunk_folder
 from masksim.training.feature_table import FeatureTable, compute_features, failures_of
-from masksim.training.weights import history_weights, source_folds, training_weights
 from masksim.traits import TRAITS
 
 SMALL = ViewConfig(window=64, region=96, first_qualities=(71, 83), final_quality=(90, 95))
 FEATURES = FeatureConfig(
     window=64, windows=2, smallest=32, region=96, spacing=32, segment=16, hops=(16, 8)
 )
-# --- the cache -----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -175,19 +171,6 @@ def test_what_is_too_small_is_not_tried_again(natural_image: Any, tmp_path: Path
     assert steps == [(1, 1)]
 
 
-def test_another_version_has_chunks_of_its_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    one = chunk_folder(tmp_path, ["a"], prefix="p-")
-    assert chunk_folder(tmp_path, ["a"], prefix="p-") == one
-    assert json.loads((one / "key.json").read_text()) == ["a", __version__]
-    monkeypatch.setattr("masksim.training.chunks.__version__", "0.0.1")
-    assert chunk_folder(tmp_path, ["a"], prefix="p-") != one
-    (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(UsageError, match="cannot write"):
-        chunk_folder(tmp_path / "file", ["a"])
-
-
 def test_whatever_the_features_depend_on_names_the_cache(data: Manifest, tmp_path: Path) -> None:
     one = Manifest(data.rows[:1], data.root)
     changes: list[dict[str, Any]] = [
@@ -259,126 +242,3 @@ def test_a_repository_that_is_added_leaves_the_pieces_of_the_others(
     band = second.traits[:, TRAITS.index("band")]
     assert set(band[::2].tolist()) == {0}  # as found: PNG
     assert set(band[1::2].tolist()) == {1}
-
-
-# --- weights and folds ---------------------------------------------------------------------------
-
-
-def made_table(n: int, seed: int, images_a_source: int = 7) -> FeatureTable:
-    """Rows of three classes in many sources of unlike sizes, three views each."""
-    rng = np.random.default_rng(seed)
-    rows = []
-    for i in range(n):
-        generator = str(rng.choice([REAL, "many", "few"], p=[0.6, 0.25, 0.15]))
-        sources = {REAL: n // images_a_source, "many": 12, "few": 2}[generator]
-        source = f"{generator}-{int(sources * rng.random() ** 2)}"
-        rows.append(Row(f"{i}.png", generator, source, "train", sha256=f"{i:064x}"))
-    images = np.repeat(np.arange(n), 3)
-    return FeatureTable(
-        np.zeros((3 * n, 1, 2, 1), np.float16),
-        np.zeros((3 * n, len(TRAITS)), np.float32),
-        np.array([rows[i].generator for i in images]),
-        np.array([rows[i].source for i in images]),
-        np.array(["jpeg", "reduced", "lossless"])[rng.choice(3, 3 * n, p=[0.5, 0.3, 0.2])],
-        np.array([""] * (3 * n)),
-        images,
-        tuple(rows),
-        {},
-    )
-
-
-SHARES = {"jpeg": 0.75, "reduced": 0.2, "lossless": 0.05}
-
-
-def test_history_weights_give_all_classes_the_same_shares() -> None:
-    table = made_table(200, 0)
-    classes = [table.generators == name for name in (REAL, "many")]
-    weights = history_weights(table.histories, classes, SHARES)
-    assert not weights[table.generators == "few"].any()
-    for own in classes:
-        assert weights[own].sum() == pytest.approx(1)
-        for history, share in SHARES.items():
-            chosen = own & (table.histories == history)
-            assert weights[chosen].sum() == pytest.approx(share)
-            assert len(set(weights[chosen].tolist())) == 1
-
-
-def test_a_history_that_one_class_lacks_is_left_out_for_all() -> None:
-    histories = np.array(["jpeg", "jpeg", "lossless", "jpeg", "reduced", "reduced", "lossless"])
-    real = np.arange(7) < 3
-    weights = history_weights(histories, [real, ~real], SHARES)
-    # Reals have no `reduced`: 0.75 and 0.05 are left, of 0.8.
-    expected = [0.46875, 0.46875, 0.0625, 0.9375, 0, 0, 0.0625]
-    np.testing.assert_allclose(weights, expected)
-    with pytest.raises(DataError, match="no history in common"):
-        history_weights(histories, [histories == "jpeg", histories == "reduced"], SHARES)
-    none = {"jpeg": 1.0, "reduced": 0.0, "lossless": 0.0}
-    lossless = histories == "lossless"
-    with pytest.raises(DataError, match="no history in common"):
-        history_weights(histories, [lossless & real, lossless & ~real], none)
-
-
-def test_training_weights() -> None:
-    table = made_table(300, 1)
-    weights = training_weights(table, SHARES)
-    size = Counter(table.sources.tolist())
-    for name in (REAL, "many", "few"):
-        own = table.generators == name
-        assert weights[own].sum() == pytest.approx(1)
-        for history, share in SHARES.items():
-            chosen = np.flatnonzero(own & (table.histories == history))
-            assert weights[chosen].sum() == pytest.approx(share)
-            # A source of four times the size counts twice as much, each of its views half.
-            scaled = weights[chosen] * np.sqrt([size[table.sources[i]] for i in chosen])
-            np.testing.assert_allclose(scaled, scaled[0])
-
-
-def test_training_weights_of_a_class_that_lacks_a_history() -> None:
-    table = made_table(100, 2)
-    kept = ~((table.generators == "few") & (table.histories == "jpeg"))
-    table = table.take(kept)
-    weights = training_weights(table, SHARES)
-    few = table.generators == "few"
-    assert weights[few].sum() == pytest.approx(1)
-    assert weights[few & (table.histories == "reduced")].sum() == pytest.approx(0.8)
-    none = training_weights(table, {"jpeg": 1.0, "reduced": 0.0, "lossless": 0.0})
-    assert not none[table.histories != "jpeg"].any()
-    assert none[table.generators == REAL].sum() == pytest.approx(1)
-
-
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("count", [2, 5, 9])
-def test_folds_never_part_a_source_of_photos(seed: int, count: int) -> None:
-    table = made_table(250, seed)
-    folds = source_folds(table, count)
-    assert folds.min() >= 0
-    assert folds.max() < count
-    for name in (REAL, "many") if count <= 9 else (REAL,):
-        own = table.generators == name
-        sources = set(table.sources[own].tolist())
-        if name != REAL and len(sources) < count:
-            continue
-        for source in sources:
-            assert len(set(folds[own & (table.sources == source)].tolist())) == 1
-        # Even: the largest fold exceeds the smallest by no more than the largest source.
-        load = np.bincount(folds[own], minlength=count)
-        largest = Counter(table.sources[own].tolist()).most_common(1)[0][1]
-        assert load.max() - load.min() <= largest
-        assert load.min() > 0
-
-
-def test_few_sources_are_parted_by_image_never_by_view() -> None:
-    table = made_table(400, 3)
-    folds = source_folds(table, 4)
-    few = table.generators == "few"  # two sources, four folds
-    for image in np.unique(table.images[few]):
-        assert len(set(folds[table.images == image].tolist())) == 1
-    assert set(folds[few].tolist()) == {0, 1, 2, 3}
-    shuffled = table.take(np.arange(len(table.images))[::-1])
-    np.testing.assert_array_equal(source_folds(shuffled, 4)[::-1], folds)
-
-
-def test_photos_of_one_source_are_in_one_fold() -> None:
-    table = made_table(50, 4, images_a_source=50)
-    folds = source_folds(table, 3)
-    assert len(set(folds[table.generators == REAL].tolist())) == 1

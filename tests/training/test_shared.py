@@ -33,7 +33,6 @@ from masksim.training.heads import (
 )
 from masksim.training.recipe import classes_of, generators_with_heads
 from masksim.training.shared import SharedConfig, fit_heads, train_shared
-from masksim.training.weights import matched_real_weights
 from masksim.traits import TRAITS
 
 pytest.importorskip("sklearn")
@@ -370,27 +369,6 @@ def test_each_generator_can_have_photos_of_its_own() -> None:
     )  # fmt: skip
     with pytest.raises(DataError, match="to be set against"):
         fisher_coefficients(x @ x.T, classes, weights, 30, real_weights=0 * own, **options)
-
-
-def test_photos_are_matched_to_the_histories_of_each_generator() -> None:
-    rng = np.random.default_rng(10)
-    classes = rng.integers(-1, 3, 400)
-    kinds = np.array(["jpeg", "reduced", "lossless"])
-    histories = kinds[rng.choice(3, 400, p=[0.6, 0.3, 0.1])]
-    histories[(classes == 2) & (histories == "reduced")] = "jpeg"
-    weights = rng.uniform(0, 1, 400)
-    found = matched_real_weights(classes, weights, histories)
-    assert found.shape == (400, 2)
-    assert not found[classes != 0].any()
-    for g in range(2):
-        for history in np.unique(histories):
-            real, own = (classes == 0) & (histories == history), classes == g + 1
-            share = weights[own & (histories == history)].sum() / weights[own].sum()
-            assert found[real, g].sum() == pytest.approx(share)
-            if share:
-                ratio = found[real, g] / weights[real]
-                np.testing.assert_allclose(ratio, ratio[0])
-    assert not found[histories == "reduced", 1].any()
 
 
 def test_an_empty_class_is_refused() -> None:

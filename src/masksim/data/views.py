@@ -10,7 +10,7 @@ compressions. So every view has one of three *histories*, and both classes get t
 ``lossless``  as it came from a lossless file.
 
 Then the same final compression for all. `views` makes every history that an image allows;
-weights (`masksim.training.weights`) give both classes the same shares of each. The purpose
+weights (`masksim.data.weights`) give both classes the same shares of each. The purpose
 ``"met"`` draws images as people meet them instead, see `masksim.data.ways`.
 """
 

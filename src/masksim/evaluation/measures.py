@@ -13,11 +13,11 @@ import numpy as np
 from masksim import metrics
 from masksim.data.manifest import REAL
 from masksim.data.views import HISTORIES, ViewConfig
+from masksim.data.weights import history_weights
 from masksim.errors import DataError
 from masksim.evaluation.scale import Evidence, Scale, joint_evidence
 from masksim.evaluation.score_table import ScoreTable
 from masksim.metrics import Estimate
-from masksim.training.weights import history_weights
 from masksim.verdict import EVIDENCE, LEVELS, level_of
 
 if TYPE_CHECKING:

@@ -18,6 +18,7 @@ import numpy as np
 
 from masksim.augment import rng_for
 from masksim.config import Progress, from_plain, staged
+from masksim.data.chunks import chunk_folder, chunked, run_chunks, to_do
 from masksim.data.manifest import REAL, Manifest, Row, manifest_hash
 from masksim.data.views import Purpose, ViewConfig, views_of_file
 from masksim.data.ways import View, history_as_found
@@ -28,7 +29,6 @@ from masksim.evaluation.other_detectors import Peer, open_peer
 from masksim.evaluation.score_table import FACTS, ScoreTable
 from masksim.files import written_whole
 from masksim.image import load_image
-from masksim.training.chunks import chunk_folder, chunked, run_chunks, to_do
 from masksim.traits import TRAITS
 
 # --- pieces that are kept ------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from masksim.checkpoint import DetectorFile, check_target
 from masksim.config import Progress, staged
 from masksim.data.manifest import REAL, Manifest
 from masksim.data.views import ViewConfig, at_most
+from masksim.data.weights import repository_folds, view_weights
 from masksim.errors import UsageError
 from masksim.features import FeatureConfig
 from masksim.model import standardise
@@ -48,7 +49,6 @@ from masksim.training.recipe import (
     detector_file,
     generators_with_heads,
 )
-from masksim.training.weights import repository_folds, view_weights
 from masksim.traits import BANDS, bands_of
 
 if TYPE_CHECKING:

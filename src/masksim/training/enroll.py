@@ -30,6 +30,13 @@ from masksim.config import Progress, from_plain, staged
 from masksim.data.manifest import REAL, Manifest, Row, manifest_hash
 from masksim.data.scan import scan_folders
 from masksim.data.views import ViewConfig
+from masksim.data.weights import (
+    history_weights,
+    matched_real_weights,
+    source_folds,
+    training_weights,
+    view_weights,
+)
 from masksim.errors import DataError, UsageError
 from masksim.errors import counted as in_words
 from masksim.features import FeatureConfig
@@ -54,15 +61,8 @@ from masksim.training.heads import (
     masks_and_references,
     stored,
 )
-from masksim.training.recipe import view_keys
+from masksim.training.recipe import image_keys, view_keys
 from masksim.training.stored_features import ReferencePhotos, pack, spread_over_sources, unpack
-from masksim.training.weights import (
-    history_weights,
-    matched_real_weights,
-    source_folds,
-    training_weights,
-    view_weights,
-)
 from masksim.traits import TRAITS
 
 if TYPE_CHECKING:
@@ -276,7 +276,7 @@ class _Training:
         """Weights of views in the fit: (n,)."""
         if self.by_band:
             return view_weights(classes, table.sources, table.histories, self.lossless)
-        return training_weights(table, self.views.shares)
+        return training_weights(table.generators, table.sources, table.histories, self.views.shares)
 
     def compared(self, table: FeatureTable, synthetic: NDArray[np.bool_]) -> NDArray[np.float64]:
         """Weights with which images and photos are compared, the same histories in both: (n,).
@@ -480,7 +480,7 @@ def _fit(
     classes = synthetic.astype(np.int64)
     weights = training.weights(table, classes)
     # Views of one image, and all of a source of photos, are in one fold: none is seen and scored.
-    folds = source_folds(table, config.folds)
+    folds = source_folds(table.generators, table.sources, image_keys(table), config.folds)
     gram = flat @ flat.T
     noise = np.where(np.arange(len(z)) < (photos.rows >= 0).sum(), photos.noise, 0.0)
 

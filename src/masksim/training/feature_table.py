@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from masksim.data.chunks import chunk_folder, chunked_by_source, run_chunks, to_do
 from masksim.data.manifest import Manifest, Row, manifest_hash
 from masksim.data.views import Purpose, ViewConfig, views_of_file
 from masksim.errors import DataError, MasksimError, UsageError
 from masksim.features import FeatureConfig, shared_features
 from masksim.files import written_whole
 from masksim.residual import ResidualConfig, residual_onnx, residual_runner
-from masksim.training.chunks import chunk_folder, chunked_by_source, run_chunks, to_do
 from masksim.traits import TRAITS, measure
 
 if TYPE_CHECKING:

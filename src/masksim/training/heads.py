@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from masksim.checkpoint import HeadKind
+from masksim.data.weights import matched_real_weights
 from masksim.errors import DataError, UsageError
 from masksim.model import SharedHeads, read_heads
 from masksim.training.feature_table import FeatureTable
-from masksim.training.weights import matched_real_weights
 from masksim.traits import TRAITS, bands_of
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def fisher_coefficients(
         See `HeadConfig`.
     real_weights
         (n, G): weights of class 0 in the mean that each generator is set against, see
-        `masksim.training.weights.matched_real_weights`; by default `weights`.
+        `masksim.data.weights.matched_real_weights`; by default `weights`.
 
     Returns
     -------

@@ -27,11 +27,11 @@ from masksim.augment import rng_for
 from masksim.bank import BANK_CLIP
 from masksim.config import Progress
 from masksim.data.manifest import REAL
+from masksim.data.weights import repository_folds
 from masksim.errors import DataError, UsageError
 from masksim.spectrum import pool_cells, welch_log_power
 from masksim.training import loop
 from masksim.training.processes import RunOptions, processes
-from masksim.training.weights import repository_folds
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

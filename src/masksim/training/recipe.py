@@ -209,9 +209,14 @@ def software() -> dict[str, str]:
     }
 
 
+def image_keys(table: FeatureTable) -> list[str]:
+    """Name the image of each view by its content."""
+    return [table.rows[image].key for image in table.images.tolist()]
+
+
 def view_keys(table: FeatureTable) -> list[str]:
     """Name each view by its image's content; of several views of an image also by its place."""
-    keys = [table.rows[image].key for image in table.images.tolist()]
+    keys = image_keys(table)
     if len(set(keys)) == len(keys):
         return keys
     return [f"{key} {number}" for number, key in enumerate(keys)]

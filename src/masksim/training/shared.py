@@ -21,6 +21,7 @@ from masksim.checkpoint import DetectorFile, check_target
 from masksim.config import Progress, staged
 from masksim.data.manifest import REAL, Manifest
 from masksim.data.views import Purpose, ViewConfig, measure_first_qualities
+from masksim.data.weights import history_weights, source_folds, training_weights
 from masksim.errors import UsageError
 from masksim.model import standardise
 from masksim.training.feature_table import FeatureTable, compute_features
@@ -39,8 +40,8 @@ from masksim.training.recipe import (
     classes_of,
     detector_file,
     generators_with_heads,
+    image_keys,
 )
-from masksim.training.weights import history_weights, source_folds, training_weights
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -134,11 +135,11 @@ def fit_heads(
     names = generators_with_heads(table, config)
     classes = classes_of(table, names)
     shares, limit = config.views.shares, config.heads.limit
-    weights = training_weights(table, shares)
-    folds = source_folds(table, config.folds)
+    weights = training_weights(table.generators, table.sources, table.histories, shares)
+    folds = source_folds(table.generators, table.sources, image_keys(table), config.folds)
     # A photo belongs to the fold of its source, even if none of its training views could be made.
-    fold_of = dict(zip(_image_keys(table), folds.tolist(), strict=True))
-    calibration_folds = np.array([fold_of.get(key, 0) for key in _image_keys(calibration)])
+    fold_of = dict(zip(_fold_keys(table), folds.tolist(), strict=True))
+    calibration_folds = np.array([fold_of.get(key, 0) for key in _fold_keys(calibration)])
     fitted = _fitter(table, classes, weights, config)
     scored = np.zeros((len(calibration.images), len(names)), dtype=np.float32)
     unseen = np.zeros((len(table.images), len(names)), dtype=np.float32)
@@ -168,7 +169,7 @@ def fit_heads(
     return Fit(names, kept, scored, traits, auroc)
 
 
-def _image_keys(table: FeatureTable) -> list[tuple[str, str]]:
+def _fold_keys(table: FeatureTable) -> list[tuple[str, str]]:
     """Name what decides an image's fold: a photo's source, a synthetic image's path."""
     return [
         (REAL, source) if generator == REAL else (generator, table.rows[image].path)

@@ -11,7 +11,6 @@ import numpy as np
 from masksim.augment import rng_for
 from masksim.data.manifest import REAL
 from masksim.errors import DataError
-from masksim.training.feature_table import FeatureTable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -50,57 +49,74 @@ def history_weights(
     return weights
 
 
-def training_weights(table: FeatureTable, shares: Mapping[str, float]) -> NDArray[np.float64]:
+def training_weights(
+    generators: NDArray[np.str_],
+    sources: NDArray[np.str_],
+    histories: NDArray[np.str_],
+    shares: Mapping[str, float],
+) -> NDArray[np.float64]:
     """Weights of training views: histories by `shares`, sources by the root of their size.
+
+    Parameters
+    ----------
+    generators, sources, histories
+        (n,).
+    shares
+        Wanted share of each history; a class that lacks one has the others instead.
 
     Returns
     -------
     ndarray
         (n,), summing to 1 within each generator and within the reals.
     """
-    size = Counter(zip(table.generators.tolist(), table.sources.tolist(), strict=True))
-    weights = np.array(
-        [
-            size[pair] ** -0.5
-            for pair in zip(table.generators.tolist(), table.sources.tolist(), strict=True)
-        ]
-    )
-    for generator in np.unique(table.generators):
-        own = table.generators == generator
-        present = [h for h in shares if shares[h] > 0 and (own & (table.histories == h)).any()]
+    pairs = list(zip(generators.tolist(), sources.tolist(), strict=True))
+    size = Counter(pairs)
+    weights = np.array([size[pair] ** -0.5 for pair in pairs])
+    for generator in np.unique(generators):
+        own = generators == generator
+        present = [h for h in shares if shares[h] > 0 and (own & (histories == h)).any()]
         total = sum(shares[h] for h in present)
-        weights[own & ~np.isin(table.histories, present)] = 0
+        weights[own & ~np.isin(histories, present)] = 0
         for history in present:
-            chosen = own & (table.histories == history)
+            chosen = own & (histories == history)
             weights[chosen] *= shares[history] / total / weights[chosen].sum()
     return weights
 
 
-def source_folds(table: FeatureTable, count: int) -> NDArray[np.int64]:
+def source_folds(
+    generators: NDArray[np.str_], sources: NDArray[np.str_], keys: Sequence[str], count: int
+) -> NDArray[np.int64]:
     """Folds for cross-validation, by source; a generator with few sources by image.
 
     Reals are always parted by source: what is measured is false alarms on sources never seen.
+
+    Parameters
+    ----------
+    generators, sources
+        (n,).
+    keys
+        n names of the views' images: views of the same image have the same.
+    count
+        Number of folds.
 
     Returns
     -------
     ndarray
         (n,), 0..count - 1.
     """
-    folds = np.zeros(len(table.images), dtype=np.int64)
-    for generator in np.unique(table.generators):
-        own = table.generators == generator
-        sizes = Counter(table.sources[own].tolist())
+    folds = np.zeros(len(keys), dtype=np.int64)
+    for generator in np.unique(generators):
+        own = generators == generator
+        sizes = Counter(sources[own].tolist())
         if generator == REAL or len(sizes) >= count:
             load = [0] * count
             for source, n in sorted(sizes.items(), key=lambda item: (-item[1], item[0])):
                 least = int(np.argmin(load))
                 load[least] += n
-                folds[own & (table.sources == source)] = least
+                folds[own & (sources == source)] = least
         else:
-            for i in np.flatnonzero(own):
-                row = table.rows[table.images[i]]
-                key = row.key
-                folds[i] = int(rng_for("fold", key).integers(count))
+            for i in np.flatnonzero(own).tolist():
+                folds[i] = rng_for("fold", keys[i]).integers(count)
     return folds
 
 
