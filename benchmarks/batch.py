@@ -38,7 +38,8 @@ from PIL import Image
 import masksim
 from masksim.batch import run_batch
 from masksim.config import cores
-from masksim.detector import Detector, load_detector
+from masksim.detector import Detector
+from masksim.load import load_detector
 from masksim.results import Detection
 
 ROOT = Path(__file__).resolve().parent.parent

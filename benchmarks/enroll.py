@@ -32,10 +32,10 @@ from masksim.config import from_plain
 from masksim.data.manifest import REAL, Manifest, read_manifest
 from masksim.data.views import ViewConfig
 from masksim.data.weights import history_weights
-from masksim.detector import bundled_path
 from masksim.evaluation.scoring import seen_in_training
 from masksim.evidence import Attribution
 from masksim.features import FeatureConfig
+from masksim.load import bundled_path
 from masksim.model import SharedHeads
 from masksim.training.enroll import EnrollConfig, enroll
 from masksim.training.feature_table import FeatureTable, compute_features

@@ -18,13 +18,13 @@ from typing import Any
 from pages import ROOT
 
 from masksim.data.manifest import REAL, read_manifest
-from masksim.detector import bundled_path, load_detector
 from masksim.evaluation import scoring
 from masksim.evaluation.breakdowns import BREAKDOWNS
 from masksim.evaluation.degrade import select
 from masksim.evaluation.evaluate import measure_degradations, measure_table, plain
 from masksim.evaluation.measures import Evaluation
 from masksim.evaluation.scale import Scale
+from masksim.load import bundled_path, load_detector
 from masksim.show.tables import Table
 
 HEAD = """\

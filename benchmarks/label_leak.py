@@ -25,9 +25,10 @@ from PIL import Image
 
 from masksim.augment import reencode, resize, rng_for
 from masksim.data.manifest import REAL, Manifest, Row, read_manifest
-from masksim.detector import Detector, load_detector
+from masksim.detector import Detector
 from masksim.errors import MasksimError
 from masksim.image import load_image
+from masksim.load import load_detector
 from masksim.metrics import auroc, bootstrap
 from masksim.original.config import OriginalConfig
 from masksim.original.split import ANY

@@ -23,10 +23,10 @@ from masksim.augment import rng_for
 from masksim.data import leak
 from masksim.data.manifest import read_manifest
 from masksim.data.views import evaluation_view
-from masksim.detector import load_detector
 from masksim.errors import MasksimError
 from masksim.evaluation import scoring as evaluate
 from masksim.image import load_image
+from masksim.load import load_detector
 from masksim.preprocess import centre_window
 
 

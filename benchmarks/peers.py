@@ -31,11 +31,11 @@ from masksim.augment import rng_for
 from masksim.data.manifest import REAL, Row, read_manifest
 from masksim.data.views import views
 from masksim.data.weights import history_weights
-from masksim.detector import load_detector
 from masksim.errors import MasksimError
 from masksim.evaluation import scoring as evaluate
 from masksim.evaluation.other_detectors import open_peer
 from masksim.image import load_image
+from masksim.load import load_detector
 from masksim.preprocess import centre_window
 
 MARKERS = {

@@ -29,12 +29,13 @@ from pages import ROOT, fill
 
 from masksim.augment import rng_for
 from masksim.data.manifest import REAL, Manifest, manifest_hash, read_manifest
-from masksim.detector import Detector, load_detector
+from masksim.detector import Detector
 from masksim.errors import MasksimError
 from masksim.evaluation.degrade import MILD
 from masksim.evaluation.scoring import bounded
 from masksim.image import load_image
 from masksim.intervals import clopper_pearson
+from masksim.load import load_detector
 from masksim.stability import REENCODINGS
 from masksim.verdict import BETWEEN, EVIDENCE, NONE
 

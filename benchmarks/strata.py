@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from pages import ROOT, fill
 
 from masksim.calibration import Calibration
-from masksim.detector import Detector, load_detector
+from masksim.detector import Detector
 from masksim.intervals import grouped_interval
+from masksim.load import load_detector
 from masksim.populations import BUILT_IN
 from masksim.strata import Strata
 from masksim.traits import BANDS, TRAITS, bands_of

@@ -1,7 +1,7 @@
 """A detector without a network, for the tests of the report and of the command line.
 
 Its results are the real one's classes; its numbers come from the image's mean alone. `install`
-puts it in the place of `masksim.detector.load_detector`.
+puts it in the place of `masksim.load.load_detector`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-import masksim.detector
+import masksim.load
 from masksim.calibration import Calibration, Rates
 from masksim.errors import ImageError, ModelError
 from masksim.image import ImageFacts, LoadedImage, load_image
@@ -144,7 +144,7 @@ def load_detector(
     path: Any = None, *, threads: Any = None, providers: Any = None, **options: Any
 ) -> Detector:
     calls.append({"path": path, "threads": threads, "providers": providers, **options})
-    if path is not None and Path(path) != masksim.detector.bundled_path():
+    if path is not None and Path(path) != masksim.load.bundled_path():
         raise ModelError(f"there is no detector in {path}", code="model_not_found")
     found = Detector()
     found.metadata = options.get("metadata", True)
@@ -153,4 +153,4 @@ def load_detector(
 
 def install() -> None:
     """Take the place of the real detector in this process."""
-    masksim.detector.load_detector = load_detector  # type: ignore[assignment]
+    masksim.load.load_detector = load_detector  # type: ignore[assignment]

@@ -21,11 +21,12 @@ from masksim.augment import encode
 from masksim.bank import BANK
 from masksim.calibration import Rates, most_telling
 from masksim.checkpoint import Branch, DetectorFile
-from masksim.detector import Detector, load_detector
+from masksim.detector import Detector
 from masksim.errors import ImageError, ModelError, UsageError
 from masksim.features import shared_features
 from masksim.image import load_image
 from masksim.intervals import Interval
+from masksim.load import load_detector
 from masksim.model import SharedHeads, heads_by_band
 from masksim.original.importer import import_original
 from masksim.residual import OnnxResidual, ResidualConfig, residual_onnx
@@ -465,7 +466,7 @@ def test_a_large_file_is_checked_as_its_array_is(trained: Any, tmp_path: Path) -
     path.write_bytes(png(pixels))
     held = load_image(path, part=detector.part)
     assert held.pixels.shape[:2] == (1536, 1536)
-    mine, whole = detector._after_reencoding(held.pixels), detector._after_reencoding(pixels)
+    mine, whole = detector._reencoded(held.pixels), detector._reencoded(pixels)
     assert {k: r.joint for k, r in mine.items()} == {k: r.joint for k, r in whole.items()} != {}
 
 
@@ -476,7 +477,7 @@ def test_far_from_evidence_nothing_is_tried(
     arrays = dict(file.calibration or {})
     arrays["real_similarities"] = np.full_like(arrays["real_similarities"], 1.0)
     detector = Detector(replace(file, calibration=arrays))
-    monkeypatch.setattr(detector, "_after_reencoding", lambda pixels: pytest.fail("was tried"))
+    monkeypatch.setattr(detector, "_reencoded", lambda pixels: pytest.fail("was tried"))
     assert detector.detect(photo).verdict.stability is None
 
 

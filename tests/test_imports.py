@@ -22,7 +22,8 @@ ROUTE = (
     *("augment", "preprocess", "bank", "residual", "spectrum", "traits", "features", "model"),
     *("intervals", "strata", "calibration", "evidence", "verdict"),
     *("checkpoint", "populations", "limits", "stability"),
-    *("provenance", "results", "show", "branches", "detector"),
+    *("provenance", "results", "show", "branches", "analysis"),
+    *("detector", "load"),
 )
 WINGS = ("data", "training", "original", "evaluation", "dossier", "batch", "serve", "export")
 COMMANDS = ("cli",)
@@ -207,7 +208,7 @@ def test_a_wrong_arrow_is_seen(module: str, source: str) -> None:
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("cli.main", "def detect():\n    from masksim.detector import load_detector"),
+        ("cli.main", "def detect():\n    from masksim.load import load_detector"),
         ("image", "from masksim.errors import ImageError"),
         ("checkpoint", "from masksim import __version__"),
         ("model", "import numpy as np\nfrom masksim import spectrum"),

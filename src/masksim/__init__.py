@@ -14,9 +14,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from masksim.detector import Detector, load_detector
+    from masksim.detector import Detector
     from masksim.errors import DataError, ImageError, MasksimError, ModelError, UsageError
     from masksim.image import ImageFacts, Limits, LoadedImage, load_image, to_display
+    from masksim.load import load_detector
     from masksim.results import Detection
 
 __version__ = "0.2.0"
@@ -39,7 +40,9 @@ __all__ = [
 ]
 
 _HOME = {
-    **dict.fromkeys(("Detection", "Detector", "load_detector"), "masksim.detector"),
+    "Detection": "masksim.results",
+    "Detector": "masksim.detector",
+    "load_detector": "masksim.load",
     **dict.fromkeys(
         ("DataError", "ImageError", "MasksimError", "ModelError", "UsageError"), "masksim.errors"
     ),

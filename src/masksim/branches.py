@@ -32,7 +32,7 @@ PARTS: Mapping[int, tuple[str, ...]] = {1: ("",), 3: (" quiet", " middle", " bus
 
 
 @dataclass(frozen=True, eq=False)
-class Analysis:
+class BranchAnalysis:
     """What a branch found in an image: computed once, for the scores and the maps alike."""
 
     similarity: NDArray[np.float32]  # (G,)
@@ -50,7 +50,7 @@ class BranchRunner(Protocol):
     window: int
     region: int  # side of the central part that is looked at, 0 for all of the image
 
-    def analyse(self, pixels: Pixels, band: int) -> Analysis:
+    def analyse(self, pixels: Pixels, band: int) -> BranchAnalysis:
         """Score pixels, uint8 (H, W, 3), of an image whose last compression was of this band.
 
         Raises
@@ -59,7 +59,7 @@ class BranchRunner(Protocol):
             Code ``too_small``.
         """
 
-    def maps(self, found: Analysis) -> list[SimilarityMap]:
+    def maps(self, found: BranchAnalysis) -> list[SimilarityMap]:
         """Show where the similarities come from, one map a generator."""
 
     def patterns(self) -> dict[str, tuple[PatternPlane, ...]]:
@@ -101,14 +101,14 @@ class SharedBranch:
     def _heads(self, band: int) -> SharedHeads:
         return self.heads[min(band, len(self.heads) - 1)]
 
-    def analyse(self, pixels: Pixels, band: int) -> Analysis:
+    def analyse(self, pixels: Pixels, band: int) -> BranchAnalysis:
         """See `BranchRunner`."""
         features, windows = shared_features(
             pixels, self.config, self.residual, threads=self.threads
         )
         heads = self._heads(band)
         similarity = heads.similarities(features)
-        return Analysis(
+        return BranchAnalysis(
             similarity,
             heads.probability(similarity),
             windows,
@@ -117,7 +117,7 @@ class SharedBranch:
             heads.distance(features),
         )
 
-    def maps(self, found: Analysis) -> list[SimilarityMap]:
+    def maps(self, found: BranchAnalysis) -> list[SimilarityMap]:
         """See `BranchRunner`."""
         features = found.spectrum
         cell, n = self.config.cell, self.config.segment
@@ -194,16 +194,16 @@ class OriginalBranch:
         self.head = OriginalHead.from_tensors(branch.tensors)
         self.residual = residual
 
-    def analyse(self, pixels: Pixels, band: int) -> Analysis:
+    def analyse(self, pixels: Pixels, band: int) -> BranchAnalysis:
         """See `BranchRunner`."""
         n = self.window
         y, x = preprocess.centre_window(pixels.shape[0], pixels.shape[1], n, aligned=self.aligned)
         planes = preprocess.to_colour(pixels[None, y : y + n, x : x + n], self.colour)
         found: NDArray[np.float32] = spectrum.log_spectrum(self.residual(planes), self.epsilon)
         score = self.head.similarity(found).score
-        return Analysis(score, self.head.probability(score), [(x, y, n, n)], found, band)
+        return BranchAnalysis(score, self.head.probability(score), [(x, y, n, n)], found, band)
 
-    def maps(self, found: Analysis) -> list[SimilarityMap]:
+    def maps(self, found: BranchAnalysis) -> list[SimilarityMap]:
         """See `BranchRunner`."""
         shown = found.spectrum
         similarity = self.head.similarity(shown)

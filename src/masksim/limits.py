@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from masksim.calibration import Calibration, Rates, most_telling
+from masksim.checkpoint import DetectorFile
 from masksim.image import ImageFacts
 from masksim.populations import OwnImages
 from masksim.traits import TRAITS, is_lossy
@@ -32,6 +33,9 @@ DARK = 8.0
 
 COMPRESSED = 50
 """A JPEG quality under this leaves too little of a pattern to conclude from."""
+
+FEW_SOURCES = 3
+"""A head learned from fewer sources than this carries a caution."""
 
 SLACK = 0.1
 """By this share of its width the range that calibration photos have shown is widened."""
@@ -225,3 +229,19 @@ def cautions(
             "on: most of a generator's pattern may be gone."
         )
     return found
+
+
+def from_few_sources(file: DetectorFile) -> frozenset[str]:
+    """Name the generators whose heads were learned from fewer than `FEW_SOURCES` sources."""
+    sources = file.provenance.get("sources")
+    if not isinstance(sources, Mapping):
+        return frozenset()
+    return frozenset(g for g in file.generators if sources.get(g, FEW_SOURCES) < FEW_SOURCES)
+
+
+def from_few_sources_caution(generator: str) -> str:
+    """Say what follows from that for a verdict which names such a generator."""
+    return (
+        f"{generator}'s pattern was learned from too few collections of images: it may be theirs "
+        "as much as the generator's."
+    )

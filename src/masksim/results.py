@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from masksim.calibration import Rates
 from masksim.image import ImageFacts
 from masksim.provenance import origin as origins
 from masksim.provenance.watermark import WatermarkMatch
@@ -44,6 +46,43 @@ class GeneratorScore:
     false_positive_rate: float | None
     sample_size: int = 0
     posterior: float | None = None
+
+
+def ranked_scores(
+    generators: Sequence[str],
+    similarity: NDArray[np.float64],
+    probability: NDArray[np.float64],
+    rates: Rates | None,
+    posterior: NDArray[np.float64] | None,
+) -> tuple[GeneratorScore, ...]:
+    """Give what each head says, the most telling first.
+
+    Parameters
+    ----------
+    generators
+        G names.
+    similarity, probability, posterior
+        (G,), see `GeneratorScore`.
+    rates
+        None if the detector is not calibrated.
+    """
+    scores = [
+        GeneratorScore(
+            generator,
+            float(similarity[g]),
+            float(probability[g]),
+            None if rates is None else float(rates.own[g]),
+            0 if rates is None else int(rates.own_photos[g]),
+            None if posterior is None else float(posterior[g]),
+        )
+        for g, generator in enumerate(generators)
+    ]
+
+    def order(score: GeneratorScore) -> tuple[float, float]:
+        rate = score.false_positive_rate
+        return 1.0 if rate is None else rate, -score.similarity
+
+    return tuple(sorted(scores, key=order))
 
 
 @dataclass(frozen=True, slots=True)

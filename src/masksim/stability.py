@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from masksim import augment
+from masksim.calibration import Rates
+from masksim.errors import ImageError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -62,3 +64,29 @@ def middle(pixels: Pixels, least: int = 0) -> Pixels:
     side = max(_SIDE, -(-least // 16) * 16)
     top, left = ((n - min(n, side)) // 2 // 16 * 16 for n in pixels.shape[:2])
     return np.ascontiguousarray(pixels[top : top + side, left : left + side])
+
+
+def after_reencodings(
+    pixels: Pixels,
+    least: int,
+    rates_of: Callable[[Pixels, str, int | None], Rates | None],
+) -> dict[str, Rates]:
+    """Give the rates of an image after each small re-encoding of its middle, by its name.
+
+    Parameters
+    ----------
+    pixels, least
+        See `middle`.
+    rates_of
+        Ranks pixels of a file of some format and JPEG quality; None without calibration.
+    """
+    part = middle(pixels, least)
+    after = {}
+    for small in REENCODINGS:
+        try:
+            rates = rates_of(small.change(part), small.format, small.quality)
+        except ImageError:  # a side of just the smallest size there may be
+            continue
+        if rates is not None:
+            after[small.name] = rates
+    return after

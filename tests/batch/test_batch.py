@@ -839,7 +839,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def real_rows(photos: Path) -> list[dict[str, Any]]:
     """What the detector of the package says of each, in one process."""
-    from masksim.detector import load_detector
+    from masksim.load import load_detector
 
     detector = load_detector(threads=1)
     rows = [analyse(detector, path) for path in listed(photos)]
@@ -964,7 +964,7 @@ def test_fail_on_a_level(photos: Path, tmp_path: Path, monkeypatch: pytest.Monke
     from typer.testing import CliRunner
 
     from masksim.cli.main import app
-    from masksim.detector import load_detector
+    from masksim.load import load_detector
 
     detector = load_detector(threads=1)
     paths = [photos / "00.jpg", photos / "bad.jpg"]
@@ -1010,7 +1010,7 @@ def test_ray_and_local_are_identical(
     monkeypatch.setenv("RAY_worker_niceness", "0")  # else last of all on a busy machine
     from functools import partial
 
-    from masksim.detector import load_detector
+    from masksim.load import load_detector
 
     out = tmp_path / "results.jsonl"
     paths = inputs.list_inputs([str(photos)])

@@ -47,7 +47,7 @@ def photo(tmp_path: Path, natural_image: Callable[..., NDArray[np.uint8]]) -> Pa
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Run the app in this process, with the fake detector: ``run(*arguments, input=None)``."""
-    monkeypatch.setattr("masksim.detector.load_detector", fake.load_detector)
+    monkeypatch.setattr("masksim.load.load_detector", fake.load_detector)
     monkeypatch.setenv("COLUMNS", "80")
     fake.calls.clear()
 
@@ -372,7 +372,7 @@ def test_tab_completion(shell: str) -> None:
 def test_the_word_for_the_detector_of_the_package(
     run: Callable[..., Any], photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from masksim.detector import bundled_path
+    from masksim.load import bundled_path
 
     monkeypatch.chdir(tmp_path)
     assert run("detect", "--model", "default", photo).exit_code == 0

@@ -24,12 +24,13 @@ from typer.testing import CliRunner
 import masksim
 from conftest import encode, make_natural, make_png
 from masksim.cli import main as cli
-from masksim.detector import Detector, load_detector
+from masksim.detector import Detector
 from masksim.dossier import build, check, make_report, verify_report
 from masksim.dossier import page as pages
 from masksim.dossier.build import Report
 from masksim.dossier.windows import windows_jpeg
 from masksim.errors import ImageError, UsageError
+from masksim.load import load_detector
 from masksim.provenance import origin
 from masksim.provenance.metadata import C2pa, statements_of
 from masksim.verdict import format_rate, words
@@ -137,7 +138,7 @@ def test_the_page_says_what_was_found(report: Report) -> None:
 def test_parts_are_those_on_disk(report: Report) -> None:
     import hashlib
 
-    from masksim.detector import bundled_path
+    from masksim.load import bundled_path
 
     for name, digest in report.data["detector"]["parts"].items():
         assert hashlib.sha256((bundled_path() / name).read_bytes()).hexdigest() == digest
@@ -783,7 +784,7 @@ def run(detector: Detector, monkeypatch: pytest.MonkeyPatch) -> Callable[..., An
         assert path is None
         return detector
 
-    monkeypatch.setattr("masksim.detector.load_detector", load)
+    monkeypatch.setattr("masksim.load.load_detector", load)
     return lambda *arguments, **options: CliRunner().invoke(
         cli.app, ["report", *map(str, arguments)], **options
     )

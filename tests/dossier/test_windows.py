@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from conftest import encode, make_natural
-from masksim.detector import Detector, load_detector
+from masksim.detector import Detector
 from masksim.dossier import windows
 from masksim.dossier.windows import by_window, turn_window
 from masksim.image import ImageFacts, LoadedImage, load_image, to_display
+from masksim.load import load_detector
 
 
 @pytest.fixture(scope="module")

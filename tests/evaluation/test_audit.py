@@ -19,10 +19,11 @@ from conftest import make_natural, make_repositories
 from masksim.checkpoint import DetectorFile, population_arrays
 from masksim.cli.main import app
 from masksim.data.manifest import REAL, Manifest
-from masksim.detector import Detector, load_detector
+from masksim.detector import Detector
 from masksim.errors import DataError, ModelError, UsageError
 from masksim.evaluation import audit, population
 from masksim.evaluation.scale import Scale
+from masksim.load import load_detector
 from masksim.populations import BUILT_IN
 from masksim.traits import TRAITS
 

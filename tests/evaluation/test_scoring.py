@@ -19,7 +19,6 @@ from masksim.augment import rng_for
 from masksim.cli.main import app
 from masksim.data.manifest import REAL, Manifest, write_manifest
 from masksim.data.weights import history_weights
-from masksim.detector import load_detector
 from masksim.errors import DataError, UsageError
 from masksim.evaluation import degrade, protocols, scoring
 from masksim.evaluation.breakdowns import break_down, confusion
@@ -28,6 +27,7 @@ from masksim.evaluation.measures import Evaluation
 from masksim.evaluation.scale import Scale, joint_evidence
 from masksim.evaluation.score_table import ScoreTable
 from masksim.image import load_image
+from masksim.load import load_detector
 from masksim.traits import BANDS, TRAITS
 from masksim.verdict import decide
 from planted_scores import write_original

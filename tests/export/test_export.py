@@ -21,12 +21,13 @@ import masksim
 from masksim.calibration import Calibration
 from masksim.checkpoint import Branch, DetectorFile, population_arrays
 from masksim.cli import main as cli
-from masksim.detector import Detector, load_detector
+from masksim.detector import Detector
 from masksim.errors import ImageError, ModelError, UsageError
 from masksim.export import graph as export
 from masksim.export import onnx as onnx_file
 from masksim.export import openvino as openvino_file
 from masksim.export import runner as exported
+from masksim.load import load_detector
 from masksim.preprocess import COLOUR_SPACES, shared_windows
 from masksim.residual import OPSET, ResidualConfig, residual_onnx, weight_shapes
 from masksim.traits import TRAITS

@@ -19,12 +19,13 @@ from masksim.bank import bank_residual
 from masksim.checkpoint import DetectorFile, population_arrays
 from masksim.cli import main as cli
 from masksim.data.manifest import REAL, Manifest
-from masksim.detector import Detector, load_detector
+from masksim.detector import Detector
 from masksim.errors import UsageError
 from masksim.export import graph as export
 from masksim.export import onnx as onnx_file
 from masksim.export import openvino as openvino_file
 from masksim.export import runner as exported
+from masksim.load import load_detector
 from masksim.preprocess import luma_chroma
 from masksim.residual import OPSET
 from masksim.spectrum import segment_energies
@@ -254,8 +255,8 @@ def test_maps_add_up_and_are_the_heads_own(bands: Bands, tmp_path: Path) -> None
     out = run(graph, bands.detector, [pixels] * len(FILES), FILES)
     np.testing.assert_allclose(out["maps"].sum(axis=(2, 3, 4)), out["similarity"], atol=1e-5)
     for k, (format_, quality) in enumerate(FILES):
-        evidence = bands.detector._analyse(pixels, compression_band(format_, quality))
-        shown = bands.detector._maps(evidence)
+        analyser = bands.detector._analyser
+        shown = analyser.maps(analyser.analyse(pixels, format_, quality))
         for g, name in enumerate(bands.detector.generators):
             planes = [float(plane.values.sum(dtype=np.float64)) for plane in shown[name].planes]
             np.testing.assert_allclose(out["maps"][k, g].sum(axis=(1, 2)), planes, atol=1e-5)

@@ -19,8 +19,8 @@ from torch import nn  # noqa: E402
 from torch.nn import functional  # noqa: E402
 
 import make_original_fixture as fixture  # type: ignore[import-not-found]  # noqa: E402
-from masksim.detector import load_detector  # noqa: E402
 from masksim.errors import ModelError, UsageError  # noqa: E402
+from masksim.load import load_detector  # noqa: E402
 from masksim.model import OriginalHead, tensor_shapes  # noqa: E402
 from masksim.original.config import OriginalConfig  # noqa: E402
 from masksim.original.importer import import_original  # noqa: E402

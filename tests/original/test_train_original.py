@@ -31,10 +31,10 @@ from masksim.cli.main import app  # noqa: E402
 from masksim.config import read_toml  # noqa: E402
 from masksim.data.manifest import REAL, Manifest, Row, manifest_hash, write_manifest  # noqa: E402
 from masksim.data.views import ViewConfig  # noqa: E402
-from masksim.detector import load_detector  # noqa: E402
 from masksim.errors import DataError, ImageError, ModelError, UsageError  # noqa: E402
 from masksim.evaluation.scoring import views_of  # noqa: E402
 from masksim.image import load_image  # noqa: E402
+from masksim.load import load_detector  # noqa: E402
 from masksim.metrics import auroc  # noqa: E402
 from masksim.original.config import OriginalConfig  # noqa: E402
 from masksim.original.network import OriginalNetwork  # noqa: E402

@@ -467,8 +467,8 @@ def test_columns_of_flat_rows() -> None:
 
 
 def test_the_real_detector_asks_the_file_unless_told_not_to() -> None:
-    from masksim.detector import load_detector
     from masksim.image import load_image
+    from masksim.load import load_detector
 
     buffer = io.BytesIO()
     values = np.random.default_rng(0).integers(0, 256, (560, 600, 3)).astype(np.uint8)

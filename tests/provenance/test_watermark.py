@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from conftest import make_natural
-from masksim.detector import load_detector
 from masksim.errors import UsageError
 from masksim.image import load_image, top_rows
+from masksim.load import load_detector
 from masksim.provenance.watermark import CHANCE, MARKS, Mark, decode_bits, find_watermarks
 from masksim.results import Detection
 from masksim.show.card import to_html

@@ -22,7 +22,7 @@ pytest.importorskip("prometheus_client")
 pytest.importorskip("uvicorn")
 
 from local_service import served  # type: ignore[import-not-found]  # noqa: E402
-from masksim.detector import load_detector  # noqa: E402
+from masksim.load import load_detector  # noqa: E402
 
 DESK, PHONE = (1280, 900), (390, 844)
 PATIENCE = 60_000  # ms: one core, shared

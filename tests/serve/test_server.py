@@ -39,8 +39,9 @@ pytest.importorskip("uvicorn")
 from local_service import served  # type: ignore[import-not-found]  # noqa: E402
 from masksim.cli import main as cli  # noqa: E402
 from masksim.cli import serve as cli_serve  # noqa: E402
-from masksim.detector import Detector, load_detector  # noqa: E402
+from masksim.detector import Detector  # noqa: E402
 from masksim.errors import ImageError, UsageError  # noqa: E402
+from masksim.load import load_detector  # noqa: E402
 from masksim.serve import app as server  # noqa: E402
 from masksim.serve import schemas as answers  # noqa: E402
 from masksim.serve.admission import ServiceError  # noqa: E402
@@ -741,7 +742,7 @@ def test_the_command_ends_in_peace(tmp_path: Path) -> None:
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What the command would serve; it does not."""
-    import masksim.detector
+    import masksim.load
 
     seen: list[Any] = []
 
@@ -750,7 +751,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         seen.append(app.state.service)
 
     monkeypatch.setattr(server, "run", run)
-    monkeypatch.setattr(masksim.detector, "load_detector", lambda *a, **k: FakeDetector())
+    monkeypatch.setattr(masksim.load, "load_detector", lambda *a, **k: FakeDetector())
     monkeypatch.delenv(cli_serve.TOKEN, raising=False)
     return seen
 

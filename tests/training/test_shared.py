@@ -16,9 +16,10 @@ from masksim.checkpoint import DetectorFile
 from masksim.config import read_toml
 from masksim.data.manifest import REAL, Manifest, Row, manifest_hash
 from masksim.data.views import ViewConfig
-from masksim.detector import Detector, load_detector
+from masksim.detector import Detector
 from masksim.errors import DataError, UsageError
 from masksim.image import load_image
+from masksim.load import load_detector
 from masksim.metrics import auroc, tpr_at_fpr
 from masksim.model import SharedHeads
 from masksim.training.feature_table import FeatureTable

@@ -19,8 +19,8 @@ from masksim.batch.rows import (
     pyarrow,
     schema,
 )
-from masksim.detector import load_detector
 from masksim.errors import MasksimError, extra_missing
+from masksim.load import load_detector
 
 if TYPE_CHECKING:
     from masksim.batch.rows import Load

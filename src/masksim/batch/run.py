@@ -22,8 +22,8 @@ from masksim.batch.ray import in_ray
 from masksim.batch.rows import Encoder, Job, flat_columns
 from masksim.config import Progress, cores
 from masksim.data.inputs import Inputs, same_file
-from masksim.detector import load_detector
 from masksim.errors import UsageError
+from masksim.load import load_detector
 
 if TYPE_CHECKING:
     from masksim.batch.rows import Load

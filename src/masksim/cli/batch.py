@@ -98,7 +98,7 @@ def batch(
 
         from masksim.batch.run import run_batch
         from masksim.data import inputs
-        from masksim.detector import load_detector
+        from masksim.load import load_detector
 
         asked = {choice.value.replace("-", " ") for choice in fail_on or ()}
         load = partial(load_detector, model, threads=1, metadata=metadata)

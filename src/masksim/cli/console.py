@@ -47,7 +47,7 @@ def argument(help: str, metavar: str | None = None, **more: Any) -> Any:
 
 
 def detector_path(text: str) -> Path:
-    """Find the folder that an argument names, see `masksim.detector.detector_folder`.
+    """Find the folder that an argument names, see `masksim.load.detector_folder`.
 
     Raises
     ------
@@ -60,7 +60,7 @@ def detector_path(text: str) -> Path:
             "its folder"
         )
     if text == "default":  # all else needs no detector yet
-        from masksim.detector import detector_folder
+        from masksim.load import detector_folder
 
         return detector_folder(text)
     return Path(text)

@@ -182,13 +182,13 @@ class _Asked:
 
     def detector_path(self) -> Path:
         """Name the folder of the detector."""
-        from masksim.detector import bundled_path
+        from masksim.load import bundled_path
 
         return bundled_path() if self.model is None else self.model
 
     def detector(self) -> Detector | None:
         """Load the detector; with saved scores there is one only if it is named."""
-        from masksim.detector import load_detector
+        from masksim.load import load_detector
 
         saved = self.scores is not None or self.original_scores is not None
         return None if saved and self.model is None else load_detector(self.detector_path())

@@ -52,7 +52,7 @@ class Backend(str, Enum):
 
 
 def _load(which: Path, population: str, threads: int | None = None) -> Detector:
-    from masksim.detector import load_detector
+    from masksim.load import load_detector
 
     return load_detector(which, population=population, threads=threads)
 

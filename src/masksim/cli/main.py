@@ -128,7 +128,7 @@ def _masksim(
 
 
 def _load(model: Path | None, threads: int | None, device: Device, **options: Any) -> Detector:
-    from masksim.detector import load_detector
+    from masksim.load import load_detector
 
     if device is Device.cuda:
         import onnxruntime
@@ -299,7 +299,7 @@ def info(
 ) -> None:
     """Show a detector: its generators, windows, calibration, digest and where it comes from."""
     with errors():
-        from masksim.detector import describe
+        from masksim.load import describe
 
         facts = describe(_load(model, None, Device.cpu))
         if as_json:

@@ -84,8 +84,8 @@ def make(
         check_free(out, overwrite=overwrite)  # before the work is done
         if not out.parent.is_dir():
             raise UsageError(f"cannot write {out}: there is no folder {out.parent}")
-        from masksim.detector import load_detector
         from masksim.dossier.build import make_report
+        from masksim.load import load_detector
 
         detector = load_detector(model)
         try:
@@ -135,8 +135,8 @@ def verify(
 ) -> None:
     """Check a report against its image: seal, text, pictures, and all numbers computed anew."""
     with errors():
-        from masksim.detector import load_detector
         from masksim.dossier.check import LARGEST, verify_report
+        from masksim.load import load_detector
 
         try:
             with report.open("rb") as file:

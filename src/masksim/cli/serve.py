@@ -60,7 +60,7 @@ def serve(
     """Serve a page to drop images on, and an HTTP API, on this machine."""
     with errors():
         need("serve", "`masksim serve`", *_PACKAGES)
-        from masksim.detector import load_detector
+        from masksim.load import load_detector
         from masksim.serve import app as server
 
         config = server.ServeConfig(

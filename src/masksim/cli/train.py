@@ -384,7 +384,7 @@ def enroll(
     with errors():
         need("enroll", "`masksim enroll`", "sklearn", "scipy")
         from masksim.checkpoint import DetectorFile, check_target
-        from masksim.detector import bundled_path
+        from masksim.load import bundled_path
         from masksim.training.enroll import EnrollConfig
         from masksim.training.enroll import enroll as add
 

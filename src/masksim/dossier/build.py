@@ -21,12 +21,12 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from masksim import __version__
-from masksim.detector import describe
 from masksim.dossier import page as pages
 from masksim.dossier.pictures import displayed, jpeg, panel_png, shrunk
 from masksim.dossier.windows import by_window
 from masksim.errors import ImageError, UsageError
 from masksim.image import Limits, load_image
+from masksim.load import describe
 from masksim.provenance import origin as origins
 from masksim.provenance.metadata import read_metadata
 from masksim.provenance.plain import printable

@@ -17,11 +17,12 @@ import numpy as np
 
 from masksim.config import Progress
 from masksim.data.manifest import REAL, Manifest, Row, manifest_hash
-from masksim.detector import Detector, bundled_path, load_detector
+from masksim.detector import Detector
 from masksim.errors import DataError, MasksimError, UsageError, counted
 from masksim.evaluation.measures import EVIDENT
 from masksim.evaluation.scoring import in_pieces, write_piece
 from masksim.intervals import Interval, clopper_pearson, grouped_interval
+from masksim.load import bundled_path, load_detector
 from masksim.metrics import Estimate
 from masksim.show.tables import Cell, Column, Table
 from masksim.verdict import LEVELS

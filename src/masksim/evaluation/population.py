@@ -22,11 +22,11 @@ from masksim.checkpoint import DetectorFile, population_arrays
 from masksim.config import Progress
 from masksim.data.manifest import Manifest, Row, manifest_hash
 from masksim.data.scan import scan_folders
-from masksim.detector import bundled_path
 from masksim.errors import DataError, UsageError, counted
 from masksim.evaluation.score_table import ScoreTable
 from masksim.evaluation.scoring import score_manifest
 from masksim.files import file_digest
+from masksim.load import bundled_path
 from masksim.populations import BUILT_IN, JOINT_ARRAYS
 from masksim.verdict import LEVELS, MARGIN
 

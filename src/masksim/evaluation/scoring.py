@@ -22,13 +22,14 @@ from masksim.data.chunks import chunk_folder, chunked, run_chunks, to_do
 from masksim.data.manifest import REAL, Manifest, Row, manifest_hash
 from masksim.data.views import Purpose, ViewConfig, views_of_file
 from masksim.data.ways import View, history_as_found
-from masksim.detector import Detector, load_detector
+from masksim.detector import Detector
 from masksim.errors import DataError, MasksimError, UsageError
 from masksim.evaluation.degrade import GRID, Degradation
 from masksim.evaluation.other_detectors import Peer, open_peer
 from masksim.evaluation.score_table import FACTS, ScoreTable
 from masksim.files import written_whole
 from masksim.image import load_image
+from masksim.load import load_detector
 from masksim.traits import TRAITS
 
 # --- pieces that are kept ------------------------------------------------------------------------

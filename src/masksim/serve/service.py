@@ -25,9 +25,9 @@ from starlette.requests import ClientDisconnect, Request
 
 from masksim import __version__
 from masksim.config import cores
-from masksim.detector import describe
 from masksim.errors import MasksimError, UsageError
 from masksim.image import Limits, load_image
+from masksim.load import describe
 from masksim.serve.admission import (
     FORM_BYTES,
     Admission,
