@@ -374,7 +374,6 @@ def test_the_joint_rate_is_the_rank_of_the_learned_number() -> None:
     np.testing.assert_allclose(own, count_rates(new, real))  # a generator's own rate is as before
     for k in range(20):
         assert calibration.rates(new[k], shown[k]).joint == pytest.approx(expected[k])
-        assert calibration.joint(new[k], shown[k]) == pytest.approx(expected[k])
     plain = calibration.all_rates(new)[1]  # no traits: all as if of band 0
     assert ((plain > 0) & (plain <= 1)).all()
     some = calibration.only(np.array([True, True, False]))
@@ -408,7 +407,7 @@ def test_rates_of_a_learned_number_are_uniform_for_exchangeable_photos() -> None
         shown = banded_traits(band)
         strata = Strata((("band", (0.5,)),), 15, 1)
         calibration = Calibration(scores[1:], shown[1:], None, strata, LEARNED)
-        rates.append(calibration.joint(scores[0], shown[0]))
+        rates.append(calibration.all_rates(scores[:1], shown[:1])[1][0])
     found = np.array(rates)
     for level in (0.1, 0.25, 0.5, 0.75):
         # Valid, and not wasteful: 400 draws have a standard error of at most 0.025.

@@ -417,18 +417,8 @@ class Calibration:
             See `false_positive_rate`.
         """
         tested = np.asarray(scores, dtype=np.float64)
-        return self._stratum(traits).rates(tested, self._statistic(tested, traits))
-
-    def joint(self, scores: NDArray[Any], traits: NDArray[Any] | None = None) -> float:
-        """Give the joint rate of `rates` alone: without an interval it is much quicker."""
-        tested = np.asarray(scores, dtype=np.float64)
-        return self._stratum(traits).ranked.rate(self._statistic(tested, traits))
-
-    def _statistic(
-        self, scores: NDArray[np.float64], traits: NDArray[Any] | None
-    ) -> NDArray[np.float64]:
         shown = None if traits is None else np.asarray(traits, np.float64)[None]
-        return self.statistics(scores[None], shown)[0]
+        return self._stratum(traits).rates(tested, self.statistics(tested[None], shown)[0])
 
     def all_rates(
         self, scores: NDArray[Any], traits: NDArray[Any] | None = None

@@ -69,10 +69,6 @@ class Populations:
         ]
         return max(found, key=lambda rates: rates.joint)
 
-    def joint(self, scores: NDArray[Any], traits: NDArray[Any] | None = None) -> float:
-        """Give the joint rate of `rates` alone, which is quicker."""
-        return max(c.joint(scores, traits) for c in self.calibrations.values())
-
     def all_rates(
         self, scores: NDArray[Any], traits: NDArray[Any] | None = None
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
