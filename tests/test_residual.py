@@ -174,22 +174,22 @@ def test_unfit_weights_are_listed() -> None:
 
 
 @pytest.mark.parametrize(
-    "values",
+    ("values", "message"),
     [
-        {},
-        {"kind": "unet"},
-        {"kind": "DnCNN"},
-        {"kind": "DnCNN", "depth": 1, "features": 8},
-        {"kind": "DnCNN", "depth": 17, "features": 10**6},
-        {"kind": "light", "depth": 5.0, "features": 8},
-        {"kind": "light", "depth": 5, "features": 8, "padding": 2},
-        {"kind": "light", "depth": 5, "features": 8, "batch_norm": 1},
-        {"kind": "none", "depth": 3},
-        {"kind": "none", "colour": "red"},
+        ({}, "missing.*'kind'"),
+        ({"kind": "unet"}, "one of .*'DnCNN', 'light'.*got 'unet'"),
+        ({"kind": "DnCNN"}, "depth must be in 2..64"),
+        ({"kind": "DnCNN", "depth": 1, "features": 8}, "depth must be in 2..64"),
+        ({"kind": "DnCNN", "depth": 17, "features": 10**6}, "features in 1..1024"),
+        ({"kind": "light", "depth": 5.0, "features": 8}, "depth must be a whole number, got 5.0"),
+        ({"kind": "light", "depth": 5, "features": 8, "padding": 2}, "padding must be 0 or 1"),
+        ({"kind": "light", "depth": 5, "features": 8, "batch_norm": 1}, "must be true or false"),
+        ({"kind": "none", "depth": 3}, "has no depth"),
+        ({"kind": "none", "colour": "red"}, "unknown keys.*'colour'"),
     ],
 )
-def test_invalid_configurations(values: dict[str, Any]) -> None:
-    with pytest.raises(UsageError):
+def test_invalid_configurations(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         ResidualConfig.from_dict(values)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from masksim import preprocess
 from masksim.arrays import Array, array_namespace
 from masksim.bank import BANK
+from masksim.config import from_plain
 from masksim.errors import UsageError
 from masksim.spectrum import (
     log_power_by_part,
@@ -81,29 +82,9 @@ class FeatureConfig:
         UsageError
             On an unknown key or a value that cannot be.
         """
-        unknown = sorted(set(values) - set(cls.__dataclass_fields__))
-        if unknown:
-            raise UsageError(f"unknown keys in the configuration of features: {unknown}")
-        plain: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
-        }
-        config = cls(**plain)
-        if type(config.hops) is not tuple or len(config.hops) != 2:
-            raise UsageError(f"there are two hops, of luma and of chroma: {config}")
-        numbers = (
-            config.window,
-            config.windows,
-            config.smallest,
-            config.region,
-            config.spacing,
-            config.segment,
-            config.cell,
-            config.parts,
-        )
-        if type(config.coherence) is not bool:
-            raise UsageError(f"coherence is true or false: {config}")
-        if any(type(n) is not int or n < 1 for n in (*numbers, *config.hops)):
-            raise UsageError(f"sizes and counts must be positive integers: {config}")
+        config = from_plain(cls, values, "the features")
+        if any(type(n) is int and n < 1 for n in (*vars(config).values(), *config.hops)):
+            raise UsageError(f"sizes and counts must be positive: {config}")
         # Side of the smallest window there can be.
         least = min(config.window, config.smallest // 8 * 8, config.region // 8 * 8)
         if config.window % 8 or least < 2 * config.segment or config.segment % (2 * config.cell):
@@ -117,8 +98,7 @@ class FeatureConfig:
                 f"the smallest window has {across**2} segments of luma, too few for "
                 f"{config.parts} parts: {config}"
             )
-        floor = config.floor
-        if not isinstance(floor, (int, float)) or not math.isfinite(floor) or floor <= 0:
+        if not 0 < config.floor < math.inf:
             raise UsageError(f"the floor must be a positive number: {config}")
         return config
 

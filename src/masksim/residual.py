@@ -13,16 +13,16 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from masksim.bank import BANK_GRAPH_SHA256, bank_nodes, bank_residual
+from masksim.config import from_plain
 from masksim.errors import ModelError, UsageError, install
 
 Kind: TypeAlias = Literal["DnCNN", "light", "linear3x3", "cross_diff", "none", "bank"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
 
 CHANNELS = 3
 BATCH_NORM_EPSILON = 1e-5
@@ -68,17 +68,12 @@ class ResidualConfig:
     batch_norm: bool = False
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise UsageError(f"unknown residual {self.kind!r}; known: {', '.join(KINDS)}")
-        sizes = (self.depth, self.features, self.padding)
-        if any(type(size) is not int for size in sizes) or type(self.batch_norm) is not bool:
-            raise UsageError(f"residual sizes must be integers and batch_norm a boolean: {self}")
         if self.is_stack:
             if not (2 <= self.depth <= 64 and 1 <= self.features <= 1024):
                 raise UsageError(f"depth must be in 2..64 and features in 1..1024: {self}")
             if self.padding not in (0, 1):
                 raise UsageError(f"padding must be 0 or 1, got {self.padding}")
-        elif sizes != (0, 0, 0) or self.batch_norm:
+        elif (self.depth, self.features, self.padding, self.batch_norm) != (0, 0, 0, False):
             raise UsageError(f"a {self.kind!r} residual has no depth, features or batch norm")
 
     @classmethod
@@ -102,13 +97,9 @@ class ResidualConfig:
         Raises
         ------
         UsageError
-            On an unknown or missing key, or a value out of range.
+            On an unknown or missing key, or a value of another type or out of range.
         """
-        unknown = sorted(set(values) - set(cls.__dataclass_fields__))
-        if unknown or "kind" not in values:
-            problem = f"unknown keys {unknown}" if unknown else "no kind"
-            raise UsageError(f"invalid residual configuration: {problem}")
-        return cls(**values)
+        return from_plain(cls, values, "the residual")
 
     def to_dict(self) -> dict[str, Any]:
         """Give the configuration as plain values for JSON."""
