@@ -11,6 +11,8 @@
     Photos and images of two generators whose fingerprint is known, and a detector trained on them.
 ``repositories``, ``banded``
     The same in whole repositories, and a small detector of the recipe ``bands`` trained on them.
+``detector``, ``photo``, ``small``, ``report``
+    The bundled detector, images and a filed report: in ``filed_reports.py``.
 """
 
 from __future__ import annotations
@@ -32,6 +34,8 @@ from PIL import Image
 
 from masksim.checkpoint import DetectorFile
 from masksim.data.manifest import REAL, Manifest, Row
+
+pytest_plugins = ["filed_reports"]
 
 HEIGHT, WIDTH = 272, 304  # of the odd files: a multiple of 16 and more than the least window
 GREY = "grey repeated in three channels"

@@ -19,7 +19,7 @@ from masksim.residual import (
     residual_onnx,
     weight_shapes,
 )
-from residual_examples import CONFIGS, some_weights  # type: ignore[import-not-found]
+from residual_examples import CONFIGS, some_weights
 
 
 def some_pixels(*shape: int) -> NDArray[np.float32]:

@@ -19,12 +19,6 @@ from masksim.image import ImageFacts, LoadedImage, load_image, to_display
 from masksim.load import load_detector
 
 
-@pytest.fixture(scope="module")
-def detector() -> Detector:
-    # Without the probes, which triple the time.
-    return load_detector(threads=1, stability=False)
-
-
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_windows_are_turned_like_the_image(orientation: int) -> None:
     pixels = np.zeros((30, 50, 3), np.uint8)

@@ -16,7 +16,7 @@ from masksim.residual import (  # noqa: E402
     residual_onnx,
     weight_shapes,
 )
-from residual_examples import CONFIGS, some_weights  # type: ignore[import-not-found]  # noqa: E402
+from residual_examples import CONFIGS, some_weights  # noqa: E402
 
 # Single precision against single precision, relative to the largest value of the residual.
 TOLERANCE = 1e-5
