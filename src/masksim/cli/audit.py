@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from enum import Enum
 from pathlib import Path
@@ -26,6 +25,7 @@ from masksim.cli.console import (
     option,
     say,
     stages,
+    terminal_width,
     to_json,
     write,
 )
@@ -129,7 +129,7 @@ def audit(
         if as_json:
             write(to_json({**found.to_dict(), "left_out": left_out}))
         else:
-            width = shutil.get_terminal_size((100, 24)).columns
+            width = terminal_width()
             made = audits.table(found, by=by.value)
             write(made.render(format.value, width=width if format is Format.text else None))
         reasons = Counter(left_out)

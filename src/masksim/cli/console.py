@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -324,6 +325,11 @@ def write(text: str) -> None:
     """Write a result at once, for those who read along."""
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
+
+
+def terminal_width() -> int:
+    """Count the characters that a line of a table may have."""
+    return shutil.get_terminal_size((100, 24)).columns
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:

@@ -27,6 +27,7 @@ from masksim.cli.console import (
     option,
     say,
     stages,
+    terminal_width,
     to_json,
     write,
 )
@@ -44,7 +45,7 @@ app = typer.Typer(
 
 Quiet = Annotated[bool, option("Show no progress and no messages.", "--quiet", "-q")]
 Workers = Annotated[int | None, option("Threads; default: one a core.", min=1)]
-Table = Annotated[Path | None, option("A table of sets of your own (TOML).", "--sources")]
+Sources = Annotated[Path | None, option("A table of sets of your own (TOML).", "--sources")]
 
 _SHOWN = 20  # problems of a set that are told one by one
 
@@ -65,32 +66,26 @@ def _say_problems(problems: Sequence[str], before: str = "", more: str = "") -> 
 
 
 @app.command("list")
-def list_sets(sources: Table = None, as_json: Json = False) -> None:
+def list_sets(sources: Sources = None, as_json: Json = False) -> None:
     """List the public sets: home, licence, use, size, and how to get them."""
     with errors(as_json):
         from rich.filesize import decimal
 
         from masksim.data.sources import load_sources
+        from masksim.show.tables import Column, Table
 
         known = load_sources(sources)
         if as_json:
             _document({"sets": [source.as_dict() for source in known.values()]})
             return
-        rows = [("set", "use", "size", "access", "licence")]
-        rows += [
-            (
-                source.name,
-                ", ".join(source.roles),
-                decimal(source.size) if source.size else "?",
-                source.access,
-                source.licence,
-            )
-            for source in known.values()
-        ]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        for row in rows:
-            cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-            write("  ".join(cells).rstrip())
+        names = ("set", "use", "size", "access", "licence")
+        rows = tuple(
+            (one.name, ", ".join(one.roles), decimal(one.size) if one.size else "?", one.access,
+             one.licence)
+            for one in known.values()
+        )  # fmt: skip
+        columns = tuple(Column(name, name) for name in names)
+        write(Table("sets", "Public image sets", columns, rows).to_text(terminal_width()))
         for source in known.values():
             text = f"\n{source.name}: {source.title}\n  {source.home}\n  {source.notes}"
             write(f"{text}\n  {source.manual}" if source.manual else text)
@@ -157,7 +152,7 @@ def download_sets(
     keep_archives: Annotated[
         bool, option("Keep archives once unpacked.", "--keep-archives/--drop-archives")
     ] = True,
-    sources: Table = None,
+    sources: Sources = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -344,7 +339,7 @@ def prepare_sets(
     parquet: Annotated[bool, option("Write manifest.parquet instead of .csv.")] = False,
     workers: Workers = None,
     strict: Annotated[bool, option("Exit with 5 if any image failed.")] = False,
-    sources: Table = None,
+    sources: Sources = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:

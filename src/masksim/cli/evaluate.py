@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -25,6 +24,7 @@ from masksim.cli.console import (
     option,
     say,
     stages,
+    terminal_width,
     to_json,
     write,
 )
@@ -372,7 +372,7 @@ def _draw(folder: Path, chosen: Sequence[Protocol], found: _Found) -> None:
 def _printed(tables: Sequence[Table], format: Format) -> str:
     """Write all tables for stdout."""
     if format is Format.text:
-        width = shutil.get_terminal_size((100, 24)).columns
+        width = terminal_width()
         return "\n\n\n".join(one.to_text(width) for one in tables)
     if format is Format.csv:
         return "\n".join(f"# {one.name}\n{one.to_csv()}" for one in tables).rstrip("\n")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from masksim.config import Progress
+from masksim.config import Progress, staged
 from masksim.data.manifest import REAL, Manifest, Row, manifest_hash
 from masksim.detector import Detector
 from masksim.errors import DataError, MasksimError, UsageError, counted
@@ -266,7 +266,7 @@ def audit(
         cache=cache,
         key=("audit-", [detector.sha256, manifest_hash(rows), population, stability]),
         workers=workers, start=(_start_worker, (os.fspath(path), population, stability)),
-        stage="photos", progress=progress,
+        progress=staged(progress, "photos"),
     )  # fmt: skip
     if not lines:
         raise DataError(

@@ -54,8 +54,7 @@ def in_pieces(
     key: tuple[str, Sequence[Any]],
     workers: int,
     start: Start,
-    stage: str,
-    progress: Progress | None,
+    progress: Callable[[int, int], None] | None,
 ) -> tuple[list[list[Any]], dict[str, str]]:
     """Work on images in chunks, each kept in a file, and go on where a former run was.
 
@@ -74,8 +73,8 @@ def in_pieces(
         Processes.
     start
         What each of them calls before it works, and with which values.
-    stage, progress
-        Called with (stage, chunks done, chunks in all).
+    progress
+        Called with (chunks done, chunks in all).
 
     Returns
     -------
@@ -94,8 +93,7 @@ def in_pieces(
     ]
     run_chunks(
         work, jobs, len(chunks),
-        workers=workers, initializer=start[0], initargs=start[1],
-        progress=staged(progress, stage),
+        workers=workers, initializer=start[0], initargs=start[1], progress=progress,
     )  # fmt: skip
     lines: list[list[Any]] = []
     failures: dict[str, str] = {}
@@ -186,15 +184,13 @@ def _score(
     cache: str | os.PathLike[str],
     workers: int,
     start: Start,
-    stage: str,
-    progress: Progress | None,
+    progress: Callable[[int, int], None] | None,
 ) -> ScoreTable:
     """Score all views in chunks that are kept under a key; the table may be empty."""
     rows = sorted(manifest.rows, key=lambda row: row.path)
     lines, failures = in_pieces(
         _work, (views,), manifest, rows,
-        cache=cache, key=("scores-", key), workers=workers, start=start, stage=stage,
-        progress=progress,
+        cache=cache, key=("scores-", key), workers=workers, start=start, progress=progress,
     )  # fmt: skip
     facts = [np.array([line[i] for line in lines], dtype=np.str_) for i in range(len(FACTS))]
     width = len(lines[0]) - len(FACTS) if lines else len(columns)
@@ -236,8 +232,8 @@ def score_manifest(
         Of the processing.
     workers
         Processes.
-    stage, progress
-        Called with (stage, chunks done, chunks in all).
+    progress
+        Called with (chunks done, chunks in all).
 
     Returns
     -------
@@ -258,7 +254,7 @@ def score_manifest(
         key.append(purpose)
     table = _score(
         manifest, detector.generators, views, key, cache=cache, workers=workers,
-        start=(_start_worker, (os.fspath(model),)), stage=stage, progress=progress,
+        start=(_start_worker, (os.fspath(model),)), progress=staged(progress, stage),
     )  # fmt: skip
     if not len(table.typ):
         raise DataError("none of the images could be scored", code="manifest_invalid")
@@ -307,7 +303,7 @@ def score_degraded(
             _Views("as found", seed=seed, degradation=one.name),
             [*known, one.name, one.does, one.saved_as, TRAITS, seed],
             cache=cache, workers=workers, start=(_start_worker, (os.fspath(model),)),
-            stage=one.name, progress=progress,
+            progress=staged(progress, one.name),
         )
         for one in degradations
     }  # fmt: skip
@@ -351,7 +347,7 @@ def score_peer(
             manifest, (peer.name,), _Views("evaluate", config, seed),
             ["peer", spec, _hash(manifest), asdict(config), seed],
             cache=cache, workers=1, start=(_lend, (peer,)),
-            stage=f"peer {peer.name}", progress=progress,
+            progress=staged(progress, f"peer {peer.name}"),
         )  # fmt: skip
     _worker.pop("score", None)
     if not len(table.typ):

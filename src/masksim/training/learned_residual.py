@@ -279,8 +279,7 @@ def train_learned(
     for used, least in ((~held, len(names) + 1), (held, 2)):  # held: photos and some generator
         if not {0} < set(classes[used].tolist()) or len(set(classes[used].tolist())) < least:
             raise DataError("a class has crops of too few repositories")
-    draw = _Draw(crops, classes, ~held, config.batch)
-    draw_held = _Draw(crops, classes, held, config.batch)
+    draw, draw_held = (_Draw(crops, classes, part, config.batch) for part in (~held, held))
     rows = _Rows(crops.pixels, classes)
     table = "\n".join(f"{g} {s}" for g, s in zip(crops.generators, crops.sources, strict=True))
     digest = loop.fingerprint_of(table)
