@@ -25,6 +25,7 @@ import numpy as np
 from pages import fill
 
 from masksim import metrics
+from masksim.attribution import Attribution
 from masksim.augment import rng_for
 from masksim.calibration import false_positive_rate, joint_false_positive_rate
 from masksim.checkpoint import DetectorFile
@@ -33,7 +34,6 @@ from masksim.data.manifest import REAL, Manifest, read_manifest
 from masksim.data.views import ViewConfig
 from masksim.data.weights import history_weights
 from masksim.evaluation.scoring import seen_in_training
-from masksim.evidence import Attribution
 from masksim.features import FeatureConfig
 from masksim.load import bundled_path
 from masksim.model import SharedHeads

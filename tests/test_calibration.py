@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from masksim.attribution import UNCLEAR, Attribution
 from masksim.calibration import Calibration, Joint, false_positive_rate, joint_false_positive_rate
 from masksim.errors import ModelError
-from masksim.evidence import UNCLEAR, Attribution
 from masksim.strata import Strata
 from masksim.traits import TRAITS
 

@@ -17,8 +17,8 @@ from scipy import stats
 
 from masksim.calibration import Calibration, joint_false_positive_rate, number_of_false_alarms
 from masksim.errors import ModelError, UsageError
-from masksim.evidence import LikelihoodRatios
 from masksim.intervals import _t_quantile, clopper_pearson, design_effect, grouped_interval
+from masksim.likelihood import LikelihoodRatios
 from masksim.populations import Populations
 from masksim.strata import Strata
 from masksim.traits import TRAITS

@@ -13,8 +13,8 @@ import pytest
 
 from masksim.calibration import Rates
 from masksim.errors import UsageError
-from masksim.evidence import LikelihoodRatios
 from masksim.intervals import Interval
+from masksim.likelihood import LikelihoodRatios
 from masksim.verdict import (
     LEVELS,
     MARGIN,

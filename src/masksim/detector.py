@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from masksim import limits, verdict
 from masksim.analysis import Analyser, Analysis
+from masksim.attribution import Attribution
 from masksim.calibration import Rates, scored_for_all
 from masksim.checkpoint import DetectorFile
 from masksim.errors import MasksimError, UsageError
-from masksim.evidence import Attribution
 from masksim.image import ImageSource, LoadedImage, load_image
 from masksim.populations import (
     BUILT_IN,

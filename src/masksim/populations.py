@@ -16,8 +16,8 @@ import numpy as np
 from masksim.calibration import Calibration, Joint, Rates, scored_for_all
 from masksim.checkpoint import DetectorFile, population_arrays
 from masksim.errors import ModelError, UsageError
-from masksim.evidence import LikelihoodRatios
 from masksim.intervals import design_effect
+from masksim.likelihood import LikelihoodRatios
 from masksim.strata import Strata
 from masksim.traits import TRAITS, with_all_traits
 from masksim.verdict import NONE

@@ -14,12 +14,12 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+# Not for type checkers alone: tables of results ask `Verdict` for the types of its fields.
+from masksim.attribution import UNCLEAR
 from masksim.calibration import Rates, most_telling, number_of_false_alarms
 from masksim.errors import UsageError
-
-# Not for type checkers alone: tables of results ask `Verdict` for the types of its fields.
-from masksim.evidence import UNCLEAR, LikelihoodRatio, LikelihoodRatios
 from masksim.intervals import Interval
+from masksim.likelihood import LikelihoodRatio, LikelihoodRatios
 
 Level: TypeAlias = Literal[
     "inconclusive",
@@ -231,7 +231,7 @@ def decide(
     cautions
         Sentences that are passed on.
     clarity
-        See `masksim.evidence.Attribution`; None where the detector has no scores of the
+        See `masksim.attribution.Attribution`; None where the detector has no scores of the
         generators' own images.
     ratios
         To give the verdict a likelihood ratio.

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from masksim.attribution import Attribution
 from masksim.calibration import Calibration
 from masksim.errors import UsageError
 from masksim.evaluation.score_table import ScoreTable
-from masksim.evidence import Attribution
 from masksim.populations import Populations
 from masksim.traits import TRAITS, bands_of
 

@@ -13,9 +13,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from masksim.evidence import LikelihoodRatio
 from masksim.image import ImageFacts
 from masksim.intervals import Interval
+from masksim.likelihood import LikelihoodRatio
 from masksim.provenance.metadata import Statement
 from masksim.provenance.origin import Origin
 from masksim.provenance.watermark import WatermarkMatch
