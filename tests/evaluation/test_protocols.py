@@ -386,9 +386,9 @@ def test_tables_that_cannot_be_measured() -> None:
     with pytest.raises(DataError, match="lack a score"):
         run_protocol(Evaluation(hole, Scale.of_table(hole), samples=10), "generic")
     with pytest.raises(UsageError, match="unknown protocol"):
-        protocols.evidence(one, Scale.of_table(one), "other")  # type: ignore[arg-type]
+        protocols.protocol_scores(one, Scale.of_table(one), "other")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="scale of"):
-        protocols.evidence(one, Scale(("x",)), "generic")
+        protocols.protocol_scores(one, Scale(("x",)), "generic")
 
 
 def test_results_are_plain_values(table: ScoreTable) -> None:

@@ -24,7 +24,7 @@ from masksim.evaluation import degrade, protocols, scoring
 from masksim.evaluation.breakdowns import break_down, confusion
 from masksim.evaluation.evaluate import Results, measure_degradations, measure_table, plain
 from masksim.evaluation.measures import Evaluation
-from masksim.evaluation.scale import Scale, joint_evidence
+from masksim.evaluation.scale import Scale, combine_all
 from masksim.evaluation.score_table import ScoreTable
 from masksim.image import load_image
 from masksim.load import load_detector
@@ -229,7 +229,7 @@ def test_the_scale_is_the_detectors(trained: Any) -> None:
     np.testing.assert_allclose(1 / (1 + np.exp(-odds[0])), p, rtol=1e-4)
     empty = np.array([""])
     one = ScoreTable(*(empty,) * 6, scale.generators, similarity)
-    rate = joint_evidence(one, scale).rate
+    rate = combine_all(one, scale).rate
     assert rate is not None
     assert found.verdict.false_positive_rate == pytest.approx(rate[0])
 
@@ -438,14 +438,14 @@ def test_heads_of_two_bands_are_compared_by_their_rates(banded: Any, tmp_path: P
     assert scale.calibration is not None
     own, _ = scale.calibration.all_rates(table.similarities, table.traits)
     for g, generator in enumerate(table.generators):
-        found = protocols.evidence(table, scale, "specific", generator)
+        found = protocols.protocol_scores(table, scale, "specific", generator)
         assert found is not None
         order = np.argsort(found.score)
         ranked = list(zip(-own[order, g], table.similarities[order, g], strict=True))
         assert ranked == sorted(ranked)
     # Without photos to rank among, by their probabilities.
     bare = replace(scale, calibration=None)
-    found = protocols.evidence(table, bare, "specific", table.generators[0])
+    found = protocols.protocol_scores(table, bare, "specific", table.generators[0])
     odds = bare.log_odds(table.similarities, table.traits)
     assert found is not None
     assert odds is not None

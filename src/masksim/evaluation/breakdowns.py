@@ -16,8 +16,8 @@ from masksim import metrics
 from masksim.data.manifest import REAL
 from masksim.errors import DataError
 from masksim.evaluation.measures import CLAIMED, Evaluation, estimates, mean, percent
-from masksim.evaluation.protocols import evidence
-from masksim.evaluation.scale import Evidence, Scale
+from masksim.evaluation.protocols import protocol_scores
+from masksim.evaluation.scale import CombinedScores, Scale
 from masksim.evaluation.score_table import ScoreTable
 from masksim.metrics import Estimate
 from masksim.populations import Populations
@@ -180,7 +180,7 @@ def _by_source(given: Evaluation) -> list[dict[str, Any]]:
     rows = []
     for typ in (*table.tested, REAL):
         of_typ = table.typ == typ
-        own = evidence(table, given.scale, "specific", typ)
+        own = protocol_scores(table, given.scale, "specific", typ)
         for name, sources in _groups_of_sources(table, of_typ):
             mask = of_typ & np.isin(table.sources, sources)
             row: dict[str, Any] = {"group": name, "typ": typ, "images": table.count(mask)}
@@ -318,7 +318,7 @@ def second_opinions(
 
         groups, _ = metrics.draw_together(y, part.filenames, part.sources)
         weights = given.weigh(part.histories, [y, ~y])
-        found = Evidence(s, None, None)
+        found = CombinedScores(s, None, None)
         out[column] = {
             "images": len(np.unique(part.filenames)),
             **estimates(both, y, weights, groups, given.samples)[0],
@@ -346,7 +346,7 @@ def degradation(given: Evaluation) -> dict[str, Any]:
     parts = []
     for generator in table.tested if real.any() else ():
         chosen = real | (table.typ == generator)
-        own = evidence(table.select(chosen), given.scale, "specific", generator)
+        own = protocol_scores(table.select(chosen), given.scale, "specific", generator)
         if own is not None:
             parts.append(given.measured(own, chosen, ranks_only=True))
     return {

@@ -15,7 +15,7 @@ import numpy as np
 
 from masksim import metrics
 from masksim.errors import DataError, UsageError
-from masksim.evaluation.protocols import PROTOCOLS, evidence
+from masksim.evaluation.protocols import PROTOCOLS, protocol_scores
 from masksim.show.figures import new_figure
 from masksim.show.maps import patterns_png
 from masksim.verdict import EVIDENCE
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from masksim.evaluation.measures import Evaluation
     from masksim.evaluation.protocols import Protocol
-    from masksim.evaluation.scale import Evidence, Scale
+    from masksim.evaluation.scale import CombinedScores, Scale
     from masksim.results import PatternPlane
 
 _DPI = 120
@@ -106,15 +106,15 @@ def draw_all(
     return written
 
 
-_Curve = tuple[str, "Evidence", "NDArray[np.bool_]", "NDArray[np.float64]"]
+_Curve = tuple[str, "CombinedScores", "NDArray[np.bool_]", "NDArray[np.float64]"]
 
 
 def _curves(given: Evaluation, protocol: Protocol) -> list[_Curve]:
-    """Evidence, labels and weights of each generator that the protocol has an answer for."""
+    """Scores, labels and weights of each generator that the protocol has an answer for."""
     out: list[_Curve] = []
     for generator in given.table.tested:
         part = given.table.select((given.table.typ == generator) | given.real)
-        found = evidence(part, given.scale, protocol, generator)
+        found = protocol_scores(part, given.scale, protocol, generator)
         if found is None:
             continue
         y = part.typ == generator

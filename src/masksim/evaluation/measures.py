@@ -15,7 +15,7 @@ from masksim.data.manifest import REAL
 from masksim.data.views import HISTORIES, ViewConfig
 from masksim.data.weights import history_weights
 from masksim.errors import DataError
-from masksim.evaluation.scale import Evidence, Scale, joint_evidence
+from masksim.evaluation.scale import CombinedScores, Scale, combine_all
 from masksim.evaluation.score_table import ScoreTable
 from masksim.metrics import Estimate
 from masksim.verdict import EVIDENCE, LEVELS, level_of
@@ -116,7 +116,7 @@ def _estimate(value: float, draws: Floats, units: int | None = None) -> Estimate
 
 
 def _statistics(
-    found: Evidence, synthetic: Bools, weights: Floats, *, ranks_only: bool
+    found: CombinedScores, synthetic: Bools, weights: Floats, *, ranks_only: bool
 ) -> dict[str, float]:
     """All measures of one (re)weighting of the rows."""
     keep = weights > 0
@@ -198,9 +198,9 @@ class Evaluation:
         return self.table.typ == REAL
 
     @cached_property
-    def joint(self) -> Evidence:
+    def joint(self) -> CombinedScores:
         """What all heads together make of the views."""
-        return joint_evidence(self.table, self.scale)
+        return combine_all(self.table, self.scale)
 
     @cached_property
     def called_evidence(self) -> Bools | None:
@@ -218,7 +218,7 @@ class Evaluation:
             found[k] = level_of(rates.joint, rates.interval) in EVIDENT
         return found
 
-    def auroc(self, found: Evidence, synthetic: Bools, real: Bools) -> Estimate | None:
+    def auroc(self, found: CombinedScores, synthetic: Bools, real: Bools) -> Estimate | None:
         """AUROC of some views (n,) against some real ones; None if they cannot be compared."""
         chosen = synthetic | real
         if not synthetic.any() or not real.any():
@@ -254,7 +254,9 @@ class Evaluation:
         )  # fmt: skip
         return found["share"]
 
-    def measured(self, found: Evidence, chosen: Bools, *, ranks_only: bool = False) -> Measured:
+    def measured(
+        self, found: CombinedScores, chosen: Bools, *, ranks_only: bool = False
+    ) -> Measured:
         """Measure the chosen views (n,), real and synthetic ones.
 
         `found` is what heads make of them, (m,); `ranks_only` leaves out what needs probabilities.

@@ -20,16 +20,16 @@ from masksim.config import Progress
 from masksim.data.manifest import REAL
 from masksim.errors import DataError, UsageError
 from masksim.evaluation.measures import Evaluation, mean
-from masksim.evaluation.scale import Evidence, Scale, answer, joint_evidence
+from masksim.evaluation.scale import CombinedScores, Scale, combine, combine_all
 from masksim.evaluation.score_table import ScoreTable
 
 Protocol: TypeAlias = Literal["specific", "generic", "leave-one-out"]
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 
 
-def evidence(
+def protocol_scores(
     table: ScoreTable, scale: Scale, protocol: Protocol, generator: str = ""
-) -> Evidence | None:
+) -> CombinedScores | None:
     """Ask the heads that a protocol has for a generator.
 
     Parameters
@@ -40,13 +40,13 @@ def evidence(
         What the scores mean.
     protocol
         ``"specific"``: the generator's own head. ``"generic"``: all. ``"leave-one-out"``: all
-        others. What they give together: `masksim.evaluation.scale.answer`.
+        others. What they give together: `masksim.evaluation.scale.combine`.
     generator
         Whose images are tested; not needed for ``"generic"``.
 
     Returns
     -------
-    Evidence or None
+    CombinedScores or None
         None where the question makes no sense: the detector has no head for the generator, or
         that head alone.
     """
@@ -54,9 +54,9 @@ def evidence(
         raise UsageError(f"unknown protocol {protocol!r}, expected {', '.join(PROTOCOLS)}")
     own = np.array([name == generator for name in scale.generators])
     if protocol == "generic":
-        return joint_evidence(table, scale)
+        return combine_all(table, scale)
     asked = own if protocol == "specific" else ~own & own.any()
-    return answer(table, scale, asked) if asked.any() else None
+    return combine(table, scale, asked) if asked.any() else None
 
 
 def unseen(table: ScoreTable, seen: frozenset[tuple[str, str]]) -> ScoreTable:
@@ -103,11 +103,11 @@ def run_protocol(
         if progress:
             progress(protocol, k, len(names))
         chosen = (given.table.typ == generator) | given.real
-        found: Evidence | None = None
+        found: CombinedScores | None = None
         if protocol == "generic":
             found = given.joint.select(chosen)
         else:
-            found = evidence(given.table.select(chosen), given.scale, protocol, generator)
+            found = protocol_scores(given.table.select(chosen), given.scale, protocol, generator)
         if found is None:
             known = generator in given.scale.generators
             out["left_out"][generator] = "no other head" if known else "no head of its own"

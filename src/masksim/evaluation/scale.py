@@ -106,7 +106,7 @@ class Scale:
 
 
 @dataclass(frozen=True, eq=False)
-class Evidence:
+class CombinedScores:
     """What some heads make of each view.
 
     Attributes
@@ -127,16 +127,16 @@ class Evidence:
         """Tell which rows claim at most this rate; None without rates."""
         return None if self.rate is None else self.rate <= limit
 
-    def select(self, mask: Bools) -> Evidence:
+    def select(self, mask: Bools) -> CombinedScores:
         """Return the rows where `mask` (n,) is true."""
-        return Evidence(
+        return CombinedScores(
             self.score[mask],
             None if self.rate is None else self.rate[mask],
             None if self.log_odds is None else self.log_odds[mask],
         )
 
 
-def answer(table: ScoreTable, scale: Scale, asked: Bools) -> Evidence:
+def combine(table: ScoreTable, scale: Scale, asked: Bools) -> CombinedScores:
     """Ask some of the heads about every view.
 
     Parameters
@@ -164,17 +164,17 @@ def answer(table: ScoreTable, scale: Scale, asked: Bools) -> Evidence:
     alone = scores.shape[1] == 1
     if scale.calibration is None:
         if highest is None or (alone and not scale.banded):
-            return Evidence(scores.max(axis=1), None, highest)
-        return Evidence(highest, None, highest)
+            return CombinedScores(scores.max(axis=1), None, highest)
+        return CombinedScores(highest, None, highest)
     own, joint = scale.calibration.only(asked).all_rates(scores, table.traits)
     if not alone:
-        return Evidence(-np.log(joint), joint, highest)
+        return CombinedScores(-np.log(joint), joint, highest)
     score, rate = scores[:, 0], own[:, 0]
     if scale.banded:  # of equal rates the higher score
         score = 1e-6 * score / (1 + np.abs(score)) - np.log(rate)
-    return Evidence(score, rate, highest)
+    return CombinedScores(score, rate, highest)
 
 
-def joint_evidence(table: ScoreTable, scale: Scale) -> Evidence:
-    """Ask all heads together, see `answer`."""
-    return answer(table, scale, np.ones(len(scale.generators), bool))
+def combine_all(table: ScoreTable, scale: Scale) -> CombinedScores:
+    """Ask all heads together, see `combine`."""
+    return combine(table, scale, np.ones(len(scale.generators), bool))
