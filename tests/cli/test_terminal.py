@@ -34,7 +34,7 @@ PACKAGE = Path(masksim.__file__).parent
 
 # Few photos and images are enough here.
 FEW = (
-    "import functools, masksim.evaluation.population as a, masksim.training.enroll as e\n"
+    "import functools, masksim.evaluation.calibrate as a, masksim.training.enroll as e\n"
     "a.FEWEST = 20\n"
     "e.EnrollConfig = functools.partial(\n"
     "    e.EnrollConfig, smallest=12, smallest_photos=40, samples=30)\n"

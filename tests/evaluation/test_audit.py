@@ -21,7 +21,7 @@ from masksim.cli.main import app
 from masksim.data.manifest import REAL, Manifest
 from masksim.detector import Detector
 from masksim.errors import DataError, ModelError, UsageError
-from masksim.evaluation import audit, population
+from masksim.evaluation import audit, calibrate
 from masksim.evaluation.scale import Scale
 from masksim.load import load_detector
 from masksim.populations import BUILT_IN
@@ -121,7 +121,7 @@ def photos(trained: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_an_audit_gives_each_photo_its_verdict(trained: Any, photos: Path, tmp_path: Path) -> None:
-    images, left_out = population.photos_in([photos])
+    images, left_out = calibrate.photos_in([photos])
     assert left_out == {"duplicate": 1}
     found = audit.audit(trained.folder, images, cache=tmp_path)
     assert found.whole.photos == 24
@@ -143,7 +143,7 @@ def test_an_audit_gives_each_photo_its_verdict(trained: Any, photos: Path, tmp_p
 def test_a_fragile_verdict_counts_by_its_rate_as_found(
     trained: Any, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    images, _ = population.photos_in([photos])
+    images, _ = calibrate.photos_in([photos])
     detect = Detector.detect
 
     def fragile(self: Detector, *args: Any, **options: Any) -> Any:
@@ -161,7 +161,7 @@ def test_a_photo_that_was_not_there_is_judged_when_it_is(
 ) -> None:
     folder = tmp_path / "some"
     shutil.copytree(photos, folder)
-    images, _ = population.photos_in([folder])
+    images, _ = calibrate.photos_in([folder])
     missing = next(path for path in sorted(folder.rglob("*.png")) if path.name != "small.png")
     kept = missing.read_bytes()
     missing.unlink()
@@ -176,7 +176,7 @@ def test_an_audit_goes_on_where_it_was(
     trained: Any, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("masksim.data.chunks.SIZE", 5)
-    images, _ = population.photos_in([photos])
+    images, _ = calibrate.photos_in([photos])
     images = Manifest(tuple(r for r in images.rows if "broken" not in r.path), images.root)
     whole = audit.audit(trained.folder, images, cache=tmp_path / "a")
     asked = 0
@@ -202,7 +202,7 @@ def test_what_cannot_be_audited(trained: Any, photos: Path, tmp_path: Path) -> N
         audit.audit(trained.folder, Manifest((), tmp_path), cache=tmp_path)
     bare = replace(DetectorFile.load(trained.folder), calibration=None)
     bare.save(tmp_path / "bare")
-    images, _ = population.photos_in([photos])
+    images, _ = calibrate.photos_in([photos])
     with pytest.raises(UsageError, match="calibrated"):
         audit.audit(tmp_path / "bare", images, cache=tmp_path)
     with pytest.raises(UsageError, match="no calibration 'own'"):
@@ -217,9 +217,9 @@ def own(trained: Any, photos: Path, tmp_path_factory: pytest.TempPathFactory) ->
     """The trained detector, calibrated on these photos as well."""
     root = tmp_path_factory.mktemp("own")
     patch = pytest.MonkeyPatch()
-    patch.setattr(population, "FEWEST", 20)
+    patch.setattr(calibrate, "FEWEST", 20)
     try:
-        made, added = population.calibrate(
+        made, added = calibrate.calibrate(
             trained.folder, [photos], cache=root / "cache", name="desk"
         )
     finally:
@@ -279,12 +279,12 @@ def test_what_is_measured_is_what_verdicts_claim(own: Path, photos: Path) -> Non
 def test_a_population_is_replaced_by_name(
     own: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(population, "FEWEST", 5)
+    monkeypatch.setattr(calibrate, "FEWEST", 5)
     folder = next(path for path in sorted(photos.iterdir()) if path.is_dir())
-    made, _ = population.calibrate(own, [photos], cache=tmp_path, name="desk")
+    made, _ = calibrate.calibrate(own, [photos], cache=tmp_path, name="desk")
     assert [p["name"] for p in made.config["populations"]] == ["desk"]
-    monkeypatch.setattr(population, "FEWEST", 2)
-    more, added = population.calibrate(own, [folder], cache=tmp_path, name="other")
+    monkeypatch.setattr(calibrate, "FEWEST", 2)
+    more, added = calibrate.calibrate(own, [folder], cache=tmp_path, name="other")
     assert [p["name"] for p in more.config["populations"]] == ["desk", "other"]
     assert added.sources == 1
     assert any("one source" in w or "1 source" in w for w in added.warnings)
@@ -295,9 +295,9 @@ def test_a_population_is_replaced_by_name(
 def test_photos_of_one_source_do_not_widen_what_is_usual(
     trained: Any, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(population, "FEWEST", 2)
+    monkeypatch.setattr(calibrate, "FEWEST", 2)
     folder = next(path for path in sorted(photos.iterdir()) if path.is_dir())
-    made, _ = population.calibrate(trained.folder, [folder], cache=tmp_path)
+    made, _ = calibrate.calibrate(trained.folder, [folder], cache=tmp_path)
     assert Detector(made)._seen.photos == load_detector(trained.folder)._seen.photos
     small = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
     reasons = Detector(made).detect(small).verdict.reasons
@@ -306,11 +306,11 @@ def test_photos_of_one_source_do_not_widen_what_is_usual(
 
 def test_too_few_photos_and_bad_names(trained: Any, photos: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="at least 100") as caught:
-        population.calibrate(trained.folder, [photos], cache=tmp_path)
+        calibrate.calibrate(trained.folder, [photos], cache=tmp_path)
     assert caught.value.code == "too_few_images"
     for name in ("", " ", BUILT_IN, "auto", "a\nb"):
         with pytest.raises(UsageError, match="cannot be named"):
-            population.calibrate(trained.folder, [photos], cache=tmp_path, name=name)
+            calibrate.calibrate(trained.folder, [photos], cache=tmp_path, name=name)
 
 
 @pytest.mark.parametrize(
@@ -387,7 +387,7 @@ def test_the_command_calibrate(
     assert done.exit_code == 5
     assert "24 different photos could be analysed (left out: " in done.stderr
     assert not set("{}") & set(done.stderr)  # no form of the language's own
-    monkeypatch.setattr(population, "FEWEST", 20)
+    monkeypatch.setattr(calibrate, "FEWEST", 20)
     done = runner.invoke(app, [*base, *out, "--name", "desk", "--json"])
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["photos"] == 24
@@ -423,8 +423,8 @@ def band_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_photos_of_ones_own_with_a_learned_number(
     banded: Any, band_photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(population, "FEWEST", 20)
-    made, added = population.calibrate(banded.folder, [band_photos], cache=tmp_path, name="desk")
+    monkeypatch.setattr(calibrate, "FEWEST", 20)
+    made, added = calibrate.calibrate(banded.folder, [band_photos], cache=tmp_path, name="desk")
     made.save(tmp_path / "detector")
     assert (added.photos, added.sources) == (27, 6)
     # One learned number is one test, however many generators there are.
@@ -460,7 +460,7 @@ def test_photos_of_ones_own_with_a_learned_number(
 
 
 def test_an_audit_with_a_learned_number(banded: Any, band_photos: Path, tmp_path: Path) -> None:
-    images, _ = population.photos_in([band_photos])
+    images, _ = calibrate.photos_in([band_photos])
     found = audit.audit(banded.folder, images, cache=tmp_path)
     assert found.whole.photos == 27
     assert found.whole.claims[-1].rate <= found.whole.claims[-1].claimed + 0.35

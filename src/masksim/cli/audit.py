@@ -55,7 +55,7 @@ def calibrate(
     """Measure false-positive rates on photos of your own as well, and keep them in the detector."""
     with errors():
         from masksim.checkpoint import check_target
-        from masksim.evaluation.population import calibrate as add
+        from masksim.evaluation.calibrate import calibrate as add
 
         check_target(out, overwrite)
         place = cache_folder(cache, *real)
@@ -110,7 +110,7 @@ def audit(
     """Count false alarms among photos that are known to be real, by source, with intervals."""
     with errors():
         from masksim.evaluation import audit as audits
-        from masksim.evaluation.population import photos_in
+        from masksim.evaluation.calibrate import photos_in
 
         if bool(real) == (manifest is not None):
             raise UsageError("give either folders of photos (--real) or a manifest (--manifest)")

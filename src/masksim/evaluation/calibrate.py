@@ -76,7 +76,7 @@ def photos_in(
 
 
 @dataclass(frozen=True)
-class Population:
+class AddedPhotos:
     """Photos that were added to a calibration.
 
     Attributes
@@ -106,7 +106,7 @@ def calibrate(
     cache: str | os.PathLike[str],
     workers: int = 1,
     progress: Progress | None = None,
-) -> tuple[DetectorFile, Population]:
+) -> tuple[DetectorFile, AddedPhotos]:
     """Add photos to a detector as a calibration population of their own.
 
     Parameters
@@ -128,7 +128,7 @@ def calibrate(
     -------
     DetectorFile
         To be saved; scores are as before.
-    Population
+    AddedPhotos
 
     Raises
     ------
@@ -165,7 +165,7 @@ def calibrate(
         "masksim": __version__,
     }
     made = with_population(file, described, table)
-    return made, Population(name, n, sources, skipped, _warnings(file, n, sources))
+    return made, AddedPhotos(name, n, sources, skipped, _warnings(file, n, sources))
 
 
 def _warnings(file: DetectorFile, photos: int, sources: int) -> tuple[str, ...]:
