@@ -143,9 +143,9 @@ def child_imported(folder: str) -> None:
 def child_one_core(path: str, repetitions: str) -> None:
     """Processor time of decoding and of analysing a JPEG, by one thread."""
     detector = masksim.load_detector(threads=1)
-    loaded = masksim.load_image(path, part=detector.part)
+    loaded = masksim.load_image(path, part=detector.analysed_part)
     steps: dict[str, Callable[[], Any]] = {
-        "decode": lambda: masksim.load_image(path, part=detector.part),
+        "decode": lambda: masksim.load_image(path, part=detector.analysed_part),
         "similarities": lambda: detector.similarities(loaded.pixels),
         "detect": lambda: detector.detect(path),
         "explain": lambda: detector.explain(path),

@@ -74,7 +74,7 @@ def judge(job: tuple[str, str, str]) -> dict[str, Any] | None:
     detector = _worker["d"]
     try:
         # Of a large file the part that is analysed: re-encoding the rest would change nothing.
-        loaded = load_image(file, part=detector.part)
+        loaded = load_image(file, part=detector.analysed_part)
         before = detector.detect(loaded).verdict
         part = loaded.pixels
         whole = verdict_side(before.level)

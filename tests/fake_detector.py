@@ -112,7 +112,7 @@ class Detector:
         "built-in": Calibration(np.linspace(0, 1, SAMPLE_SIZE)[:, None].repeat(3, axis=1))
     }
 
-    def part(self, height: int, width: int) -> tuple[int, int, int, int]:
+    def analysed_part(self, height: int, width: int) -> tuple[int, int, int, int]:
         return 0, 0, height, width
 
     def detect(self, image: Any, *, name: str | None = None) -> Detection:

@@ -464,7 +464,7 @@ def test_a_large_file_is_checked_as_its_array_is(trained: Any, tmp_path: Path) -
     pixels = make_natural(1600, 1750, seed=5)
     path = tmp_path / "large.png"
     path.write_bytes(png(pixels))
-    held = load_image(path, part=detector.part)
+    held = load_image(path, part=detector.analysed_part)
     assert held.pixels.shape[:2] == (1536, 1536)
     mine, whole = detector._reencoded(held.pixels), detector._reencoded(pixels)
     assert {k: r.joint for k, r in mine.items()} == {k: r.joint for k, r in whole.items()} != {}
@@ -825,9 +825,9 @@ def test_a_large_file_is_analysed_as_its_whole_array(
     assert by_file.scores == by_array.scores
     assert by_file.verdict == by_array.verdict
     assert (by_file.image.height, by_file.image.width) == size
-    y, x, height, width = detector.part(*size)
+    y, x, height, width = detector.analysed_part(*size)
     assert (height, width) == (size if min(size) < 1536 else (1536, 1536))
-    cut = masksim.load_image(png(pixels), part=detector.part)
+    cut = masksim.load_image(png(pixels), part=detector.analysed_part)
     assert cut.pixels.shape == (height, width, 3)
     assert cut.corner == (y, x)
 

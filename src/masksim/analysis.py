@@ -93,8 +93,8 @@ class Analyser:
         self.region = max(branch.region for branch in self._branches)
         self.by_band = any(branch.head == "bands" for branch in file.branches)
 
-    def part(self, height: int, width: int) -> tuple[int, int, int, int]:
-        """See `masksim.detector.Detector.part`."""
+    def analysed_part(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """See `masksim.detector.Detector.analysed_part`."""
         regions = {branch.region for branch in self._branches}
         if len(regions) == 1 and (region := regions.pop()) and min(height, width) >= region:
             return preprocess.central_part(height, width, region)

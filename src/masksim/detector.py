@@ -209,9 +209,9 @@ class Detector:
     def _load(self, image: ImageSource | LoadedImage, name: str | None) -> LoadedImage:
         if isinstance(image, LoadedImage):
             return image
-        return load_image(image, name=name, part=self.part, keep=self.metadata)
+        return load_image(image, name=name, part=self.analysed_part, keep=self.metadata)
 
-    def part(self, height: int, width: int) -> tuple[int, int, int, int]:
+    def analysed_part(self, height: int, width: int) -> tuple[int, int, int, int]:
         """Tell which part of an image is looked at, for `load_image`: the rest need not be kept.
 
         Returns
@@ -219,7 +219,7 @@ class Detector:
         (y, x, height, width)
             The analysis of this part is that of the whole image.
         """
-        return self._analyser.part(height, width)
+        return self._analyser.analysed_part(height, width)
 
     def _analyse(self, loaded: LoadedImage) -> Analysis:
         facts = loaded.facts
@@ -341,7 +341,7 @@ class Detector:
             return self.rates(*self.measure_pixels(changed, quality, format))
 
         # The same part whether the image came as a file, of which no more is held, or as an array.
-        top, left, height, width = self.part(*pixels.shape[:2])
+        top, left, height, width = self.analysed_part(*pixels.shape[:2])
         part = pixels[top : top + height, left : left + width]
         return after_reencodings(part, self._analyser.region, rates_of)
 

@@ -268,7 +268,7 @@ def test_what_is_measured_is_what_verdicts_claim(own: Path, photos: Path) -> Non
     asked = [path for path in sorted(photos.rglob("*.jpg")) if path.name != "broken.jpg"]
     assert len(asked) > 6
     for path in asked[:6]:
-        loaded = load_image(path, part=detector.part)
+        loaded = load_image(path, part=detector.analysed_part)
         scores, traits = detector.measure_pixels(
             loaded.pixels, loaded.facts.jpeg_quality, loaded.facts.format
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import fake_detector as fake  # type: ignore[import-not-found]
-from masksim.provenance.plain import printable
+from masksim.provenance.untrusted_text import printable
 from masksim.show.text import to_text
 
 

@@ -315,7 +315,7 @@ def forget_stdout() -> None:
 
 def say(text: str) -> None:
     """Write a message to stderr, control characters made harmless."""
-    from masksim.provenance.plain import printable
+    from masksim.provenance.untrusted_text import printable
 
     for line in text.splitlines():
         typer.echo(printable(line), err=True)

@@ -191,7 +191,7 @@ def _detect_one(
     detector: Detector, source: str, as_json: bool, pictures: Mapping[str, Path] | None
 ) -> bool:
     """Write the result of one image; tell whether it could be analysed."""
-    from masksim.provenance.plain import printable
+    from masksim.provenance.untrusted_text import printable
     from masksim.show.text import to_text
 
     name = "<stdin>" if source == "-" else source
@@ -229,10 +229,12 @@ def _read(source: str, detector: Detector) -> LoadedImage:
     from masksim.image import load_image
 
     if source != "-":
-        return load_image(source, part=detector.part, keep=detector.metadata)
+        return load_image(source, part=detector.analysed_part, keep=detector.metadata)
     if sys.stdin is None:  # a process may be started without
         raise ImageError("<stdin>: there is no stdin", code="not_found")
-    return load_image(sys.stdin.buffer, name="<stdin>", part=detector.part, keep=detector.metadata)
+    return load_image(
+        sys.stdin.buffer, name="<stdin>", part=detector.analysed_part, keep=detector.metadata
+    )
 
 
 def _knows_blocks() -> bool:
@@ -323,7 +325,7 @@ def info(
 
 
 def _write_nested(name: str, values: Mapping[str, Any]) -> None:
-    from masksim.provenance.plain import printable
+    from masksim.provenance.untrusted_text import printable
 
     write(f"  {name}:" + ("" if values else " none"))
     for key, value in values.items():

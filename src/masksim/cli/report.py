@@ -112,7 +112,7 @@ def make(
                 )
             )
             return
-        from masksim.provenance.plain import printable
+        from masksim.provenance.untrusted_text import printable
 
         write(f"{printable(str(out))}: {printable(report.detection.verdict.text)}")
         write(f"  seal {report.seal}")
@@ -148,7 +148,7 @@ def verify(
             result: dict[str, Any] = {"report": str(report), "image": image, **found.to_dict()}
             write(to_json(result))
         else:
-            from masksim.provenance.plain import printable
+            from masksim.provenance.untrusted_text import printable
 
             marks = {True: "ok", False: "FAILED", None: "not checked"}
             for check in found.checks:

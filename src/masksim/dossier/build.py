@@ -29,7 +29,7 @@ from masksim.image import Limits, load_image
 from masksim.load import describe
 from masksim.provenance import origin as origins
 from masksim.provenance.metadata import read_metadata
-from masksim.provenance.plain import printable
+from masksim.provenance.untrusted_text import printable
 from masksim.show.colours import colour_limit, colour_scale
 from masksim.show.composed import axis_end, compose, marks
 
@@ -255,7 +255,7 @@ def gather(
     ImageError
         The image cannot be read or analysed.
     """
-    loaded = load_image(data, name=name, part=detector.part, whole=True)
+    loaded = load_image(data, name=name, part=detector.analysed_part, whole=True)
     detection, explained = detector.explain(loaded)
     metadata = read_metadata(data)
     detection = replace(detection, origin=origins.origin_of(metadata))

@@ -30,7 +30,7 @@ from masksim.errors import ImageError
 from masksim.image import Limits, load_image
 from masksim.provenance import origin as origins
 from masksim.provenance.metadata import statements_of
-from masksim.provenance.plain import printable
+from masksim.provenance.untrusted_text import printable
 from masksim.verdict import words
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ def verify_report(
     except (pages.UnreadableError, KeyError, TypeError, AttributeError) as error:
         why = f"the data in the report cannot be read: {error}"
         return Verification((seal, Check("content", False, why)))
-    own = load_image(data, name=said.name, part=detector.part)
+    own = load_image(data, name=said.name, part=detector.analysed_part)
     same = (_check_image(said, own.facts.sha256), _check_detector(said, detector.sha256))
     checks = [seal, _check_content(report, said), *same]
     other = next((check.name for check in same if not check.passed), None)
@@ -170,7 +170,7 @@ def verify_report(
     windows = said.values.get("windows")
     if parts["windows"].passed and windows not in (None, found["windows"]):
         # The numbers in the picture may differ in their last digit: draw those of the report.
-        own = load_image(data, name=said.name, part=detector.part, whole=True)
+        own = load_image(data, name=said.name, part=detector.analysed_part, whole=True)
         drawn = {**drawn, "windows": windows_jpeg(own, windows)}
     pictures = _check_pictures(said.pictures, drawn)
     return Verification((*checks, *parts.values(), pictures))

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from masksim.provenance import origin as origins
-from masksim.provenance.plain import escaped as _e
+from masksim.provenance.untrusted_text import escaped as _e
 from masksim.show.colours import diverging_colours
 from masksim.show.text import MEANING, UNCALIBRATED, channel_words, rarity, window_words
 from masksim.verdict import format_rate, telling

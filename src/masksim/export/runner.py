@@ -298,7 +298,7 @@ class _Comparison:
     def add(self, image: str | os.PathLike[str] | NDArray[np.uint8]) -> None:
         """Compare an image; raises what the detector raises."""
         detector = self.detector
-        loaded = load_image(image, part=detector.part)
+        loaded = load_image(image, part=detector.analysed_part)
         pixels, facts = loaded.pixels, loaded.facts
         quality, band = facts.jpeg_quality, compression_band(facts.format, facts.jpeg_quality)
         start = time.perf_counter()

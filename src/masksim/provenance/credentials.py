@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from masksim.provenance import generators, jumbf
-from masksim.provenance.plain import MOST, clean
+from masksim.provenance.untrusted_text import MOST, clean
 
 __all__ = ["UNBROKEN", "C2pa", "Ingredient", "State", "read_c2pa"]
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from PIL import ExifTags, Image
 
-from masksim.provenance.plain import LOOKED_AT, decoded
+from masksim.provenance.untrusted_text import LOOKED_AT, decoded
 
 __all__ = ["Exif", "read_exif"]
 

@@ -25,8 +25,16 @@ from masksim.provenance import generators
 from masksim.provenance.credentials import UNBROKEN, C2pa, Ingredient, read_c2pa
 from masksim.provenance.exif import Exif, read_exif
 from masksim.provenance.generators import SOURCE_TYPES, Named
-from masksim.provenance.plain import LONGEST, LOOKED_AT, MOST, clean, decoded, excerpt, noted
 from masksim.provenance.pngtext import read_png
+from masksim.provenance.untrusted_text import (
+    LONGEST,
+    LOOKED_AT,
+    MOST,
+    clean,
+    decoded,
+    excerpt,
+    noted,
+)
 from masksim.provenance.xmp import read_xmp
 
 __all__ = [

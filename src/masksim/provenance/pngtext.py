@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from masksim.containers import png_chunks
-from masksim.provenance.plain import decoded
+from masksim.provenance.untrusted_text import decoded
 
 __all__ = ["PngChunks", "read_png"]
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 from xml.parsers import expat
 
-from masksim.provenance.plain import LOOKED_AT, MOST
+from masksim.provenance.untrusted_text import LOOKED_AT, MOST
 
 __all__ = ["NAMES", "read_xmp"]
 

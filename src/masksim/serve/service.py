@@ -301,7 +301,7 @@ class Service:
         self.meters.waited.observe(start - since)
         with self.meters.running.track_inprogress(), self.meters.seconds.time():
             loaded = load_image(
-                upload.data, limits=self.limits, name=upload.name, part=self.detector.part,
+                upload.data, limits=self.limits, name=upload.name, part=self.detector.analysed_part,
                 keep=upload.metadata,
             )  # fmt: skip
             if upload.maps:

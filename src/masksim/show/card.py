@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from masksim.provenance import origin as origins
-from masksim.provenance.plain import escaped
+from masksim.provenance.untrusted_text import escaped
 from masksim.show.text import meaning, rarity
 from masksim.verdict import format_rate
 

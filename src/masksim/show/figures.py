@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from masksim.errors import extra_missing
-from masksim.provenance.plain import printable
+from masksim.provenance.untrusted_text import printable
 from masksim.verdict import LEVELS, format_rate
 
 if TYPE_CHECKING:

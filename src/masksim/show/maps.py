@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from masksim.errors import UsageError
 from masksim.files import write_whole
-from masksim.provenance.plain import printable
+from masksim.provenance.untrusted_text import printable
 from masksim.show.colours import (
     PERCENTILE,
     colour_limit,

@@ -18,7 +18,7 @@ from rich.cells import cell_len
 
 from masksim.errors import UsageError
 from masksim.metrics import Estimate
-from masksim.provenance.plain import printable
+from masksim.provenance.untrusted_text import printable
 
 Cell: TypeAlias = "str | int | float | Estimate | None"
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from masksim.provenance import origin as origins
-from masksim.provenance.plain import printable
+from masksim.provenance.untrusted_text import printable
 from masksim.verdict import format_rate
 
 if TYPE_CHECKING:

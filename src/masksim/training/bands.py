@@ -33,7 +33,7 @@ from masksim.features import FeatureConfig
 from masksim.model import standardise
 from masksim.training.feature_table import FeatureTable, compute_features
 from masksim.training.heads import (
-    FittedHeads,
+    HeadsByBand,
     coefficients_of,
     cosines,
     fit_probability,
@@ -380,7 +380,7 @@ def fit_bands(
 
     kept = stored(tensors)
     return BandsFit(
-        names, kept, scores, FittedHeads.of("bands", kept, config.heads.limit).traits(table),
+        names, kept, scores, HeadsByBand.of("bands", kept, config.heads.limit).traits(table),
         _aurocs(table, names, scores), joint(np.ones(len(scores), bool)),
         tuple(joint(space.folds != k) for k in range(config.folds)), space.folds,
     )  # fmt: skip

@@ -53,8 +53,8 @@ from masksim.training.grow import (
     with_head,
 )
 from masksim.training.heads import (
-    FittedHeads,
     HeadConfig,
+    HeadsByBand,
     coefficients_of,
     cosines,
     fit_probability,
@@ -223,7 +223,7 @@ def enroll(
         )
     training = _settings(file, branch, config)
     compute = partial(_features, branch, training, config.seed, cache, workers, progress)
-    heads = FittedHeads.of(branch.head, branch.tensors, float(branch.head_config["limit"]))
+    heads = HeadsByBand.of(branch.head, branch.tensors, float(branch.head_config["limit"]))
     rows, photo_rows, skipped = _rows(images, real)
     own = _images(name, rows, skipped, compute, config)
     kit, others = (None, None) if file.photos is None else unpack(file.photos())
@@ -401,7 +401,7 @@ def _images(
 
 def _photos(
     kit: ReferencePhotos | None,
-    heads: FittedHeads,
+    heads: HeadsByBand,
     rows: Sequence[Row],
     compute: Callable[[Sequence[Row], str], FeatureTable],
     smallest: int,
@@ -466,7 +466,7 @@ def _fit(
     name: str,
     own: FeatureTable,
     photos: ReferencePhotos,
-    heads: FittedHeads,
+    heads: HeadsByBand,
     training: _Training,
     config: EnrollConfig,
     progress: Progress | None,
@@ -572,7 +572,7 @@ def _known(file: DetectorFile, branch: Branch, scores: NDArray[np.float64]) -> d
 
 
 def _kept(
-    file: DetectorFile, others: ReferencePhotos | None, new: FeatureTable, heads: FittedHeads
+    file: DetectorFile, others: ReferencePhotos | None, new: FeatureTable, heads: HeadsByBand
 ) -> ReferencePhotos:
     """Add images of the new generator to those that later generators will be told from."""
     spread = spread_over_sources(new.sources.tolist(), view_keys(new), KEPT_IMAGES)

@@ -279,7 +279,7 @@ def in_parts(
 
 
 @dataclass(frozen=True)
-class FittedHeads:
+class HeadsByBand:
     """Heads that are there: one set, or one for each band of compression.
 
     Attributes
@@ -291,7 +291,7 @@ class FittedHeads:
     sets: tuple[SharedHeads, ...]
 
     @classmethod
-    def of(cls, kind: HeadKind, tensors: Mapping[str, NDArray[Any]], limit: float) -> FittedHeads:
+    def of(cls, kind: HeadKind, tensors: Mapping[str, NDArray[Any]], limit: float) -> HeadsByBand:
         """Read the tensors of a branch, see `masksim.checkpoint.Branch`."""
         return cls(read_heads(kind, tensors, limit))
 

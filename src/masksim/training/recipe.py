@@ -24,7 +24,7 @@ from masksim.features import FeatureConfig
 from masksim.residual import ResidualConfig, residual_onnx
 from masksim.strata import Strata
 from masksim.training.feature_table import FeatureTable
-from masksim.training.heads import FittedHeads, HeadConfig
+from masksim.training.heads import HeadConfig, HeadsByBand
 from masksim.training.stored_features import ReferencePhotos, pack, spread_over_sources
 
 if TYPE_CHECKING:
@@ -223,7 +223,7 @@ def view_keys(table: FeatureTable) -> list[str]:
 
 
 def kept_for_enrolling(
-    table: FeatureTable, fit: Fit, heads: FittedHeads, config: RecipeConfig
+    table: FeatureTable, fit: Fit, heads: HeadsByBand, config: RecipeConfig
 ) -> tuple[ReferencePhotos, ReferencePhotos | None] | None:
     """Choose calibration views, evenly over the sources, whose features are kept for enrolling.
 
@@ -284,7 +284,7 @@ def detector_file(
     real = calibrated.generators == REAL
     own = np.isin(calibrated.generators, fit.generators)
     number = {name: k for k, name in enumerate(fit.generators)}
-    heads = FittedHeads.of(kind, fit.tensors, config.heads.limit)
+    heads = HeadsByBand.of(kind, fit.tensors, config.heads.limit)
     kept = kept_for_enrolling(calibrated, fit, heads, config)
     masks = {name: table.generators == name for name in names}
     sources = np.unique(calibrated.sources[real], return_inverse=True)

@@ -26,7 +26,7 @@ from masksim.errors import UsageError
 from masksim.model import standardise
 from masksim.training.feature_table import FeatureTable, compute_features
 from masksim.training.heads import (
-    FittedHeads,
+    HeadsByBand,
     coefficients_of,
     fit_probability,
     level_free,
@@ -146,7 +146,7 @@ def fit_heads(
     for k in range(config.folds):
         if progress:
             progress("fold", k, config.folds)
-        heads = FittedHeads.of("shared", stored(fitted(folds != k)), limit)
+        heads = HeadsByBand.of("shared", stored(fitted(folds != k)), limit)
         for views, out, held in (
             (table, unseen, folds == k),
             (calibration, scored, calibration_folds == k),
@@ -165,7 +165,7 @@ def fit_heads(
             unseen[used, g], classes[used] == g + 1, pair[used]
         )
     kept = stored(tensors)
-    traits = FittedHeads.of("shared", kept, limit).traits(calibration)
+    traits = HeadsByBand.of("shared", kept, limit).traits(calibration)
     return Fit(names, kept, scored, traits, auroc)
 
 
