@@ -2,7 +2,8 @@
 
 usage: python benchmarks/learned_residual.py --manifest MANIFEST --work FOLDER [--steps N]
 
-Views of every image as people meet them (`masksim.data.ways`), without the rarer ways and formats.
+Views of every image as people meet them (`masksim.data.processing`), without the rarer ways and
+formats.
 Of each view: the features of the bank, and nine crops of 128 pixels that do not keep the 8x8 grid.
 A third of the repositories is held out. The residual is trained on the others, once on all of them
 and once on half; then heads are solved in closed form as in `masksim.training.bands`, on the bank,
@@ -28,8 +29,8 @@ from masksim import metrics
 from masksim.augment import rng_for
 from masksim.bank import bank_residual
 from masksim.data.manifest import REAL, Manifest, Row, read_manifest
+from masksim.data.processing import ProcessingConfig, as_met
 from masksim.data.views import at_most
-from masksim.data.ways import WayConfig, met
 from masksim.data.weights import repository_folds
 from masksim.errors import MasksimError
 from masksim.features import FeatureConfig, shared_features
@@ -51,7 +52,7 @@ from masksim.traits import TRAITS, bands_of, compression_band
 SIDE, ACROSS = 128, 3
 BANDS = (0, 1, 2)  # lossless or nearly so, JPEG of high and of middle quality
 SMALLEST = {"images": 25, "sources": 4}  # of a generator that gets a head
-WAYS = WayConfig(
+WAYS = ProcessingConfig(
     region=768, ways={"direct": 0.65, "reduced": 0.25, "social": 0.10},
     ends={"lossless": 0.30, "high": 0.35, "middle": 0.35},
 )  # fmt: skip
@@ -74,7 +75,7 @@ def views_of(row: Row, file: Path, count: int) -> dict[str, NDArray[np.generic]]
     crops, features, facts = [], [], []
     for number in range(count):
         rng = rng_for(0, "learned residual", row.key, number)
-        view = met(loaded.pixels, loaded.facts.format, loaded.facts.jpeg_quality, rng, WAYS)
+        view = as_met(loaded.pixels, loaded.facts.format, loaded.facts.jpeg_quality, rng, WAYS)
         room = np.array(view.pixels.shape[:2]) - SIDE
         cells = np.stack(np.mgrid[:ACROSS, :ACROSS], axis=-1).reshape(-1, 2)
         corners = ((cells + rng.random((ACROSS**2, 2))) / ACROSS * (room + 1)).astype(int)

@@ -17,6 +17,7 @@ from PIL import Image
 from masksim.augment import reencode, rng_for
 from masksim.config import from_plain
 from masksim.data.manifest import REAL, Manifest, Row
+from masksim.data.processing import View, Work, history_as_found
 from masksim.data.views import (
     HISTORIES,
     ViewConfig,
@@ -27,7 +28,6 @@ from masksim.data.views import (
     training_view,
     views,
 )
-from masksim.data.ways import View, Work, history_as_found
 from masksim.errors import DataError, UsageError
 
 Natural = Callable[..., NDArray[np.uint8]]

@@ -11,7 +11,7 @@ compressions. So every view has one of three *histories*, and both classes get t
 
 Then the same final compression for all. `views` makes every history that an image allows;
 weights (`masksim.data.weights`) give both classes the same shares of each. The purpose
-``"met"`` draws images as people meet them instead, see `masksim.data.ways`.
+``"met"`` draws images as people meet them instead, see `masksim.data.processing`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import numpy as np
 
 from masksim.augment import rng_for
 from masksim.data.manifest import Manifest, Row
-from masksim.data.ways import View, WayConfig, Work, as_found, centre, met
+from masksim.data.processing import ProcessingConfig, View, Work, as_found, as_met, centre
 from masksim.errors import DataError, UsageError
 from masksim.image import estimate_jpeg_quality, load_image
 from masksim.traits import is_lossy
@@ -73,7 +73,7 @@ class ViewConfig:
     views
         Training views an image, by generator; ``"*"`` for the others.
     ways
-        How images are processed as people meet them, see `masksim.data.ways`.
+        How images are processed as people meet them, see `masksim.data.processing`.
     """
 
     window: int = 512
@@ -93,7 +93,7 @@ class ViewConfig:
     final_webp: float = 0.12
     uncompressed: float = 0.04
     views: Mapping[str, int] = field(default_factory=lambda: {"*": 4})
-    ways: WayConfig = field(default_factory=WayConfig)
+    ways: ProcessingConfig = field(default_factory=ProcessingConfig)
 
     def __post_init__(self) -> None:
         """Refuse what no view can be drawn by.
@@ -352,7 +352,7 @@ def views_of_file(
         for number in range(_count(row, config)):
             if number:
                 rng = rng_for(seed, row.key, "met", number)
-                yield sized, met(pixels, facts.format, facts.jpeg_quality, rng, config.ways)
+                yield sized, as_met(pixels, facts.format, facts.jpeg_quality, rng, config.ways)
             else:
                 region = config.ways.region
                 yield sized, as_found(pixels, facts.format, facts.jpeg_quality, region)

@@ -20,8 +20,8 @@ from masksim.augment import rng_for
 from masksim.config import Progress, from_plain, staged
 from masksim.data.chunks import chunk_folder, chunked, run_chunks, to_do
 from masksim.data.manifest import REAL, Manifest, Row, manifest_hash
+from masksim.data.processing import View, history_as_found
 from masksim.data.views import Purpose, ViewConfig, views_of_file
-from masksim.data.ways import View, history_as_found
 from masksim.detector import Detector
 from masksim.errors import DataError, MasksimError, UsageError
 from masksim.evaluation.degrade import GRID, Degradation

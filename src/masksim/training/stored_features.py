@@ -44,7 +44,7 @@ class ReferencePhotos:
     sources
         int64 (m,): photos with the same number come from the same source.
     histories
-        str (m,): see `masksim.data.ways.View`.
+        str (m,): see `masksim.data.processing.View`.
     """
 
     features: NDArray[np.float32] = field(repr=False)

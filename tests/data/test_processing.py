@@ -1,4 +1,4 @@
-"""`masksim.data.ways`: what images go through, drawn, and what the last file would be."""
+"""`masksim.data.processing`: what images go through, drawn, and what the last file would be."""
 
 from __future__ import annotations
 
@@ -18,20 +18,22 @@ from conftest import HAS_AVIF
 from masksim import augment
 from masksim.augment import encode, rng_for
 from masksim.config import from_plain
-from masksim.data import ways
+from masksim.data import processing
 from masksim.data.manifest import REAL, Row
+from masksim.data.processing import ENDS, WAYS, ProcessingConfig, View, as_found, as_met, history_of
 from masksim.data.views import ViewConfig, views_of_file
-from masksim.data.ways import ENDS, WAYS, View, WayConfig, as_found, history_of, met
 from masksim.errors import UsageError
 from masksim.image import estimate_jpeg_quality
 from masksim.traits import BANDS, is_lossy
 
 Natural = Callable[..., NDArray[np.uint8]]
 
-SMALL = WayConfig(region=160, smallest=64)
+SMALL = ProcessingConfig(region=160, smallest=64)
 
 
-def only(way: str | None = None, end: str | None = None, config: WayConfig = SMALL) -> WayConfig:
+def only(
+    way: str | None = None, end: str | None = None, config: ProcessingConfig = SMALL
+) -> ProcessingConfig:
     """Draw one way and one end alone."""
     found = config
     if way is not None:
@@ -39,8 +41,10 @@ def only(way: str | None = None, end: str | None = None, config: WayConfig = SMA
     return found if end is None else replace(found, ends={end: 1.0})
 
 
-def draw(pixels: Any, config: WayConfig, n: int, format: str = "PNG", quality: Any = None) -> Any:
-    return [met(pixels, format, quality, rng_for("test", k), config) for k in range(n)]
+def draw(
+    pixels: Any, config: ProcessingConfig, n: int, format: str = "PNG", quality: Any = None
+) -> Any:
+    return [as_met(pixels, format, quality, rng_for("test", k), config) for k in range(n)]
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +52,7 @@ def pixels(natural_image: Natural) -> NDArray[np.uint8]:
     return natural_image(200, 240, seed=7)
 
 
-def usable(config: WayConfig) -> WayConfig:
+def usable(config: ProcessingConfig) -> ProcessingConfig:
     """Leave AVIF out where Pillow cannot write it."""
     ends = {name: share for name, share in config.ends.items() if HAS_AVIF or name != "avif"}
     return replace(config, ends=ends)
@@ -163,11 +167,13 @@ def test_the_last_compression_is_the_one_that_is_recorded(
         calls.append((format, quality, found))
         return found
 
-    monkeypatch.setattr(ways, "reencode", spy)
+    monkeypatch.setattr(processing, "reencode", spy)
     for way in WAYS:
         for k in range(25):
             calls.clear()
-            one = met(pixels, "PNG", None, rng_for("last", way, k), only(way, None, usable(SMALL)))
+            one = as_met(
+                pixels, "PNG", None, rng_for("last", way, k), only(way, None, usable(SMALL))
+            )
             named = [step for step in one.processing if not step.startswith("resize")]
             assert [f"{f.lower()} {q}" for f, q, _ in calls] == [
                 " ".join(step.split()[:2]) for step in named
@@ -307,10 +313,13 @@ def test_an_image_as_found(format: str, lossy: bool) -> None:
 )
 def test_impossible_configurations_are_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        from_plain(WayConfig, values, "ways")
+        from_plain(ProcessingConfig, values, "ways")
 
 
 def test_a_configuration_of_plain_values() -> None:
-    assert from_plain(WayConfig, {}, "ways") == WayConfig()
-    assert from_plain(WayConfig, {"first_qualities": [70, 80]}, "ways").first_qualities == (70, 80)
-    assert from_plain(WayConfig, {"ways": {"direct": 1}}, "ways").ways == {"direct": 1}
+    assert from_plain(ProcessingConfig, {}, "ways") == ProcessingConfig()
+    assert from_plain(ProcessingConfig, {"first_qualities": [70, 80]}, "ways").first_qualities == (
+        70,
+        80,
+    )
+    assert from_plain(ProcessingConfig, {"ways": {"direct": 1}}, "ways").ways == {"direct": 1}

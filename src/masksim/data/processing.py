@@ -32,7 +32,7 @@ ENDS = ("lossless", "high", "middle", "low", "webp", "avif", "heic")
 
 
 @dataclass(frozen=True)
-class WayConfig:
+class ProcessingConfig:
     """How processing is drawn.
 
     Attributes
@@ -213,7 +213,7 @@ def history_of(way: str, compressed: bool) -> str:
     return "enlarged" if way == "enlarged" else "reduced"
 
 
-def _resize(work: Work, factor: float, config: WayConfig) -> None:
+def _resize(work: Work, factor: float, config: ProcessingConfig) -> None:
     """Resample, but to no side under the smallest, and cut out what the region needs before."""
     factor = max(factor, config.smallest / work.side)
     filter = work.filter()
@@ -221,7 +221,7 @@ def _resize(work: Work, factor: float, config: WayConfig) -> None:
     work.resize(factor, filter)
 
 
-def _fit(work: Work, longer: int, config: WayConfig) -> None:
+def _fit(work: Work, longer: int, config: ProcessingConfig) -> None:
     """Reduce to a longer side; never enlarge."""
     if max(work.pixels.shape[:2]) > longer:
         _resize(work, longer / max(work.pixels.shape[:2]), config)
@@ -232,19 +232,19 @@ def _draw(rng: np.random.Generator, shares: Mapping[str, float], names: tuple[st
     return str(rng.choice(names, p=weights / weights.sum()))
 
 
-def met(
+def as_met(
     pixels: Pixels,
     format: str,
     quality: int | None,
     rng: np.random.Generator,
-    config: WayConfig,
+    config: ProcessingConfig,
 ) -> View:
     """Draw what an image goes through.
 
     Parameters
     ----------
     pixels
-        The image, uint8 (H, W, 3), both sides at least `WayConfig.smallest`.
+        The image, uint8 (H, W, 3), both sides at least `ProcessingConfig.smallest`.
     format, quality
         Of its file; the quality of a JPEG, else None.
     rng
@@ -290,7 +290,7 @@ def met(
     return work.view(history_of(way, compressed), way)
 
 
-def _finish(work: Work, end: str, config: WayConfig) -> None:
+def _finish(work: Work, end: str, config: ProcessingConfig) -> None:
     """Compress for the last time."""
     if end == "lossless":
         # Of either class: what was compressed once may be saved without loss, as screenshots and
