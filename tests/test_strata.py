@@ -1,25 +1,16 @@
-"""`masksim.calibration`: strata, intervals, likelihood ratios; what rates promise, by simulation.
-
-scipy is the independent truth for distributions.
-"""
+"""`masksim.strata` and the rates within them: what they promise, by simulation."""
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
 
 from masksim.calibration import Calibration, joint_false_positive_rate, number_of_false_alarms
-from masksim.errors import ModelError, UsageError
-from masksim.intervals import _t_quantile, clopper_pearson, design_effect, grouped_interval
-from masksim.likelihood import LikelihoodRatios
-from masksim.populations import Populations
+from masksim.errors import ModelError
 from masksim.strata import Strata
 from masksim.traits import TRAITS
 
@@ -32,9 +23,6 @@ def traits(n: int, **values: Any) -> NDArray[np.float64]:
     for name, value in values.items():
         out[:, TRAITS.index(name)] = value
     return out
-
-
-# --- promises ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("generators", [1, 7, 50])
@@ -96,9 +84,6 @@ def test_a_stratum_holds_where_pooled_rates_do_not() -> None:
     assert together[quiet].mean() < 0.02
     for some in (noisy, quiet):
         assert apart[some].mean() == pytest.approx(0.05, abs=0.012)
-
-
-# --- strata --------------------------------------------------------------------------------------
 
 
 def test_a_part_is_cut_where_all_its_parts_have_enough() -> None:
@@ -271,181 +256,3 @@ def test_limits_leave_one_source_in_twenty_out() -> None:
     assert five.limits("energy") == (0.0, 4.9)
     two = Calibration(np.zeros((20, 1)), shown[:20], sources[:20])
     assert two.limits("energy") == (-np.inf, np.inf)
-
-
-# --- intervals -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("count", "size"), [(0, 10), (3, 10), (10, 10), (17, 1744), (0, 300), (2.7, 55.3), (1, 1)]
-)
-def test_clopper_pearson_is_scipys(count: float, size: float) -> None:
-    found = clopper_pearson(count, size)
-    low = 0.0 if count == 0 else stats.beta.ppf(0.025, count, size - count + 1)
-    high = 1.0 if count == size else stats.beta.ppf(0.975, count + 1, size - count)
-    assert found.low == pytest.approx(low, abs=1e-9)
-    assert found.high == pytest.approx(high, abs=1e-9)
-    wide = clopper_pearson(count, size, confidence=0.99)
-    assert wide.low <= found.low
-    assert wide.high >= found.high
-
-
-def test_no_share() -> None:
-    for count, size in ((1, 0), (-1, 5), (6, 5)):
-        with pytest.raises(UsageError):
-            clopper_pearson(count, size)
-
-
-@pytest.mark.parametrize(("share", "freedom"), [(0.975, 1), (0.975, 37), (0.95, 5), (0.975, 900)])
-def test_students_t_is_scipys(share: float, freedom: float) -> None:
-    found = _t_quantile(share, freedom)
-    assert found == pytest.approx(stats.t.ppf(share, freedom), rel=1e-6)
-
-
-def test_photos_of_one_kind_tell_less() -> None:
-    rng = np.random.default_rng(0)
-    sources = np.repeat(np.arange(40), 25)
-    alike = (np.repeat(rng.random(40) < 0.1, 25)).astype(bool)  # all of a source or none
-    # By definition the variance is that of 40 units.
-    assert design_effect(alike, sources) == pytest.approx(25, rel=0.05)
-    independent = rng.random(1000) < 0.1
-    assert design_effect(independent, sources) < 1.8
-    assert design_effect(np.zeros(1000, bool), sources) == 1
-    assert design_effect(alike, np.zeros(1000)) == 1
-
-
-@settings(max_examples=400, deadline=None, derandomize=True, database=None)
-@given(
-    sizes=st.lists(st.integers(1, 40), min_size=1, max_size=30),
-    effect=st.floats(1.0, 50.0),
-    others=st.integers(0, 3),
-)
-def test_an_interval_where_every_photo_is_a_hit(
-    sizes: list[int], effect: float, others: int
-) -> None:
-    """The least suspicious image of all, whose count of hits is the number of photos."""
-    sources = np.repeat(np.arange(len(sizes)), sizes)
-    hits = np.ones(len(sources), bool)
-    found = grouped_interval(hits, sources, effect)
-    assert found.high == 1.0
-    assert 0 < found.low < 1
-    hits[:others] = False
-    found = grouped_interval(hits, sources, effect)
-    assert 0 <= found.low <= hits.mean() <= found.high <= 1
-
-
-@settings(max_examples=60, deadline=None, derandomize=True, database=None)
-@given(n=st.integers(2, 400), groups=st.integers(1, 60), seed=st.integers(0, 999))
-def test_the_least_suspicious_image_has_a_rate(n: int, groups: int, seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    scores = rng.standard_normal((n, 3))
-    found = Calibration(scores, sources=rng.integers(0, groups, n)).rates(np.full(3, -1e9))
-    assert found.joint == 1.0
-    assert found.interval.high == 1.0
-
-
-def test_the_largest_rate_over_all_populations_counts() -> None:
-    rng = np.random.default_rng(3)
-    here, there = rng.standard_normal((80, 2)), rng.standard_normal((50, 2)) + 0.7
-    parts = {"built-in": Calibration(here), "own": Calibration(there)}
-    both = Populations(parts)
-    asked = rng.standard_normal((40, 2)) * 2
-    own, joint = both.all_rates(asked)
-    single = np.stack([part.all_rates(asked)[1] for part in parts.values()])
-    np.testing.assert_array_equal(joint, single.max(axis=0))
-    assert set(single.argmax(axis=0)) == {0, 1}  # neither population decides alone
-    for k, scores in enumerate(asked):
-        rates = both.rates(scores)
-        assert rates.joint == joint[k]
-        np.testing.assert_array_equal(rates.own, own[k])
-        assert rates.population == list(parts)[int(single[:, k].argmax())]
-    part = both.only(np.array([True, False])).all_rates(asked[:, :1])[1]
-    alone = [Calibration(photos[:, :1]).all_rates(asked[:, :1])[1] for photos in (here, there)]
-    np.testing.assert_array_equal(part, np.maximum(*alone))
-    with pytest.raises(UsageError, match="not calibrated"):
-        Populations({})
-
-
-def test_grouped_intervals_cover_rates_that_differ_by_source() -> None:
-    rng = np.random.default_rng(5)
-    covered, plain = 0, 0
-    rounds = 300
-    for _ in range(rounds):
-        rates = rng.beta(0.5, 9.5, 40)  # 5 % in the mean, and far from alike
-        hits = (rng.random((40, 25)) < rates[:, None]).reshape(-1)
-        sources = np.repeat(np.arange(40), 25)
-        found = grouped_interval(hits, sources)
-        covered += found.low <= 0.05 <= found.high
-        simple = clopper_pearson(int(hits.sum()), len(hits))
-        plain += simple.low <= 0.05 <= simple.high
-        assert found.low <= simple.low
-        assert found.high >= simple.high
-    assert covered / rounds > 0.90
-    assert plain / rounds < 0.75
-
-
-def test_one_source_or_photo_leaves_the_plain_interval() -> None:
-    hits = np.array([True, False, False, False])
-    assert grouped_interval(hits, np.zeros(4)) == clopper_pearson(1, 4)
-    assert grouped_interval(hits[:1], np.zeros(1)) == clopper_pearson(1, 1)
-    wide = grouped_interval(np.zeros(50, bool), np.repeat(np.arange(5), 10), 10.0)
-    assert wide.high > clopper_pearson(0, 50).high
-
-
-# --- likelihood ratios ---------------------------------------------------------------------------
-
-
-def gaussian_ratios(k: int, n: int, effective: float | None = None) -> LikelihoodRatios:
-    rng = np.random.default_rng(0)
-    synthetic = stats.norm.sf(rng.normal(2, 1, k))
-    real = stats.norm.sf(rng.normal(0, 1, n))
-    return LikelihoodRatios(synthetic, np.ones(k), real, effective)
-
-
-def test_ratios_are_those_of_the_densities() -> None:
-    found = gaussian_ratios(20_000, 20_000)
-    for rate in (0.01, 0.05, 0.2, 0.5):
-        z = stats.norm.isf(rate)
-        assert found.at(rate).value == pytest.approx(np.exp(2 * z - 2), rel=0.25)
-    values = [found.at(rate).value for rate in np.linspace(1e-4, 1, 400)]
-    assert all(a >= b for a, b in pairwise(values))
-
-
-def test_ratios_end_where_the_data_does() -> None:
-    few, many = gaussian_ratios(100, 200), gaussian_ratios(5000, 10_000)
-    assert 1 < few.high < many.high
-    assert few.low > many.low
-    # One photo more that is as misleading as can be: the bound is about the number of photos.
-    assert few.high <= 201
-    assert gaussian_ratios(5000, 10_000, 500).high < many.high / 4
-    found = few.at(1e-9)
-    assert (found.value, found.bounded) == (few.high, True)
-    assert few.at(1.0).value < 1
-
-
-def test_scores_that_tell_nothing_give_no_ratio() -> None:
-    rng = np.random.default_rng(2)
-    found = LikelihoodRatios(1 - rng.random(300), np.ones(300), 1 - rng.random(300))
-    assert found.low > 0.3
-    assert found.high < 3.5
-
-
-def test_each_generator_counts_the_same() -> None:
-    # 90 images of one that is never found, 10 of one that always is, weighted to be equal.
-    synthetic = np.concatenate([np.full(90, 0.9), np.full(10, 0.001)])
-    weights = np.concatenate([np.full(90, 1 / 90), np.full(10, 1 / 10)])
-    real = (np.arange(1000) + 1) / 1001
-    assert LikelihoodRatios(synthetic, weights, real).at(0.001).value > 50
-
-
-def test_ratios_need_both_kinds() -> None:
-    for synthetic, weights, real in (
-        ([], [], [0.5]),
-        ([0.5], [1.0], []),
-        ([0.5], [0.0], [0.5]),
-        ([0.0], [1.0], [0.5]),
-        ([0.5], [1.0, 1.0], [0.5]),
-        ([0.5], [1.0], [1.5]),
-    ):
-        with pytest.raises(ModelError):
-            LikelihoodRatios(np.array(synthetic), np.array(weights), np.array(real))
