@@ -33,7 +33,7 @@ def test_images_come_out_of_clones_by_their_hashes(
 ) -> None:  # fmt: skip
     clones, data, blob = clone
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import images
+    import images  # type: ignore[import-not-found]
 
     listed = tmp_path / "images.csv"
     head = "repository,path,blob,generator,width,height,format,kind,evidence\n"
