@@ -202,7 +202,7 @@ def test_a_manifest_without_photos_or_with_few_images_is_refused(
     [
         ({"sede": 1}, "configuration of the training: .'sede'"),
         ({"views": {"shares_": 1}}, "configuration of the training: views: .'shares_'"),
-        ({"features": {"hop": 1}}, "configuration of features: .'hop'"),
+        ({"features": {"hop": 1}}, "configuration of the features: .'hop'"),
         ({"heads": {"ridges": 1}}, "configuration of the training: heads: .'ridges'"),
         ({"views": 4}, "views must be a table, got 4"),
         ({"heads": "none"}, "heads must be a table"),
