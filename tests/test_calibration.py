@@ -164,6 +164,7 @@ def p_values(draw: Draw, generators: int, n: int, trials: int) -> Scores:
 TRIALS = 3000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("generators", [1, 7, 50])
 @pytest.mark.parametrize("draw", [independent, dependent, opposed])
 def test_the_joint_error_is_the_nominal_one(draw: Draw, generators: int) -> None:
@@ -178,6 +179,7 @@ def test_the_joint_error_is_the_nominal_one(draw: Draw, generators: int) -> None
     assert stats.kstest(found, "uniform", alternative="greater").pvalue > 1e-6
 
 
+@pytest.mark.slow
 def test_the_joint_error_is_not_far_below_the_nominal_one() -> None:
     # Strongly dependent generators: Bonferroni's correction would reach a fiftieth.
     found = p_values(dependent, 50, 399, 2000)

@@ -25,6 +25,7 @@ def traits(n: int, **values: Any) -> NDArray[np.float64]:
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("generators", [1, 7, 50])
 @pytest.mark.parametrize("kind", ["independent", "one family", "heavy tails"])
 def test_rates_of_exchangeable_photos_are_uniform_and_the_joint_error_holds(
@@ -66,6 +67,7 @@ def test_the_a_contrario_reading_bounds_the_joint_error() -> None:
     assert stats.spearmanr(alarms, joint).statistic > 0.99
 
 
+@pytest.mark.slow
 def test_a_stratum_holds_where_pooled_rates_do_not() -> None:
     rng = np.random.default_rng(1)
 

@@ -848,6 +848,7 @@ def real_rows(photos: Path) -> list[dict[str, Any]]:
     return json.loads(json.dumps(rows))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no process groups there")
 def test_kill_at_any_moment_and_go_on(
     photos: Path, real_rows: list[dict[str, Any]], tmp_path: Path
@@ -879,6 +880,7 @@ def test_kill_at_any_moment_and_go_on(
     assert summary["errors"] == {"not_an_image": 1}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no such limit there")
 def test_command_on_a_full_disk(
     photos: Path, real_rows: list[dict[str, Any]], tmp_path: Path
@@ -924,6 +926,7 @@ def test_ctrl_c_keeps_the_rows(photos: Path, tmp_path: Path) -> None:
     assert 0 < content.count(b"\n") < 800
 
 
+@pytest.mark.slow
 def test_command_stdin_shards_and_exit_codes(
     photos: Path, real_rows: list[dict[str, Any]], tmp_path: Path
 ) -> None:

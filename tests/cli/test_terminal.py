@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import io
+import json
 import re
 import shutil
 import signal
@@ -269,8 +270,14 @@ NEEDS = {
     "data verify": ("imagehash",),
 }
 
-SLOW = ("import-original", "train --recipe original", "train-residual")
-"""Importing torch takes seconds: not once more without any terminal."""
+SLOW = (
+    "import-original", "train --recipe original", "train-residual", "train", "evaluate", "audit",
+    "data verify", "enroll",
+)  # fmt: skip
+"""They take seconds: not once more without any terminal."""
+
+ONCE = ("evaluate --json", "audit --json")
+"""And not with stdout as the terminal either, where their plain form is run."""
 
 
 def commands(app: typer.Typer, prefix: str = "") -> Iterator[str]:
@@ -297,6 +304,7 @@ def without_times(text: bytes) -> bytes:
     return re.sub(rb"\b[0-9.]+(?= (s\b|images/s))", b"<n>", text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_results_are_the_same_on_any_terminal(
     name: str, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -320,6 +328,9 @@ def test_results_are_the_same_on_any_terminal(
     assert (b"\x1b[" in bar.shown) is has_bar, bar.shown
     if name == "train":
         assert b"few (2)" in bar.shown  # a generator with too few images is not dropped in silence
+    if name in ONCE:
+        json.loads(bar.stdout)
+        return
     if name not in SLOW:
         forget(world, tmp_path)
         plain = process(*arguments, before=before)

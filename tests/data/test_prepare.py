@@ -411,6 +411,7 @@ prepare(items, sys.argv[2], PrepareConfig(window=256), workers=2)
 """
 
 
+@pytest.mark.slow
 def test_killed_twenty_times_and_resumed_to_the_same_hash(
     photos: Path, truth: tuple[str, dict[str, bytes]], tmp_path: Path
 ) -> None:

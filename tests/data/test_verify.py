@@ -68,6 +68,7 @@ def by_code(report: Any) -> dict[str, list[str]]:
     return found
 
 
+@pytest.mark.slow
 def test_a_clean_set_is_silent(clean: Manifest) -> None:
     report = verify(clean, window=64)
     assert by_code(report) == {}
@@ -87,6 +88,7 @@ def test_a_clean_set_is_silent(clean: Manifest) -> None:
     assert workers == report
 
 
+@pytest.mark.slow
 def test_a_planted_leak_in_the_files_fires(tmp_path: Path, natural_image: Natural) -> None:
     """Synthetic images stored as PNG now and then, photographs always as JPEG."""
     rows = []
@@ -109,6 +111,7 @@ def test_a_planted_leak_in_the_files_fires(tmp_path: Path, natural_image: Natura
     assert not report.ok
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("history", ["quality 70 before", "off the grid"])
 def test_a_planted_compression_history_fires(
     tmp_path: Path, natural_image: Natural, history: str
@@ -133,6 +136,7 @@ def test_a_planted_compression_history_fires(
     assert any(text.startswith("compression history") for text in leaks)
 
 
+@pytest.mark.slow
 def test_the_probe_is_silent_on_chance_and_loud_on_signal() -> None:
     rng = np.random.default_rng(3)
     rows = [
@@ -152,6 +156,7 @@ def test_the_probe_is_silent_on_chance_and_loud_on_signal() -> None:
     assert leak_probe("signal", noise, rows, names) == signal
 
 
+@pytest.mark.slow
 def test_the_probe_does_not_reward_knowing_the_source() -> None:
     """Features that tell the source but not the class: folds by source see through it."""
     rng = np.random.default_rng(5)
@@ -326,6 +331,7 @@ def test_near_pairs_are_those_of_brute_force(distance: int) -> None:
     assert set(near_pairs(hashes, distance)) == firsts
 
 
+@pytest.mark.slow
 def test_near_pairs_of_a_hundred_thousand_are_found() -> None:
     rng = np.random.default_rng(1)
     words = rng.integers(0, 2**63, 100_000, dtype=np.uint64)

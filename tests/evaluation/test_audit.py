@@ -156,6 +156,7 @@ def test_a_fragile_verdict_counts_by_its_rate_as_found(
     assert [claim.alarms for claim in found.whole.claims] == [0, 24, 24]
 
 
+@pytest.mark.slow
 def test_a_photo_that_was_not_there_is_judged_when_it_is(
     trained: Any, photos: Path, tmp_path: Path
 ) -> None:
@@ -172,6 +173,7 @@ def test_a_photo_that_was_not_there_is_judged_when_it_is(
     assert again.whole.photos == first.whole.photos + 1
 
 
+@pytest.mark.slow
 def test_an_audit_goes_on_where_it_was(
     trained: Any, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -349,6 +351,7 @@ def test_tampered_populations_are_refused(
 # --- the commands --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_command_audit(trained: Any, photos: Path, tmp_path: Path) -> None:
     base = ["audit", str(trained.folder), "--cache", str(tmp_path)]
     done = runner.invoke(app, [*base, "--real", str(photos)])

@@ -164,6 +164,7 @@ def test_a_split_without_the_detectors_generators(table: ScoreTable, trained: An
         measure_table(Evaluation.of(table.select(table.typ == REAL), scale))
 
 
+@pytest.mark.slow
 def test_train_and_evaluate_on_the_command_line(trained: Any, tmp_path: Path) -> None:
     manifest = Path(trained.manifest.root) / "manifest-cli.csv"
     write_manifest(manifest, trained.manifest.rows)
@@ -314,6 +315,7 @@ def test_a_peer_scores_the_same_views(trained: Any, table: ScoreTable, tmp_path:
 # --- the command line ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_saved_scores_on_the_command_line(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     write_original(tmp_path / "scores")
@@ -344,6 +346,7 @@ def test_saved_scores_on_the_command_line(tmp_path: Path) -> None:
         assert sign in result.stdout
 
 
+@pytest.mark.slow
 def test_degradations_on_the_command_line(trained: Any, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     manifest = Path(trained.manifest.root) / "manifest-degrade.csv"

@@ -487,6 +487,7 @@ def test_the_real_detector_asks_the_file_unless_told_not_to() -> None:
     assert silent.detect(data).scores == found.scores
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text",
     [
