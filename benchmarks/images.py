@@ -3,7 +3,8 @@
 usage: python benchmarks/images.py --clones FOLDER --out FOLDER
 
 benchmarks/images.csv lists each image by repository, path and git blob, with its generator, the
-evidence for that, and what it shows. FOLDER/OWNER+NAME is a git clone, bare or not. Images go to
+evidence for that, and what it shows; `seen_by` names the first detector that was trained on images
+of that repository. FOLDER/OWNER+NAME is a git clone, bare or not. Images go to
 OUT/GENERATOR/OWNER+NAME/BLOB.EXT, unchanged, and OUT/manifest.csv lists them for the other
 benchmarks. Clones that are missing are counted; call it again when there are more.
 """
@@ -48,6 +49,18 @@ def blobs(clone: Path, ids: Sequence[str]) -> Iterator[tuple[str, bytes]]:
         git.stdin.close()
 
 
+def read_list() -> list[dict[str, str]]:
+    """Read benchmarks/images.csv."""
+    with LIST.open(newline="", encoding="utf-8") as lines:
+        return list(csv.DictReader(lines))
+
+
+def path_of(line: Mapping[str, str]) -> str:
+    """Say where a listed image goes, relative to the folder of all."""
+    suffix = SUFFIXES.get(line["format"], f".{line['format'].lower()}")
+    return f"{line['generator']}/{line['repository'].replace('/', '+')}/{line['blob']}{suffix}"
+
+
 def collect(listed: Sequence[Mapping[str, str]], clones: Path, out: Path) -> tuple[list[Row], int]:
     """Write the listed images that the clones hold; give their rows and how many are missing."""
     by_repository: dict[str, list[Mapping[str, str]]] = defaultdict(list)
@@ -55,25 +68,21 @@ def collect(listed: Sequence[Mapping[str, str]], clones: Path, out: Path) -> tup
         by_repository[line["repository"]].append(line)
     rows: list[Row] = []
     for repository, lines in sorted(by_repository.items()):
-        name = repository.replace("/", "+")
-        path_of = {
-            line["blob"]: f"{line['generator']}/{name}/{line['blob']}"
-            + SUFFIXES.get(line["format"], f".{line['format'].lower()}")
-            for line in lines
-        }
-        lacking = [blob for blob, path in path_of.items() if not (out / path).exists()]
-        if lacking and (clones / name).is_dir():
-            for blob, data in blobs(clones / name, lacking):
-                make_folder((out / path_of[blob]).parent)
-                write_whole(out / path_of[blob], data)
+        paths = {line["blob"]: path_of(line) for line in lines}
+        clone = clones / repository.replace("/", "+")
+        lacking = [blob for blob, path in paths.items() if not (out / path).exists()]
+        if lacking and clone.is_dir():
+            for blob, data in blobs(clone, lacking):
+                make_folder((out / paths[blob]).parent)
+                write_whole(out / paths[blob], data)
         rows += [
             Row(
-                path_of[line["blob"]], line["generator"], repository, "train", "",
+                path_of(line), line["generator"], repository, "train", "",
                 int(line["width"]), int(line["height"]), line["format"],
                 extra={"blob": line["blob"], "kind": line["kind"]},
             )
             for line in lines
-            if (out / path_of[line["blob"]]).exists()
+            if (out / path_of(line)).exists()
         ]  # fmt: skip
     return rows, len(listed) - len(rows)
 
@@ -84,8 +93,7 @@ def main() -> None:
     parser.add_argument("--clones", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
-    with LIST.open(newline="", encoding="utf-8") as lines:
-        rows, missing = collect(list(csv.DictReader(lines)), given.clones, given.out)
+    rows, missing = collect(read_list(), given.clones, given.out)
     write_manifest(given.out / "manifest.csv", rows)
     print(f"{len(rows)} images, {missing} missing", file=sys.stderr)
 
