@@ -20,7 +20,16 @@ from masksim.augment import encode, rng_for
 from masksim.config import from_plain
 from masksim.data import processing
 from masksim.data.manifest import REAL, Row
-from masksim.data.processing import ENDS, WAYS, ProcessingConfig, View, as_found, as_met, history_of
+from masksim.data.processing import (
+    ENDS,
+    WAYS,
+    ProcessingConfig,
+    View,
+    Work,
+    as_found,
+    as_met,
+    history_of,
+)
 from masksim.data.views import ViewConfig, views_of_file
 from masksim.errors import UsageError
 from masksim.image import estimate_jpeg_quality
@@ -324,3 +333,32 @@ def test_a_configuration_of_plain_values() -> None:
         80,
     )
     assert from_plain(ProcessingConfig, {"ways": {"direct": 1}}, "ways").ways == {"direct": 1}
+
+
+def test_a_share_of_what_is_resampled_is_sharpened(natural_image: Natural) -> None:
+    image = natural_image(300, 320, seed=4)
+    plain = only("reduced", "lossless", usable(SMALL))
+    config = replace(plain, sharpened=0.4)
+    n = 300
+    found = draw(image, config, n)
+    sharpened = [one for one in found if any(s.startswith("sharpen ") for s in one.processing)]
+    assert abs(len(sharpened) / n - 0.4) < 4 * np.sqrt(0.4 * 0.6 / n)
+    for one in sharpened:
+        assert [step.split()[0] for step in one.processing] == ["resize", "sharpen"]
+        assert one.history == "reduced"
+    assert not any("sharpen" in s for one in draw(image, plain, 20) for s in one.processing)
+    always = draw(image, only("direct", "lossless", usable(replace(SMALL, sharpened=1.0))), 20)
+    assert not any("sharpen" in s for one in always for s in one.processing)
+
+
+def test_sharpening_raises_the_fine_detail(natural_image: Natural) -> None:
+    work = Work(natural_image(200, 200, seed=5), rng_for("sharpen"), "PNG")
+    before = np.diff(work.pixels.astype(float), axis=1).std()
+    work.sharpen()
+    assert work.pixels.shape == (200, 200, 3)
+    assert np.diff(work.pixels.astype(float), axis=1).std() > 1.05 * before
+
+
+def test_a_share_of_sharpened_images_is_a_share() -> None:
+    with pytest.raises(UsageError, match=r"sharpened is a share, got 1\.5"):
+        ProcessingConfig(sharpened=1.5)

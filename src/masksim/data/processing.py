@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
+from PIL import Image, ImageFilter
 
 from masksim.augment import reencode, resize
 from masksim.errors import UsageError
@@ -51,6 +52,8 @@ class ProcessingConfig:
     once_compressed
         Share of the images that come lossless which get that first JPEG, where nothing is
         resampled.
+    sharpened
+        Share of the resampled images that are sharpened afterwards, as on export for the web.
     """
 
     region: int = 1536
@@ -71,11 +74,14 @@ class ProcessingConfig:
     first_qualities: tuple[int, ...] = (75, 80, 85, 90, 92, 93, 94, 95, 96, 97, 98, 99, 100)
     first_subsampled: float = 0.7
     once_compressed: float = 0.9
+    sharpened: float = 0.0
 
     def __post_init__(self) -> None:
         for shares, known in ((self.ways, WAYS), (self.ends, ENDS)):
             if set(shares) - set(known) or not sum(shares.values()) > 0 or min(shares.values()) < 0:
                 raise UsageError(f"shares must be of {', '.join(known)}, got {dict(shares)}")
+        if not 0 <= self.sharpened <= 1:
+            raise UsageError(f"sharpened is a share, got {self.sharpened}")
         if not 64 <= self.smallest <= self.region:
             raise UsageError(f"the smallest side must be 64 to {self.region}, got {self.smallest}")
 
@@ -160,6 +166,13 @@ class Work:
         self.steps.append(f"resize {factor:.4f} {filter}")
         self.format, self.quality = "PNG", None
 
+    def sharpen(self) -> None:
+        """Sharpen by an unsharp mask of drawn strength, as programs offer it for small pictures."""
+        radius, percent = round(float(self.rng.uniform(0.4, 1.2)), 2), self.between(30, 150)
+        mask = ImageFilter.UnsharpMask(radius, percent, self.between(0, 3))
+        self.pixels = np.asarray(Image.fromarray(self.pixels).filter(mask))
+        self.steps.append(f"sharpen {radius} {percent}")
+
     def jpeg(self, quality: int, subsampling: str) -> None:
         """Compress by JPEG."""
         self.pixels = reencode(self.pixels, "JPEG", quality, subsampling)
@@ -219,6 +232,8 @@ def _resize(work: Work, factor: float, config: ProcessingConfig) -> None:
     filter = work.filter()
     work.crop(int(np.ceil(config.region / min(factor, 1.0))))
     work.resize(factor, filter)
+    if config.sharpened and work.rng.random() < config.sharpened:
+        work.sharpen()
 
 
 def _fit(work: Work, longer: int, config: ProcessingConfig) -> None:
