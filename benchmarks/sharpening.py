@@ -85,8 +85,9 @@ def main() -> None:
         f"""# False alarms after sharpening
 
 Made by `python benchmarks/sharpening.py --images FOLDER`: {len(groups)} photos of {len(taken)}
-repositories that {detector.name} had not seen, reduced to {SIDE} pixels, sharpened, and saved as
-JPEG of quality {QUALITY}. Share of false alarms, in per cent, with 95 % intervals over repositories.
+repositories that {detector.name} had not seen, reduced to {SIDE} pixels, sharpened, and saved
+as JPEG of quality {QUALITY}. Share of false alarms, in per cent, with 95 % intervals over
+repositories.
 
 {table}
 """,
