@@ -355,7 +355,7 @@ def main() -> None:
         },
         "views": int(known.sum()),
         "crops drawn": given.steps * 2 * config.batch * len(names),
-        "training": {name: dict(net.best) for name, net in nets.items()},
+        "training": {name: dict(net.last) for name, net in nets.items()},
         "scores": measure({k: s[at] for k, s in scores.items()}, part, names),
     }
     path = ROOT / "benchmarks" / "results" / "learned_residual.json"

@@ -199,14 +199,16 @@ class HeadLoss(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class Learned:
-    """What came of a run: the module of the epoch with the lowest validation loss, for use.
+    """What came of a run: the module as it was at the end, for use.
 
-    `generators` are in the order of the heads; `best` holds the epoch and its losses.
+    Not that of the lowest validation loss: the heads here grow too sure of themselves early, while
+    what the kernels leave goes on to rank unseen repositories better, and other heads are solved on
+    it. `generators` are in the order of the heads; `last` holds the last epoch and its losses.
     """
 
     module: Heads
     generators: tuple[str, ...]
-    best: Mapping[str, Any]
+    last: Mapping[str, Any]
 
 
 class _Rows(Dataset[Any]):
@@ -319,8 +321,7 @@ def train_learned(
             ),
             plan=loop.Plan(epochs, epoch_steps, config.steps), batches=batches, validate=validate,
         )  # fmt: skip
-    heads.load_state_dict(outcome.weights)
-    return Learned(heads.cpu().eval(), names, outcome.best)
+    return Learned(heads.cpu().eval(), names, outcome.history[-1])
 
 
 def learned_features(learned: Learned, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
