@@ -1,4 +1,4 @@
-"""The images of the published figures, out of clones of their repositories, by their hashes.
+"""Images of public repositories, out of clones of these, by their hashes.
 
 usage: python benchmarks/images.py --clones FOLDER --out FOLDER
 
@@ -6,7 +6,7 @@ benchmarks/images.csv lists each image by repository, path and git blob, with it
 evidence for that, and what it shows; `seen_by` names the first detector that was trained on images
 of that repository. FOLDER/OWNER+NAME is a git clone, bare or not. Images go to
 OUT/GENERATOR/OWNER+NAME/BLOB.EXT, unchanged, and OUT/manifest.csv lists them for the other
-benchmarks. Clones that are missing are counted; call it again when there are more.
+benchmarks. What was not found is counted; call it again when there are more clones.
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ def blobs(clone: Path, ids: Sequence[str]) -> Iterator[tuple[str, bytes]]:
                 raise SystemExit(f"{clone} holds other bytes as {blob}")
             yield blob, data
         git.stdin.close()
+    if git.returncode:
+        raise SystemExit(f"git cannot read {clone}")
 
 
 def read_list() -> list[dict[str, str]]:

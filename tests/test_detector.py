@@ -81,6 +81,23 @@ def test_a_detection(detector: Detector, photo: NDArray[np.uint8], tmp_path: Pat
     assert detector.detect(path, name="holiday").image.name == "holiday"
 
 
+def test_seconds_hold_the_search_for_watermarks(
+    detector: Detector, photo: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(range(100, 1000, 100))
+    monkeypatch.setattr(masksim.detector.time, "perf_counter", lambda: float(next(clock)))
+    seen: list[float] = []
+
+    def find(pixels: NDArray[np.uint8]) -> tuple[Any, ...]:
+        seen.append(masksim.detector.time.perf_counter())
+        return ()
+
+    monkeypatch.setattr(masksim.detector, "find_watermarks", find)
+    found = detector.detect(photo)
+    assert len(seen) == 1
+    assert found.seconds > seen[0] - 100.0
+
+
 def test_scores_are_those_of_the_parts(
     detector: Detector, trained: Any, natural_image: Natural
 ) -> None:

@@ -137,7 +137,6 @@ def faults(words: list[str], whole: bool) -> list[str]:
     return []
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", BY_NAME)
 def test_commands_and_options_are_there(name: str) -> None:
     found = {

@@ -208,3 +208,17 @@ def test_importing_needs_no_onnx() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("onnx_missing ")
     assert 'python -m pip install ".[train]"' in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("foo",), "unknown residual 'foo'"),
+        (("light", 5.0, 24), "must be integers"),
+        (("DnCNN", 17, "x"), "must be integers"),
+        (("cross_diff", 0, 0, 0, 3), "a boolean"),
+    ],
+)
+def test_a_residual_that_cannot_be_is_refused(arguments: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        ResidualConfig(*arguments)

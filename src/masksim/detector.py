@@ -288,6 +288,7 @@ class Detector:
             # The last digits depend on the threads of the linear algebra.
             posterior = self.attribution.posterior(found.similarity).round(9)
         first_rows = loaded.top() if self.watermarks else None
+        marks = () if first_rows is None else find_watermarks(first_rows)
         top, left = loaded.corner
         return Detection(
             loaded.facts,
@@ -297,7 +298,7 @@ class Detector:
             self.name,
             self.sha256,
             time.perf_counter() - start,
-            watermarks=() if first_rows is None else find_watermarks(first_rows),
+            watermarks=marks,
         )
 
     def _verdict(

@@ -240,7 +240,7 @@ def from_few_sources(file: DetectorFile) -> frozenset[str]:
 
 
 def from_few_sources_caution(generator: str) -> str:
-    """Say what follows from that for a verdict which names such a generator."""
+    """Say what few sources mean for a verdict that names such a generator."""
     return (
         f"{generator}'s pattern was learned from too few collections of images: it may be theirs "
         "as much as the generator's."

@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,12 +68,17 @@ class ResidualConfig:
     batch_norm: bool = False
 
     def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind):
+            raise UsageError(f"unknown residual {self.kind!r}; known: {', '.join(get_args(Kind))}")
+        sizes = (self.depth, self.features, self.padding)
+        if any(type(size) is not int for size in sizes) or type(self.batch_norm) is not bool:
+            raise UsageError(f"residual sizes must be integers and batch_norm a boolean: {self}")
         if self.is_stack:
             if not (2 <= self.depth <= 64 and 1 <= self.features <= 1024):
                 raise UsageError(f"depth must be in 2..64 and features in 1..1024: {self}")
             if self.padding not in (0, 1):
                 raise UsageError(f"padding must be 0 or 1, got {self.padding}")
-        elif (self.depth, self.features, self.padding, self.batch_norm) != (0, 0, 0, False):
+        elif sizes != (0, 0, 0) or self.batch_norm:
             raise UsageError(f"a {self.kind!r} residual has no depth, features or batch norm")
 
     @classmethod

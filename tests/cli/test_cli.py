@@ -330,7 +330,6 @@ def every_command(app: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[str, 
         yield from every_command(group.typer_instance, (*words, group.typer_instance.info.name))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("words", list(every_command(cli.app)), ids=" ".join)
 def test_short_help(run: Callable[..., Any], words: tuple[str, ...]) -> None:
     short, long = run(*words, "-h"), run(*words, "--help")
@@ -344,7 +343,6 @@ def test_the_help_of_report_shows_its_options(run: Callable[..., Any]) -> None:
         assert option in shown, option
 
 
-@pytest.mark.slow
 def test_no_colour_when_none_is_wanted() -> None:
     """Neither in help nor in wrong usage, on a terminal; `NO_COLOR` empty counts as not set."""
     for arguments in (["--help"], ["detect", "--help"], ["detect", "--unknown"], ["report", "-h"]):

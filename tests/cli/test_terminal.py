@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import io
-import json
 import re
 import shutil
 import signal
@@ -274,10 +273,11 @@ SLOW = (
     "import-original", "train --recipe original", "train-residual", "train", "evaluate", "audit",
     "data verify", "enroll",
 )  # fmt: skip
-"""They take seconds: not once more without any terminal."""
+"""They take seconds: run twice, with either stream a terminal, and not a third time with none."""
 
 ONCE = ("evaluate --json", "audit --json")
-"""And not with stdout as the terminal either, where their plain form is run."""
+"""They take seconds, too, and without ``--json`` they are run both ways: here once with a bar, and
+once without any terminal."""
 
 
 def commands(app: typer.Typer, prefix: str = "") -> Iterator[str]:
@@ -304,8 +304,10 @@ def without_times(text: bytes) -> bytes:
     return re.sub(rb"\b[0-9.]+(?= (s\b|images/s))", b"<n>", text)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow if n in (*SLOW, *ONCE) else ()) for n in CASES],
+)
 def test_results_are_the_same_on_any_terminal(
     name: str, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -328,9 +330,6 @@ def test_results_are_the_same_on_any_terminal(
     assert (b"\x1b[" in bar.shown) is has_bar, bar.shown
     if name == "train":
         assert b"few (2)" in bar.shown  # a generator with too few images is not dropped in silence
-    if name in ONCE:
-        json.loads(bar.stdout)
-        return
     if name not in SLOW:
         forget(world, tmp_path)
         plain = process(*arguments, before=before)
@@ -338,6 +337,8 @@ def test_results_are_the_same_on_any_terminal(
         assert b"\x1b" not in plain.stderr
         assert without_times(bar.stdout) == without_times(plain.stdout)
 
+    if name in ONCE:
+        return
     # And the other way round: no bar in a file, nothing but results on the terminal.
     forget(world, tmp_path)
     seen = on_terminal(*arguments, before=before, stdout=True, stderr=False)

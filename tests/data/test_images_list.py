@@ -7,6 +7,7 @@ import hashlib
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -67,5 +68,52 @@ def test_the_list_names_each_image_once() -> None:
         assert set(row["blob"]) <= set("0123456789abcdef")
         assert row["repository"].count("/") == 1
         assert row["generator"]
+        assert row["seen_by"] in ("", "masksim-2")
         assert min(int(row["width"]), int(row["height"])) >= 256
         assert row["kind"] or row["generator"] != "real"
+    # A repository is seen whole or not at all.
+    seen = {row["repository"] for row in rows if row["seen_by"]}
+    assert not seen & {row["repository"] for row in rows if not row["seen_by"]}
+
+
+def line(blob: str, repository: str, generator: str, **answer: Any) -> dict[str, Any]:
+    return {
+        "blob": blob, "repository": repository, "path": blob, "generator": generator,
+        "width": "600", "height": "800", "format": "MPO", "kind": "web", "seen_by": "",
+        **(answer or {"failed": "missing"}),
+    }  # fmt: skip
+
+
+def test_shares_leave_out_owners_whom_the_calibration_knows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import fresh
+
+    low = {"known": False, "rate": 0.004, "level": "strong evidence"}
+    lost = {"known": False, "rate": 0.03, "level": "fragile"}
+    rows = [
+        *(line(f"a{k}", f"new/{k % 3}", "flux1", **low) for k in range(6)),
+        *(line(f"b{k}", "new/1", "flux1", **lost) for k in range(2)),
+        line("c", "old/one", "flux1", **{**low, "known": True}),
+        line("d", "old/two", "flux1", **low),
+        line("e", "new/4", "real", known=False, rate=0.6, level="no evidence"),
+        line("f", "new/4", "real", known=False, rate=0.04, level="evidence"),
+        line("g", "new/5", "real"),
+        line("h", "new/5", "real", failed="truncated"),
+    ]
+    found = fresh.shares_of(rows)
+    assert (found["owners left out"], found["images left out"]) == (1, 2)
+    assert (found["missing"], found["failed"]) == (1, 1)
+    own = found["generators"]["flux1"]
+    assert (own["images"], own["repositories"]) == (8, 3)
+    assert own["0.05"]["value"] == 1.0  # fragile images are found by their rate as found
+    assert own["0.01"]["value"] == own["evidence"]["value"] == 0.75
+    assert own["fragile"]["value"] == 0.25
+    photos = found["photos"]["all"]
+    assert (photos["images"], photos["0.05"]["value"], photos["0.01"]["value"]) == (2, 0.5, 0.0)
+    assert set(found["photos"]) == {"all"}  # no group of two
+    page = fresh.markdown(found)
+    assert "1 owners (2 images)" in page
+    assert "| flux1 | 8 | 3 | 75.0 [" in page
+    assert "flux1" not in fresh.summary(found)  # too few images for the short table

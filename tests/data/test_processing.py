@@ -130,7 +130,6 @@ def test_no_side_is_ever_under_the_smallest_or_over_the_region(
     assert all(shape[2] == 3 for shape in shapes)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "HEIF"])
 def test_every_way_and_every_end_occurs_as_often_as_its_share(
     natural_image: Natural, format: str

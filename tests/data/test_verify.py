@@ -88,7 +88,6 @@ def test_a_clean_set_is_silent(clean: Manifest) -> None:
     assert workers == report
 
 
-@pytest.mark.slow
 def test_a_planted_leak_in_the_files_fires(tmp_path: Path, natural_image: Natural) -> None:
     """Synthetic images stored as PNG now and then, photographs always as JPEG."""
     rows = []

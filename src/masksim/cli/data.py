@@ -27,7 +27,6 @@ from masksim.cli.console import (
     option,
     say,
     stages,
-    terminal_width,
     to_json,
     write,
 )
@@ -78,17 +77,16 @@ def list_sets(sources: Sources = None, as_json: Json = False) -> None:
         if as_json:
             _document({"sets": [source.as_dict() for source in known.values()]})
             return
-        names = ("set", "use", "size", "access", "licence")
+        names = ("set", "use", "size", "access")
         rows = tuple(
-            (one.name, ", ".join(one.roles), decimal(one.size) if one.size else "?", one.access,
-             one.licence)
+            (one.name, ", ".join(one.roles), decimal(one.size) if one.size else "?", one.access)
             for one in known.values()
-        )  # fmt: skip
+        )
         columns = tuple(Column(name, name) for name in names)
-        write(Table("sets", "Public image sets", columns, rows).to_text(terminal_width()))
-        for source in known.values():
-            text = f"\n{source.name}: {source.title}\n  {source.home}\n  {source.notes}"
-            write(f"{text}\n  {source.manual}" if source.manual else text)
+        write(Table("sets", "Public image sets", columns, rows).to_text())
+        for one in known.values():
+            text = f"\n{one.name}: {one.title}\n  {one.home}\n  {one.licence}\n  {one.notes}"
+            write(f"{text}\n  {one.manual}" if one.manual else text)
 
 
 # ---------------------------------------------------------------- label

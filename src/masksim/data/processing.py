@@ -106,7 +106,7 @@ class View:
     format
         Of the file, Pillow's name; lossless after resampling.
     way
-        One of `WAYS`; empty for a view that was not met.
+        One of `WAYS`; empty where `as_met` did not draw it.
     """
 
     pixels: Pixels
