@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -85,11 +86,11 @@ def test_seconds_hold_the_search_for_watermarks(
     detector: Detector, photo: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = iter(range(100, 1000, 100))
-    monkeypatch.setattr(masksim.detector.time, "perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr(time, "perf_counter", lambda: float(next(clock)))
     seen: list[float] = []
 
     def find(pixels: NDArray[np.uint8]) -> tuple[Any, ...]:
-        seen.append(masksim.detector.time.perf_counter())
+        seen.append(time.perf_counter())
         return ()
 
     monkeypatch.setattr(masksim.detector, "find_watermarks", find)

@@ -88,7 +88,7 @@ def test_shares_leave_out_owners_whom_the_calibration_knows(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import fresh
+    import fresh  # type: ignore[import-not-found]
 
     low = {"known": False, "rate": 0.004, "level": "strong evidence"}
     lost = {"known": False, "rate": 0.03, "level": "fragile"}
