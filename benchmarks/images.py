@@ -81,7 +81,7 @@ def collect(listed: Sequence[Mapping[str, str]], clones: Path, out: Path) -> tup
             Row(
                 path_of(line), line["generator"], repository, "train", "",
                 int(line["width"]), int(line["height"]), line["format"],
-                extra={"blob": line["blob"], "kind": line["kind"]},
+                extra={key: line[key] for key in ("blob", "kind", "seen_by")},
             )
             for line in lines
             if (out / path_of(line)).exists()

@@ -37,11 +37,11 @@ def test_images_come_out_of_clones_by_their_hashes(
     import images  # type: ignore[import-not-found]
 
     listed = tmp_path / "images.csv"
-    head = "repository,path,blob,generator,width,height,format,kind,evidence\n"
+    head = "repository,path,blob,generator,width,height,format,kind,seen_by,evidence\n"
     listed.write_text(
-        head + f'someone/pictures,a b.png,{blob},flux1,512,768,PNG,photo,"a, b"\n'
-        f"someone/pictures,gone.jpg,{'0' * 40},real,512,768,JPEG,web,\n"
-        f"other/one,there.jpg,{'1' * 40},real,512,768,JPEG,web,\n"
+        head + f'someone/pictures,a b.png,{blob},flux1,512,768,PNG,photo,masksim-2,"a, b"\n'
+        f"someone/pictures,gone.jpg,{'0' * 40},real,512,768,JPEG,web,,\n"
+        f"other/one,there.jpg,{'1' * 40},real,512,768,JPEG,web,,\n"
     )
     monkeypatch.setattr(images, "LIST", listed)
     monkeypatch.setattr(
@@ -56,6 +56,7 @@ def test_images_come_out_of_clones_by_their_hashes(
         "flux1", "someone/pictures", 512, 768,
     )  # fmt: skip
     assert row.key == blob
+    assert row.extra == {"blob": blob, "kind": "photo", "seen_by": "masksim-2"}
 
 
 def test_the_list_names_each_image_once() -> None:
