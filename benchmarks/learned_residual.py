@@ -200,6 +200,19 @@ def head_scores(
     return out
 
 
+def sum_of(
+    one: NDArray[np.float32], other: NDArray[np.float32], band: NDArray[np.int64],
+    scored: NDArray[np.bool_],
+) -> NDArray[np.float32]:  # fmt: skip
+    """Sum of two sets of scores (n, G), each head in deviations of all scored views of its band."""
+    out = np.zeros_like(one)
+    for b in BANDS:
+        at = np.flatnonzero(scored & (band == b))
+        for scores in (one, other):
+            out[at] += (scores[at] - scores[at].mean(axis=0)) / (scores[at].std(axis=0) + 1e-9)
+    return out
+
+
 def own_aurocs(
     scores: NDArray[np.float32], table: FeatureTable, names: tuple[str, ...],
     weights: NDArray[np.float64],
@@ -346,6 +359,9 @@ def main() -> None:
         "bank and learned, half": head_scores(both["half"], names, rest & ~half, scored),
         "bank and learned of half": head_scores(both["half"], names, rest, scored),
     }
+    scores["bank and learned, with its own heads"] = sum_of(
+        scores["bank and learned"], alone, bands_of(table.traits, 5), scored
+    )
     at = np.flatnonzero(scored)
     part = table.take(at)
     result = {

@@ -202,10 +202,8 @@ def test_a_program_that_hangs_is_ended_with_what_it_started(
                 break
             time.sleep(0.02)
         peer.limit = 0.3
-        started = time.monotonic()
         with pytest.raises(PeerError, match=r"no answer within 0\.3 s") as caught:
             peer.score(IMAGES)
-        assert time.monotonic() - started < 10
         assert caught.value.code == "peer_failed"
         assert peer._process.poll() is not None
     if hasattr(os, "killpg"):
