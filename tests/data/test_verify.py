@@ -402,6 +402,7 @@ def test_the_ghost_of_an_earlier_quality(natural_image: Natural) -> None:
 # ---------------------------------------------------------------- the command
 
 
+@pytest.mark.slow
 def test_the_command(clean: Manifest, tmp_path: Path) -> None:
     manifest = clean.root / "manifest.csv"
     write_manifest(manifest, clean.rows)

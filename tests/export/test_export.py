@@ -34,6 +34,9 @@ from masksim.traits import TRAITS
 
 onnx = pytest.importorskip("onnx")
 
+# On the oldest versions test_export_bands.py exports and compares.
+pytestmark = pytest.mark.slow
+
 BUNDLED = Path(masksim.__file__).parent / "weights" / "default" / "detector.json"
 PAGE = Path(__file__).parents[2] / "docs" / "export.md"
 

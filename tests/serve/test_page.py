@@ -21,6 +21,9 @@ pytest.importorskip("httpx")
 pytest.importorskip("prometheus_client")
 pytest.importorskip("uvicorn")
 
+# A page in a browser: the oldest versions change the service, which test_server.py asks.
+pytestmark = pytest.mark.slow
+
 from local_service import served  # type: ignore[import-not-found]  # noqa: E402
 from masksim.load import load_detector  # noqa: E402
 
