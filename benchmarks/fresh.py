@@ -23,7 +23,7 @@ import numpy as np
 from images import path_of, read_list
 from numpy.typing import NDArray
 from pages import ROOT, fill
-from unseen import percent, percent_fine, share, table_of
+from unseen import CLAIMED, SIDES, percent, percent_fine, share, table_of
 
 import masksim
 from masksim.checkpoint import DetectorFile
@@ -34,7 +34,6 @@ from masksim.load import bundled_path
 from masksim.traits import TRAITS, measure
 
 RESULTS = ROOT / "benchmarks" / "results" / "fresh.json"
-CLAIMED = (0.01, 0.05, 0.10)
 FEWEST = 20  # images of a row of its own
 FEWEST_REPOSITORIES = 5  # in the short table
 COMPARED = [TRAITS.index(t) for t in ("side", "energy", "sharpness", "chroma", "brightness")]
@@ -98,9 +97,7 @@ def shares_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     sides = np.array([min(int(row["width"]), int(row["height"])) for row in judged])
     real = generators == REAL
     groups: dict[str, NDArray[np.bool_]] = {"all": real}
-    for low, high, name in (
-        (256, 512, "256 to 511"), (512, 1024, "512 to 1,023"), (1024, 10**9, "1,024 and more"),
-    ):  # fmt: skip
+    for low, high, name in SIDES:
         groups[f"side {name}"] = real & (sides >= low) & (sides < high)
     groups |= {f"format {name}": real & (formats == name) for name in np.unique(formats[real])}
     groups |= {f"kind {name}": real & (kinds == name) for name in np.unique(kinds[real])}

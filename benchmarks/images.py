@@ -79,12 +79,12 @@ def collect(listed: Sequence[Mapping[str, str]], clones: Path, out: Path) -> tup
                 write_whole(out / paths[blob], data)
         rows += [
             Row(
-                path_of(line), line["generator"], repository, "train", "",
+                paths[line["blob"]], line["generator"], repository, "train", "",
                 int(line["width"]), int(line["height"]), line["format"],
                 extra={key: line[key] for key in ("blob", "kind", "seen_by")},
             )
             for line in lines
-            if (out / path_of(line)).exists()
+            if (out / paths[line["blob"]]).exists()
         ]  # fmt: skip
     return rows, len(listed) - len(rows)
 

@@ -167,9 +167,10 @@ def channels(learned: Learned, views: Views, path: Path) -> NDArray[np.float16]:
     """Features of all views in the learned channels, kept in a file."""
     if path.exists():
         return np.asarray(np.load(path))
-    first = learned_features(learned, views.crops[0])
+    config = learned.module.config
+    shape = (config.outputs, config.segment, config.segment // 2)
     # One array made at first: thousands of small ones between buffers fill the memory.
-    found = np.empty((len(views.crops), *first.shape), np.float16)
+    found = np.empty((len(views.crops), *shape), np.float16)
     for i, crops in enumerate(views.crops):
         found[i] = learned_features(learned, crops)
     np.save(path, found)

@@ -2,9 +2,9 @@
 
 usage: python benchmarks/sharpening.py --images FOLDER
 
-FOLDER is where benchmarks/images.py put the images. Photos of repositories that the detector had
-not seen are reduced to a shorter side of 800 pixels, sharpened or not, and saved as JPEG of quality
-85.
+FOLDER is where benchmarks/images.py put the images. Photos of repositories of which the list does
+not know that the detector was trained on them are reduced to a shorter side of 800 pixels,
+sharpened or not, and saved as JPEG of quality 85.
 Writes benchmarks/results/sharpening.json and docs/tables/sharpening.md.
 """
 
@@ -19,7 +19,7 @@ import numpy as np
 from images import path_of, read_list
 from pages import ROOT
 from PIL import Image, ImageFilter
-from unseen import percent_fine, share, table_of
+from unseen import CLAIMED, percent_fine, share, table_of
 
 import masksim
 from masksim.augment import reencode, resize
@@ -29,7 +29,6 @@ from masksim.image import load_image
 SIDE, QUALITY, RADIUS = 800, 85, 0.7  # pixels, of the JPEG, pixels
 STRENGTHS = (0, 60, 120)  # per cent of the unsharp mask
 MOST = 4  # photos of a repository
-CLAIMED = (0.01, 0.05, 0.10)
 
 
 def main() -> None:
@@ -85,9 +84,9 @@ def main() -> None:
         f"""# False alarms after sharpening
 
 Made by `python benchmarks/sharpening.py --images FOLDER`: {len(groups)} photos of {len(taken)}
-repositories that {detector.name} had not seen, reduced to {SIDE} pixels, sharpened, and saved
-as JPEG of quality {QUALITY}. Share of false alarms, in per cent, with 95 % intervals over
-repositories.
+repositories of which the list does not know that {detector.name} was trained on them. They were
+reduced to {SIDE} pixels, sharpened, and saved as JPEG of quality {QUALITY}. Share of false alarms,
+in per cent, with 95 % intervals over repositories.
 
 {table}
 """,

@@ -39,6 +39,7 @@ from masksim.traits import BANDS, TRAITS, bands_of
 
 ROOT = Path(__file__).resolve().parents[1]
 CLAIMED = (0.01, 0.05, 0.10)
+SIDES = ((0, 512, "256 to 511"), (512, 1024, "512 to 1,023"), (1024, 1e9, "1,024 and more"))
 SMALLEST = 20  # views of a source that is counted among those that keep a claim
 
 
@@ -152,11 +153,7 @@ def of_photos(table: FeatureTable, fit: BandsFit, config: BandsConfig) -> dict[s
     # A first compression may be the last step of what was then saved without loss.
     formats[(band == 0) & np.isnan(fit.traits[:, TRAITS.index("quality")])] = "PNG"
     groups: dict[str, NDArray[np.bool_]] = {"all": real, "as found": real & first}
-    for low, high, name in (
-        (0, 512, "256 to 511"),
-        (512, 1024, "512 to 1,023"),
-        (1024, 1e9, "1,024 and more"),
-    ):
+    for low, high, name in SIDES:
         groups[f"side {name}"] = real & (side >= low) & (side < high)
         groups[f"side {name}, as found"] = real & first & (side >= low) & (side < high)
     groups["JPEG pixels saved as PNG"] = (
