@@ -29,9 +29,10 @@ from masksim.intervals import grouped_interval
 from masksim.training.bands import (
     BandsConfig,
     BandsFit,
-    detector_file,
+    file_of,
     fit_bands,
     fit_joint,
+    learn,
     views_of,
 )
 from masksim.training.feature_table import FeatureTable
@@ -358,10 +359,12 @@ def main() -> None:
         parser.error("CONFIG, --manifest and --cache are needed")
     values = {k: v for k, v in read_toml(given.config).items() if k != "recipe"}
     config = BandsConfig.from_dict(values)
-    table = views_of(read_manifest(given.manifest), config, given.cache, workers=given.workers)
-    fit = fit_bands(table, config)
+    manifest = read_manifest(given.manifest)
+    table = views_of(manifest, config, given.cache, workers=given.workers)
+    learned = learn(manifest, table, config, given.cache, workers=given.workers)
+    fit = fit_bands(table, config, learned)
     if given.out:
-        detector_file(table, fit, config).save(given.out, overwrite=True)
+        file_of(table, fit, config).save(given.out, overwrite=True)
     if given.scores:
         np.savez(
             given.scores, similarities=fit.similarities, folds=fit.folds, traits=fit.traits,

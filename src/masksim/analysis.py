@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from masksim import preprocess
-from masksim.branches import BranchAnalysis, BranchRunner, OriginalBranch, SharedBranch
-from masksim.checkpoint import DetectorFile
+from masksim.branches import (
+    BranchAnalysis,
+    BranchRunner,
+    LearnedBranch,
+    OriginalBranch,
+    SharedBranch,
+)
+from masksim.checkpoint import Branch, DetectorFile
 from masksim.config import cores
-from masksim.errors import ImageError, ModelError
-from masksim.residual import residual_runner
+from masksim.errors import ImageError
+from masksim.residual import Runner, residual_runner
 from masksim.results import PatternPlane, SimilarityMap
 from masksim.traits import compression_band, measure
 
@@ -77,10 +83,8 @@ class Analyser:
         threads: int | None = None,
         providers: Sequence[str] | None = None,
     ) -> None:
-        if len(file.generators) != sum(len(branch.generators) for branch in file.branches):
-            raise ModelError("a generator stands in two branches")
         self._branches: list[BranchRunner] = [
-            (OriginalBranch if branch.head == "original" else SharedBranch)(
+            _kind_of(branch)(
                 branch,
                 residual_runner(
                     branch.residual.kind, branch.onnx, threads=threads, providers=providers
@@ -89,6 +93,17 @@ class Analyser:
             )
             for branch in file.branches
         ]
+        # Segments of luma may be shorter than those of the bank; all maps lie on one grid.
+        finest = max(
+            (b.config.segment for b in self._branches if isinstance(b, SharedBranch)), default=1
+        )
+        for branch in self._branches:
+            if isinstance(branch, LearnedBranch):
+                branch.finer = max(1, finest // branch.config.segment)
+        self.generators = file.generators
+        # Where each branch's generators stand among all, and which of them it has first.
+        number = {name: g for g, name in enumerate(self.generators)}
+        self._places = [[number[name] for name in b.generators] for b in self._branches]
         self.window = max(branch.window for branch in self._branches)
         self.region = max(branch.region for branch in self._branches)
         self.by_band = any(branch.head == "bands" for branch in file.branches)
@@ -104,11 +119,19 @@ class Analyser:
         """Score pixels; see `masksim.detector.Detector.measure_pixels`."""
         band = compression_band(format, quality)
         found = tuple(branch.analyse(pixels, band) for branch in self._branches)
-        similarity = np.concatenate([part.similarity for part in found]).astype(np.float64)
-        probability = np.concatenate([part.probability for part in found]).astype(np.float64)
+        summed = np.zeros(len(self.generators), np.float32)
+        for places, part in zip(self._places, found, strict=True):
+            summed[places] += part.similarity * part.share
+        similarity = summed.astype(np.float64)
+        probability = np.zeros(len(summed))
+        parts = list(zip(self._branches, self._places, strict=True))
+        for branch, places in reversed(parts):  # of several branches the first one counts
+            probability[places] = branch.probability(summed[places], band)
         if not np.isfinite(similarity).all():
             raise ImageError("the image has no finite similarity", code="unsupported")
-        windows = tuple(dict.fromkeys(window for part in found for window in part.windows))
+        # Those of a second residual lie within the same region.
+        shown = [part for part in found if part.distance is not None][:1] or found
+        windows = tuple(dict.fromkeys(window for part in shown for window in part.windows))
         return Analysis(similarity, probability, windows, found)
 
     def traits(self, pixels: Pixels, found: Analysis, quality: int | None) -> NDArray[np.float64]:
@@ -118,22 +141,48 @@ class Analyser:
             pixels,
             list(found.windows),
             quality=quality,
-            distance=max(distances) if distances else None,
+            distance=distances[0] if distances else None,
             band=found.branches[0].band,
         )
 
     def maps(self, found: Analysis) -> dict[str, SimilarityMap]:
         """Show where the similarities come from, by generator."""
-        return {
-            shown.generator: shown
-            for branch, part in zip(self._branches, found.branches, strict=True)
-            for shown in branch.maps(part)
-        }
+        shown: dict[str, SimilarityMap] = {}
+        for branch, part in zip(self._branches, found.branches, strict=True):
+            for made, share in zip(branch.maps(part), part.share.tolist(), strict=True):
+                shown[made.generator] = _added(shown.get(made.generator), made, share)
+        return {name: shown[name] for name in self.generators}
 
     def patterns(self) -> dict[str, tuple[PatternPlane, ...]]:
         """Show what each generator's head looks for."""
-        return {
-            generator: planes
-            for branch in self._branches
-            for generator, planes in branch.patterns().items()
-        }
+        shown: dict[str, tuple[PatternPlane, ...]] = {}
+        for branch in self._branches:
+            for generator, planes in branch.patterns().items():
+                shown[generator] = (*shown.get(generator, ()), *planes)
+        return {name: shown[name] for name in self.generators}
+
+
+def _kind_of(branch: Branch) -> Callable[[Branch, Runner, int], BranchRunner]:
+    """Say what runs a branch."""
+    if branch.head == "original":
+        return OriginalBranch
+    return LearnedBranch if branch.residual.kind == "learned" else SharedBranch
+
+
+def _added(before: SimilarityMap | None, more: SimilarityMap, share: float) -> SimilarityMap:
+    """Add a branch's map, which counts by its share, to that of the branches before it."""
+    if before is None and share == 1:
+        return more
+    size = np.float32(share)
+    planes = tuple(
+        replace(plane, values=plane.values * size, reference=plane.reference * size)
+        for plane in more.planes
+    )
+    similarity = more.similarity * share
+    if before is None:
+        return replace(more, similarity=similarity, planes=planes)
+    return replace(
+        before,
+        similarity=before.similarity + similarity,
+        planes=(*before.planes, *planes),
+    )

@@ -16,9 +16,9 @@ from masksim import preprocess, spectrum
 from masksim.bank import BANK
 from masksim.checkpoint import Branch
 from masksim.errors import ModelError, UsageError
-from masksim.features import FeatureConfig, shared_features
+from masksim.features import FeatureConfig, LumaConfig, luma_features, shared_features
 from masksim.model import OriginalHead, SharedHeads, read_heads
-from masksim.residual import Runner
+from masksim.residual import LEARNED_FIXED, Runner
 from masksim.results import PatternPlane, PlaneMap, SimilarityMap
 
 if TYPE_CHECKING:
@@ -36,11 +36,11 @@ class BranchAnalysis:
     """What a branch found in an image: computed once, for the scores and the maps alike."""
 
     similarity: NDArray[np.float32]  # (G,)
-    probability: NDArray[np.float32]  # (G,)
+    share: NDArray[np.float32]  # (G,), with which the similarity counts in the detector's
     windows: Windows
     spectrum: NDArray[np.float32]  # as the branch's heads take it
     band: int  # see `masksim.traits.compression_band`
-    distance: float | None = None  # see `masksim.traits.measure`
+    distance: float | None = None  # see `masksim.traits.measure`; of the bank alone
 
 
 class BranchRunner(Protocol):
@@ -59,6 +59,9 @@ class BranchRunner(Protocol):
             Code ``too_small``.
         """
 
+    def probability(self, similarity: NDArray[np.float32], band: int) -> NDArray[np.float32]:
+        """Give the probability of each generator, (G,), for similarities of the detector."""
+
     def maps(self, found: BranchAnalysis) -> list[SimilarityMap]:
         """Show where the similarities come from, one map a generator."""
 
@@ -66,61 +69,66 @@ class BranchRunner(Protocol):
         """Show what each generator's head looks for."""
 
 
-class SharedBranch:
-    """All generators on one residual bank."""
+class _SharedBranch:
+    """All generators on one residual: what does not depend on which it is."""
+
+    config: FeatureConfig | LumaConfig
+    heads: tuple[SharedHeads, ...]
+    finer = 1  # maps are drawn on a grid so many times as fine as the spectrum's
 
     def __init__(self, branch: Branch, residual: Runner, threads: int) -> None:
         self.generators = branch.generators
         self.threads = threads
-        config = dict(branch.preprocess) | dict(branch.spectrum)
-        if config.pop("colour", None) != "luma-chroma" or branch.residual.kind != "bank":
-            raise ModelError("a shared branch takes luma and chroma to the residual bank")
-        # Detectors of the first edition know no parts and no coherence.
-        needed = set(FeatureConfig.__dataclass_fields__) - {"parts", "coherence"}
-        if missing := sorted(needed - set(config)):
-            raise ModelError(f"the configuration of a shared branch lacks {missing}")
+        self.residual = residual
         try:
-            self.config = FeatureConfig.from_dict(config)
             limit = float(dict(branch.head_config)["limit"])
-        except (UsageError, KeyError, TypeError, ValueError) as error:
-            raise ModelError(f"invalid configuration of a shared branch: {error}") from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelError(f"invalid configuration of shared heads: {error}") from error
         if set(branch.head_config) != {"limit"} or not 0 < limit < np.inf:
             raise ModelError(f"invalid configuration of shared heads: {dict(branch.head_config)}")
         self.heads = read_heads(branch.head, branch.tensors, limit)
-        rows = self.config.segment // self.config.cell
-        expected = (len(self.generators), self.config.channels, rows, rows // 2)
+
+    def _configured(self, config: FeatureConfig | LumaConfig, channels: int) -> None:
+        """Take the configuration, and see that the heads are made for it."""
+        self.config = config
+        rows = config.segment // config.cell
+        expected = (len(self.generators), channels, rows, rows // 2)
         if tuple(self.heads[0].masks.shape) != expected:
             raise ModelError(
                 f"the masks have shape {tuple(self.heads[0].masks.shape)}, expected {expected}"
             )
-        self.window = self.config.window
+        self.window = config.window
         # A part under the smallest side would be taken for an image that is too small.
-        self.region = self.config.region if self.config.region >= self.config.smallest else 0
-        self.residual = residual
+        self.region = config.region if config.region >= config.smallest else 0
+
+    def _features(self, pixels: Pixels) -> tuple[NDArray[np.float32], Windows]:
+        raise NotImplementedError
+
+    def _channels(self) -> list[tuple[str, float]]:
+        """Name each channel, and say by how much its axes are shorter than the image's."""
+        raise NotImplementedError
 
     def _heads(self, band: int) -> SharedHeads:
         return self.heads[min(band, len(self.heads) - 1)]
 
     def analyse(self, pixels: Pixels, band: int) -> BranchAnalysis:
         """See `BranchRunner`."""
-        features, windows = shared_features(
-            pixels, self.config, self.residual, threads=self.threads
-        )
+        features, windows = self._features(pixels)
         heads = self._heads(band)
-        similarity = heads.similarities(features)
         return BranchAnalysis(
-            similarity,
-            heads.probability(similarity),
-            windows,
-            features,
-            band,
+            heads.similarities(features), heads.share, windows, features, band,
             heads.distance(features),
-        )
+        )  # fmt: skip
+
+    def probability(self, similarity: NDArray[np.float32], band: int) -> NDArray[np.float32]:
+        """See `BranchRunner`."""
+        found: NDArray[np.float32] = self._heads(band).probability(similarity)
+        return found
 
     def maps(self, found: BranchAnalysis) -> list[SimilarityMap]:
         """See `BranchRunner`."""
         features = found.spectrum
-        cell, n = self.config.cell, self.config.segment
+        cell, n = self.config.cell * self.finer, self.config.segment * self.finer
         heads = self._heads(found.band)
         maps = spectrum.spread_cells(heads.maps(features), cell)
         weighted = spectrum.spread_cells(heads.masks * heads.references, cell)
@@ -143,26 +151,17 @@ class SharedBranch:
         """Give each frequency the value of its cell; Nyquist has none, and gets 0."""
         # Spreading keeps the sum of a cell; here its value is wanted. Nothing covers Nyquist.
         cover = spectrum.spread_cells(
-            np.ones(values.shape[-2:], dtype=values.dtype), self.config.cell
+            np.ones(values.shape[-2:], dtype=values.dtype), self.config.cell * self.finer
         )
         cover[..., 0] = np.inf
-        shown: NDArray[np.float32] = spectrum.spread_cells(values, self.config.cell) / cover
-        return shown
-
-    def _channels(self) -> list[tuple[str, float]]:
-        """Name each channel, and say by how much its axes are shorter than the image's."""
-        parts = PARTS.get(self.config.parts) or tuple(
-            f" part {k + 1}" for k in range(self.config.parts)
+        shown: NDArray[np.float32] = (
+            spectrum.spread_cells(values, self.config.cell * self.finer) / cover
         )
-        found = [(f"luma{part}, {kind}", 1.0) for part in parts for kind in BANK]
-        found += [(f"chroma {c}, {kind}", 0.5) for kind in BANK for c in ("Cb", "Cr")]
-        if self.config.coherence:
-            found += [(f"coherence, {pair}", 0.5) for pair in ("R and G", "G and B", "R and B")]
-        return found
+        return shown
 
     def patterns(self) -> dict[str, tuple[PatternPlane, ...]]:
         """See `BranchRunner`."""
-        axis = spectrum.frequencies(self.config.segment)
+        axis = spectrum.frequencies(self.config.segment * self.finer)
         heads = self._heads(0)
         masks, references = self._spread(heads.masks), self._spread(heads.references)
         return {
@@ -172,6 +171,67 @@ class SharedBranch:
             )
             for g, generator in enumerate(self.generators)
         }
+
+
+class SharedBranch(_SharedBranch):
+    """All generators on the residual bank."""
+
+    config: FeatureConfig
+
+    def __init__(self, branch: Branch, residual: Runner, threads: int) -> None:
+        super().__init__(branch, residual, threads)
+        config = dict(branch.preprocess) | dict(branch.spectrum)
+        if config.pop("colour", None) != "luma-chroma" or branch.residual.kind != "bank":
+            raise ModelError("a shared branch takes luma and chroma to the residual bank")
+        # Detectors of the first edition know no parts and no coherence.
+        needed = set(FeatureConfig.__dataclass_fields__) - {"parts", "coherence"}
+        if missing := sorted(needed - set(config)):
+            raise ModelError(f"the configuration of a shared branch lacks {missing}")
+        try:
+            features = FeatureConfig.from_dict(config)
+        except UsageError as error:
+            raise ModelError(f"invalid configuration of a shared branch: {error}") from error
+        self._configured(features, features.channels)
+
+    def _features(self, pixels: Pixels) -> tuple[NDArray[np.float32], Windows]:
+        return shared_features(pixels, self.config, self.residual, threads=self.threads)
+
+    def _channels(self) -> list[tuple[str, float]]:
+        parts = PARTS.get(self.config.parts) or tuple(
+            f" part {k + 1}" for k in range(self.config.parts)
+        )
+        found = [(f"luma{part}, {kind}", 1.0) for part in parts for kind in BANK]
+        found += [(f"chroma {c}, {kind}", 0.5) for kind in BANK for c in ("Cb", "Cr")]
+        if self.config.coherence:
+            found += [(f"coherence, {pair}", 0.5) for pair in ("R and G", "G and B", "R and B")]
+        return found
+
+
+class LearnedBranch(_SharedBranch):
+    """All generators on a learned residual of luma."""
+
+    config: LumaConfig
+
+    def __init__(self, branch: Branch, residual: Runner, threads: int) -> None:
+        super().__init__(branch, residual, threads)
+        config = dict(branch.preprocess) | dict(branch.spectrum)
+        if config.pop("colour", None) != "luma" or branch.residual.kind != "learned":
+            raise ModelError("a learned residual takes luma alone")
+        if missing := sorted(set(LumaConfig.__dataclass_fields__) - set(config)):
+            raise ModelError(f"the configuration of a learned residual lacks {missing}")
+        try:
+            features = LumaConfig.from_dict(config)
+        except UsageError as error:
+            raise ModelError(f"invalid configuration of a learned residual: {error}") from error
+        self.outputs = branch.residual.outputs
+        self._configured(features, self.outputs + len(LEARNED_FIXED))
+
+    def _features(self, pixels: Pixels) -> tuple[NDArray[np.float32], Windows]:
+        return luma_features(pixels, self.config, self.residual, threads=self.threads)
+
+    def _channels(self) -> list[tuple[str, float]]:
+        learned = [f"learned {k + 1}" for k in range(self.outputs)]
+        return [(f"luma, {name}", 1.0) for name in (*learned, *LEARNED_FIXED)]
 
 
 class OriginalBranch:
@@ -201,7 +261,12 @@ class OriginalBranch:
         planes = preprocess.to_colour(pixels[None, y : y + n, x : x + n], self.colour)
         found: NDArray[np.float32] = spectrum.log_spectrum(self.residual(planes), self.epsilon)
         score = self.head.similarity(found).score
-        return BranchAnalysis(score, self.head.probability(score), [(x, y, n, n)], found, band)
+        return BranchAnalysis(score, np.ones(1, np.float32), [(x, y, n, n)], found, band)
+
+    def probability(self, similarity: NDArray[np.float32], band: int) -> NDArray[np.float32]:
+        """See `BranchRunner`."""
+        found: NDArray[np.float32] = self.head.probability(similarity)
+        return found
 
     def maps(self, found: BranchAnalysis) -> list[SimilarityMap]:
         """See `BranchRunner`."""

@@ -206,14 +206,19 @@ class DetectorFile:
 
     @property
     def logistic(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """See `Branch.logistic`: of all branches together, in the order of `generators`."""
+        """See `Branch.logistic`: of all branches together, in the order of `generators`.
+
+        Of a generator with heads in several branches, those of the first: they are all the same.
+        """
         pairs = [branch.logistic for branch in self.branches]
         bands = max(len(a) for a, _ in pairs)
+        names = [name for branch in self.branches for name in branch.generators]
+        first = [names.index(name) for name in self.generators]
         a, b = (
             np.concatenate([np.broadcast_to(x, (bands, x.shape[1])) for x in column], axis=1)
             for column in zip(*pairs, strict=True)
         )
-        return a, b
+        return a[:, first], b[:, first]
 
     @property
     def scores_sha256(self) -> str:

@@ -18,6 +18,7 @@ from masksim.arrays import Array, array_namespace
 from masksim.bank import BANK
 from masksim.config import from_plain
 from masksim.errors import UsageError
+from masksim.preprocess import GRID
 from masksim.spectrum import (
     log_power_by_part,
     phase_coherence,
@@ -105,6 +106,59 @@ class FeatureConfig:
     def to_dict(self) -> dict[str, Any]:
         """Give the configuration as plain values for JSON."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class WindowConfig:
+    """Windows of an image, see `masksim.preprocess.shared_windows`; pixels, but for the count."""
+
+    window: int = 256
+    windows: int = 4
+    smallest: int = 256
+    region: int = 1536
+    spacing: int = 128
+
+
+@dataclass(frozen=True)
+class LumaConfig(WindowConfig):
+    """How luma becomes the features of a learned residual.
+
+    Attributes
+    ----------
+    window, windows, smallest, region, spacing
+        See `masksim.preprocess.shared_windows`.
+    segment, hop, floor
+        Of `masksim.spectrum.welch_log_power`; the floor in 8-bit levels squared.
+    cell
+        Of `masksim.spectrum.pool_cells`.
+    """
+
+    segment: int = 64
+    hop: int = 28
+    floor: float = 0.05
+    cell: int = 2
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> LumaConfig:
+        """Make a configuration of plain values.
+
+        Raises
+        ------
+        UsageError
+            On an unknown key or a value that cannot be.
+        """
+        config = from_plain(cls, values, "the features of luma")
+        if any(type(n) is int and n < 1 for n in vars(config).values()):
+            raise UsageError(f"sizes and counts must be positive: {config}")
+        least = min(config.window, config.smallest // GRID * GRID, config.region // GRID * GRID)
+        if config.window % GRID or least < config.segment or config.segment % (2 * config.cell):
+            raise UsageError(
+                f"the window must be a multiple of {GRID}, and hold a segment; half a segment must "
+                f"be a multiple of the cell: {config}"
+            )
+        if not 0 < config.floor < math.inf:
+            raise UsageError(f"the floor must be a positive number: {config}")
+        return config
 
 
 def pattern_features(
@@ -200,6 +254,55 @@ def shared_features(
     for found in each[1:]:  # in order: a sum depends on it
         total = total + found
     return total / np.float32(len(corners)), placed
+
+
+def luma_features(
+    pixels: NDArray[np.uint8],
+    config: LumaConfig,
+    residual: Callable[[NDArray[np.float32]], NDArray[np.float32]],
+    *,
+    threads: int = 1,
+) -> tuple[NDArray[np.float32], list[tuple[int, int, int, int]]]:
+    """Average the cells of the spectra of a residual of luma, as `shared_features` does.
+
+    Parameters
+    ----------
+    pixels, residual, threads
+        See `shared_features`.
+    config
+        Of windows and spectra.
+
+    Returns
+    -------
+    features
+        float32 (C, R, R // 2), natural logarithm of power.
+    windows
+        (x, y, width, height) of each, pixels.
+
+    Raises
+    ------
+    ImageError
+        Code ``too_small``.
+    """
+    corners, height, width = preprocess.shared_windows(
+        pixels.shape[0], pixels.shape[1], config.window, config.windows,
+        smallest=config.smallest, region=config.region, spacing=config.spacing,
+    )  # fmt: skip
+
+    def cells(corner: tuple[int, int]) -> NDArray[np.float32]:
+        y, x = corner
+        luma = preprocess.luma_chroma(pixels[None, y : y + height, x : x + width])[0]
+        found: NDArray[np.float32] = pattern_features(
+            [residual(luma)], segment=config.segment, hops=[config.hop], floor=config.floor,
+            cell=config.cell,
+        )[0]  # fmt: skip
+        return found
+
+    each = _of_each(cells, corners, threads)
+    total = each[0]
+    for found in each[1:]:  # in order: a sum depends on it
+        total = total + found
+    return total / np.float32(len(corners)), [(x, y, width, height) for y, x in corners]
 
 
 def part_of_each(energies: Array, parts: int) -> Array:

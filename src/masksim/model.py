@@ -420,6 +420,9 @@ class SharedHeads:
         See `standardise`.
     basis, shrink : array, shape (K, C, R, S) and (K,)
         See `whiten`; None where the spectrum is compared as it is.
+    share : array, shape (G,)
+        In (0, 1]: how much the similarity counts in that of the detector, which is the sum over the
+        branches that a generator has heads in. 1 where it has one alone.
     """
 
     mean: Array
@@ -431,6 +434,7 @@ class SharedHeads:
     limit: float
     basis: Array = None
     shrink: Array = None
+    share: Array = None
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Array], limit: float) -> SharedHeads:
@@ -493,6 +497,7 @@ class SharedHeads:
 
 _BY_BAND = ("mean", "deviation", "masks", "references", "a", "b")
 _FOR_ALL = ("basis", "shrink")
+_SHARE = "share"
 
 
 def read_heads(kind: str, tensors: Mapping[str, Array], limit: float) -> tuple[SharedHeads, ...]:
@@ -515,8 +520,8 @@ def heads_by_band(tensors: Mapping[str, Array], limit: float) -> tuple[SharedHea
     ----------
     tensors
         Those of `SharedHeads`, each with the bands (B,) as its first axis, but for ``basis`` and
-        ``shrink``, which all bands share and which need not be there. Bands of length one are the
-        same for all.
+        ``shrink``, which all bands share and which need not be there; nor need ``share``. Bands of
+        length one are the same for all.
     limit
         See `standardise`.
 
@@ -530,18 +535,22 @@ def heads_by_band(tensors: Mapping[str, Array], limit: float) -> tuple[SharedHea
     ModelError
         Code ``model_invalid``, if an array is missing, unknown or misshapen.
     """
-    names = _BY_BAND + (_FOR_ALL if "basis" in tensors else ())
+    tensors = {**tensors}
+    if _SHARE not in tensors and "b" in tensors:
+        tensors[_SHARE] = tensors["b"] * 0 + 1
+    by_band = (*_BY_BAND, _SHARE)
+    names = by_band + (_FOR_ALL if "basis" in tensors else ())
     if set(tensors) != set(names):
         raise ModelError(
             f"shared heads have the arrays {sorted(tensors)}, expected {sorted(names)}",
             code="model_invalid",
         )
     sizes = {name: tuple(tensors[name].shape) for name in names}
-    bands = max((sizes[name] or (0,))[0] for name in _BY_BAND)
+    bands = max((sizes[name] or (0,))[0] for name in by_band)
     shape = sizes["masks"][1:]
     expected = {
         "mean": shape[1:], "deviation": shape[1:], "masks": shape, "references": shape,
-        "a": shape[:1], "b": shape[:1],
+        "a": shape[:1], "b": shape[:1], _SHARE: shape[:1],
     }  # fmt: skip
     wrong = [
         name
@@ -559,7 +568,7 @@ def heads_by_band(tensors: Mapping[str, Array], limit: float) -> tuple[SharedHea
     common = {name: single.get(name) for name in _FOR_ALL}
     return tuple(
         SharedHeads(
-            **{name: single[name][min(k, single[name].shape[0] - 1), ...] for name in _BY_BAND},
+            **{name: single[name][min(k, single[name].shape[0] - 1), ...] for name in by_band},
             **common,
             limit=limit,
         )

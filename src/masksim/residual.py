@@ -18,15 +18,19 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from masksim.bank import BANK_GRAPH_SHA256, bank_nodes, bank_residual
+from masksim.bank import BANK_CLIP, BANK_GRAPH_SHA256, BANK_LEVELS, bank_nodes, bank_residual
 from masksim.config import from_plain
 from masksim.errors import ModelError, UsageError, install
 
-Kind: TypeAlias = Literal["DnCNN", "light", "linear3x3", "cross_diff", "none", "bank"]
+Kind: TypeAlias = Literal["DnCNN", "light", "linear3x3", "cross_diff", "none", "bank", "learned"]
 
 CHANNELS = 3
 BATCH_NORM_EPSILON = 1e-5
 CROSS_DIFFERENCE = np.array([[1, -1], [-1, 1]], dtype=np.float32)
+LEARNED_SCALE = 4.0
+"""A learned residual of so many 8-bit levels is 1 inside its network."""
+LEARNED_FIXED = ("cross difference", "clipped")
+"""Channels of the bank that follow the learned ones."""
 
 # The oldest pair that holds every operator used: read by any ONNX Runtime since 1.10.
 OPSET = 15
@@ -39,7 +43,7 @@ class ResidualConfig:
 
     Attributes
     ----------
-    kind : {"DnCNN", "light", "linear3x3", "cross_diff", "none", "bank"}
+    kind : {"DnCNN", "light", "linear3x3", "cross_diff", "none", "bank", "learned"}
         - ``DnCNN`` and ``light``: `depth` 3x3 convolutions with ReLU between them, whose output
           *is* the residual. With `batch_norm`, layers 2 to depth - 1 are normalised and have no
           bias; without, every layer has a bias. `dncnn` and `light` give the usual sizes.
@@ -53,12 +57,18 @@ class ResidualConfig:
           neighbours. A linear filter only adds a constant to a log-spectrum; these do not,
           since each weighs edges, texture and flat areas differently. Output channel
           ``k * P + p`` is residual ``k`` of `BANK` of input channel ``p`` of ``P``.
+        - ``learned``: of one channel, luma, without its 3x3 mean: `depth` 3x3 convolutions without
+          padding with ReLU between them, to `outputs` channels in 8-bit levels; behind them the
+          bank's cross difference and its clipped form.
     depth, features : int
-        Layers and hidden channels of a ``DnCNN`` or ``light`` network; 0 for the others.
+        Layers and hidden channels of a ``DnCNN``, ``light`` or ``learned`` network; 0 for the
+        others.
     padding : int
         0: each layer takes one pixel off each side; 1: zero padding, the size is kept.
     batch_norm : bool
         Of ``DnCNN`` and ``light`` only.
+    outputs : int
+        Learned channels of a ``learned`` residual; 0 for the others.
     """
 
     kind: Kind
@@ -66,19 +76,23 @@ class ResidualConfig:
     features: int = 0
     padding: int = 0
     batch_norm: bool = False
+    outputs: int = 0
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
             raise UsageError(f"unknown residual {self.kind!r}; known: {', '.join(get_args(Kind))}")
-        sizes = (self.depth, self.features, self.padding)
+        sizes = (self.depth, self.features, self.padding, self.outputs)
         if any(type(size) is not int for size in sizes) or type(self.batch_norm) is not bool:
             raise UsageError(f"residual sizes must be integers and batch_norm a boolean: {self}")
-        if self.is_stack:
+        learned = self.kind == "learned"
+        if self.is_stack or learned:
             if not (2 <= self.depth <= 64 and 1 <= self.features <= 1024):
                 raise UsageError(f"depth must be in 2..64 and features in 1..1024: {self}")
-            if self.padding not in (0, 1):
-                raise UsageError(f"padding must be 0 or 1, got {self.padding}")
-        elif sizes != (0, 0, 0) or self.batch_norm:
+            if self.padding not in ((0,) if learned else (0, 1)):
+                raise UsageError(f"padding must be 0 or 1, of a learned residual 0: {self}")
+            if learned != (1 <= self.outputs <= 1024) or (learned and self.batch_norm):
+                raise UsageError(f"a learned residual, and no other, has outputs, 1..1024: {self}")
+        elif sizes != (0, 0, 0, 0) or self.batch_norm:
             raise UsageError(f"a {self.kind!r} residual has no depth, features or batch norm")
 
     @classmethod
@@ -108,7 +122,10 @@ class ResidualConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Give the configuration as plain values for JSON."""
-        return asdict(self)
+        values = asdict(self)
+        if not self.outputs:  # detector files are named by this, and older ones do not know it
+            del values["outputs"]
+        return values
 
     @property
     def is_stack(self) -> bool:
@@ -118,6 +135,8 @@ class ResidualConfig:
     @property
     def margin(self) -> int:
         """Pixels by which the residual is smaller than the window, on each side."""
+        if self.kind == "learned":
+            return self.depth + 1
         return self.depth if self.is_stack and self.padding == 0 else 0
 
 
@@ -176,6 +195,12 @@ def weight_shapes(config: ResidualConfig) -> dict[str, tuple[int, ...]]:
     if config.kind == "linear3x3":
         return {"0.weight": (CHANNELS, CHANNELS, 3, 3)}
     shapes: dict[str, tuple[int, ...]] = {}
+    if config.kind == "learned":
+        sizes = [1, *[config.features] * (config.depth - 1), config.outputs]
+        for i in range(config.depth):
+            shapes[f"layers.{i}.weight"] = (sizes[i + 1], sizes[i], 3, 3)
+            shapes[f"layers.{i}.bias"] = (sizes[i + 1],)
+        return shapes
     for layer in stack_layers(config):
         shapes[f"model.{layer.conv}.weight"] = (layer.channels_out, layer.channels_in, 3, 3)
         if layer.bias:
@@ -230,7 +255,8 @@ def residual_onnx(config: ResidualConfig, weights: Mapping[str, NDArray[Any]]) -
     -------
     bytes
         A graph with the input ``pixels``, float32 (batch, 3, height, width), all but the channels
-        dynamic, and the output ``residual``, float32 (batch, 3, height', width').
+        dynamic, and the output ``residual``, float32 (batch, 3, height', width'). A learned one
+        takes one channel.
 
     Raises
     ------
@@ -253,12 +279,16 @@ def residual_onnx(config: ResidualConfig, weights: Mapping[str, NDArray[Any]]) -
         constants.append(numpy_helper.from_array(np.ascontiguousarray(values), name))
         return name
 
+    channels: Any = CHANNELS
+    out: Any = CHANNELS
     if config.kind == "bank":
         bank_nodes(nodes, constant)
+        channels, out = "channels", "channels_out"  # any number
+    elif config.kind == "learned":
+        _learned_nodes(config, weights, nodes, constant)
+        channels, out = 1, config.outputs + len(LEARNED_FIXED)
     else:
         _network_nodes(config, weights, nodes, constant)
-    # The bank alone takes any number of channels.
-    channels, out = ("channels", "channels_out") if config.kind == "bank" else (CHANNELS, CHANNELS)
     value, kind = helper.make_tensor_value_info, TensorProto.FLOAT
     graph = helper.make_graph(
         nodes,
@@ -307,6 +337,49 @@ def _network_nodes(
         if layer.relu:
             previous = f"active{i}"
             nodes.append(helper.make_node("Relu", [output], [previous]))
+
+
+def _learned_nodes(
+    config: ResidualConfig,
+    weights: Mapping[str, NDArray[Any]],
+    nodes: list[Any],
+    constant: Callable[[str, NDArray[Any]], str],
+) -> None:
+    """Add the nodes of a learned residual, from ``pixels`` to ``residual``."""
+    from onnx import helper
+
+    def node(kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
+        nodes.append(helper.make_node(kind, inputs, [output], **attributes))
+        return output
+
+    # Level minus the mean of 3x3 in units of LEARNED_SCALE, as one kernel.
+    local = np.full((1, 1, 3, 3), -1 / 9)
+    local[0, 0, 1, 1] += 1
+    local *= BANK_LEVELS / LEARNED_SCALE
+    x = node("Conv", ["pixels", constant("local", local.astype(np.float32))], "x")
+    for i in range(config.depth):
+        kernel = weights[f"layers.{i}.weight"].astype(np.float64)
+        bias = weights[f"layers.{i}.bias"].astype(np.float64)
+        last = i == config.depth - 1
+        scale = LEARNED_SCALE if last else 1.0
+        names = [
+            constant(f"kernel{i + 1}", (kernel * scale).astype(np.float32)),
+            constant(f"bias{i + 1}", (bias * scale).astype(np.float32)),
+        ]
+        x = node("Conv", [x, *names], "learned" if last else f"layer{i + 1}")
+        if not last:
+            x = node("Relu", [x], f"active{i + 1}")
+    m = config.margin
+    ints = {"starts": [m, m], "ends": [1 - m, 1 - m], "axes": [2, 3]}
+    cut = [constant(name, np.array(values, np.int64)) for name, values in ints.items()]
+    inner = node("Slice", ["pixels", *cut], "inner")
+    kernel = (BANK_LEVELS * CROSS_DIFFERENCE).reshape(1, 1, 2, 2).astype(np.float32)
+    cross = node("Conv", [inner, constant("cross_kernel", kernel)], "cross")
+    low, high = (
+        constant(n, np.array(v, np.float32)) for n, v in (("low", -BANK_CLIP), ("high", BANK_CLIP))
+    )
+    clipped = node("Clip", [cross, low, high], "clipped")
+    node("Concat", [x, cross, clipped], "residual", axis=1)
 
 
 def _folded(

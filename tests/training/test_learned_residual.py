@@ -15,12 +15,12 @@ from masksim.bank import bank_residual  # noqa: E402
 from masksim.errors import DataError, UsageError  # noqa: E402
 from masksim.preprocess import luma_chroma  # noqa: E402
 from masksim.spectrum import pool_cells, welch_log_power  # noqa: E402
+from masksim.training.learned_config import LearnedConfig  # noqa: E402
 from masksim.training.learned_residual import (  # noqa: E402
-    Crops,
     HeadLoss,
     Heads,
     Learned,
-    LearnedConfig,
+    Views,
     learned_features,
     learned_scores,
     train_learned,
@@ -29,13 +29,14 @@ from masksim.training.processes import RunOptions  # noqa: E402
 
 CPU = RunOptions(device="cpu", save_every=3)
 SMALL = LearnedConfig(
-    depth=2, features=4, outputs=2, segment=32, hop=12, cell=2, batch=4, steps=80, epoch_steps=20,
+    depth=2, features=4, outputs=2, segment=32, hop=12, cell=2, crop=64, batch=4, steps=80,
+    epoch_steps=20,
     lr=5e-3, head_lr=3e-3, folds=3,
 )  # fmt: skip
-SIDE = 64
+SIDE = 72
 
 
-def crops(seed: int = 0, each: int = 24, strength: float = 1.5) -> Crops:
+def views(seed: int = 0, each: int = 24, strength: float = 1.5) -> Views:
     """Noise on slopes; "a" with a checkerboard, "b" with stripes, each in six repositories."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:SIDE, :SIDE]
@@ -49,21 +50,22 @@ def crops(seed: int = 0, each: int = 24, strength: float = 1.5) -> Crops:
             pixels.append(np.repeat(grey[..., None], 3, axis=-1))
             generators.append(name)
             sources.append(f"{name}{i % 6}/r")
-    return Crops(np.stack(pixels), np.array(generators), np.array(sources))
+    windows = np.stack(pixels)[:, None]
+    return Views(windows, np.array(generators), np.array(sources), np.ones(len(windows)))
 
 
 @pytest.fixture(scope="module")
 def learned(tmp_path_factory: pytest.TempPathFactory) -> Learned:
-    return train_learned(crops(), SMALL, tmp_path_factory.mktemp("run"), options=CPU)
+    return train_learned(views(), SMALL, tmp_path_factory.mktemp("run"), options=CPU)
 
 
 def test_the_gradient_reaches_every_kernel() -> None:
     torch.manual_seed(0)
     heads = Heads(SMALL, 2)
     torch.nn.init.normal_(heads.heads.weight, std=0.1)
-    some = crops(each=4)
+    some = views(each=4)
     classes = torch.tensor([["real", "a", "b"].index(name) for name in some.generators])
-    HeadLoss(heads)(torch.from_numpy(some.pixels), classes).backward()
+    HeadLoss(heads)(torch.from_numpy(some.windows[:, 0]), classes).backward()
     for name, values in heads.residual.named_parameters():
         assert values.grad is not None, name
         assert float(values.grad.abs().max()) > 0, name
@@ -72,7 +74,7 @@ def test_the_gradient_reaches_every_kernel() -> None:
 def test_brightness_does_not_go_in() -> None:
     torch.manual_seed(0)
     heads = Heads(SMALL, 2).eval()
-    pixels = torch.from_numpy(crops(each=2).pixels)
+    pixels = torch.from_numpy(views(each=2).windows[:, 0])
     darker, brighter = (heads.residual((pixels[..., :1] + shift).permute(0, 3, 1, 2).float())
                         for shift in (-20.0, 20.0))  # fmt: skip
     torch.testing.assert_close(darker, brighter, rtol=1e-4, atol=1e-3)
@@ -92,9 +94,9 @@ def test_the_fixed_channels_are_those_of_the_bank() -> None:
 
 
 def test_a_planted_pattern_is_learned(learned: Learned) -> None:
-    fresh = crops(seed=9, each=12)
+    fresh = views(seed=9, each=12)
     assert learned.generators == ("a", "b")
-    scores = np.array([learned_scores(learned, crop[None]) for crop in fresh.pixels])
+    scores = np.array([learned_scores(learned, windows) for windows in fresh.windows])
     assert scores.shape == (36, 3)
     real = fresh.generators == "real"
     for head, name in enumerate(learned.generators):
@@ -105,18 +107,18 @@ def test_a_planted_pattern_is_learned(learned: Learned) -> None:
 
 
 def test_features_are_a_mean_over_crops_without_level(learned: Learned) -> None:
-    some = crops(seed=3, each=1).pixels
+    some = views(seed=3, each=1).windows[:, 0]
     found = learned_features(learned, some)
-    assert found.shape == (SMALL.outputs, 32, 16)
+    assert found.shape == (SMALL.channels, 32, 16)
     assert found.dtype == np.float32
-    each = [learned_features(learned, crop[None]) for crop in some]
+    each = [learned_features(learned, window[None]) for window in some]
     np.testing.assert_allclose(found, np.mean(each, axis=0), atol=1e-5)
     np.testing.assert_allclose(found.mean(axis=(1, 2)), 0, atol=1e-5)
 
 
 def test_a_run_that_was_cut_off_gives_the_same_bits(tmp_path: Path) -> None:
     config = replace(SMALL, steps=12, epoch_steps=4)
-    whole = train_learned(crops(), config, tmp_path / "whole", options=CPU)
+    whole = train_learned(views(), config, tmp_path / "whole", options=CPU)
 
     class CutError(Exception):
         pass
@@ -126,10 +128,10 @@ def test_a_run_that_was_cut_off_gives_the_same_bits(tmp_path: Path) -> None:
             raise CutError
 
     with pytest.raises(CutError):
-        train_learned(crops(), config, tmp_path / "cut", options=CPU, progress=cut)
+        train_learned(views(), config, tmp_path / "cut", options=CPU, progress=cut)
     seen: list[int] = []
     again = train_learned(
-        crops(), config, tmp_path / "cut", options=CPU, progress=lambda _, k, __: seen.append(k)
+        views(), config, tmp_path / "cut", options=CPU, progress=lambda _, k, __: seen.append(k)
     )
     assert 0 < seen[0] <= 8
     assert whole.last == again.last
@@ -139,12 +141,12 @@ def test_a_run_that_was_cut_off_gives_the_same_bits(tmp_path: Path) -> None:
 
 
 def test_it_refuses_what_cannot_be_learned_from(tmp_path: Path) -> None:
-    some = crops(each=2)
-    alone = Crops(some.pixels, some.generators, np.array(["one/r"] * 6))
+    some = views(each=2)
+    alone = replace(some, sources=np.array(["one/r"] * 6))
     with pytest.raises(DataError, match="too few repositories"):
         train_learned(alone, SMALL, tmp_path / "alone", options=CPU)
     with pytest.raises(UsageError, match="hold no segment"):
-        train_learned(some, replace(SMALL, segment=64), tmp_path / "small", options=CPU)
+        replace(SMALL, segment=64)
     for wrong in ({"depth": 1}, {"lr": 0.0}, {"segment": 30}, {"batch": 0}):
         with pytest.raises(UsageError):
             replace(SMALL, **wrong)

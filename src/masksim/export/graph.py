@@ -18,8 +18,9 @@ import numpy as np
 from masksim import preprocess, spectrum
 from masksim.bank import BANK
 from masksim.errors import ModelError
-from masksim.features import FeatureConfig, part_of_each
+from masksim.features import FeatureConfig, LumaConfig, part_of_each
 from masksim.model import LEAST_SQUARE, OriginalHead, SharedHeads, read_heads
+from masksim.residual import LEARNED_FIXED
 from masksim.traits import index_of_band, measure_window
 
 if TYPE_CHECKING:
@@ -48,7 +49,8 @@ def windows_of(detector: Detector) -> dict[str, Any]:
     -------
     dict
         ``recipe``, and for ``"shared"`` (heads by band, too) the arguments of `shared_windows`, for
-        ``"original"`` those of `centre_window`.
+        ``"original"`` those of `centre_window`. With heads on a learned residual of luma also
+        ``luma``: the same of its windows.
 
     Raises
     ------
@@ -56,12 +58,10 @@ def windows_of(detector: Detector) -> dict[str, Any]:
         Code ``model_invalid``: the branches of the detector look at different windows.
     """
     kinds = {branch.head for branch in detector.file.branches}
-    if kinds <= {"shared", "bands"} and len(detector.file.branches) == 1:
-        values = detector.file.branches[0].preprocess
-        names = {"size": "window", "count": "windows"} | {
-            name: name for name in ("smallest", "region", "spacing")
-        }
-        return {"recipe": "shared"} | {name: int(values[key]) for name, key in names.items()}
+    first, *more = detector.file.branches
+    residuals = [branch.residual.kind for branch in detector.file.branches]
+    if kinds <= {"shared", "bands"} and residuals in (["bank"], ["bank", "learned"]):
+        return _placed(first) | ({"luma": _placed(more[0])} if more else {})
     found = {
         (int(branch.preprocess["window"]), bool(branch.preprocess["aligned"]))
         for branch in detector.file.branches
@@ -76,6 +76,15 @@ def windows_of(detector: Detector) -> dict[str, Any]:
     return {"recipe": "original", "size": size, "aligned": aligned}
 
 
+def _placed(branch: Branch) -> dict[str, Any]:
+    """Arguments of `masksim.preprocess.shared_windows` for a branch."""
+    names = {"size": "window", "count": "windows"} | {
+        name: name for name in ("smallest", "region", "spacing")
+    }
+    values = branch.preprocess
+    return {"recipe": "shared"} | {name: int(values[key]) for name, key in names.items()}
+
+
 def cut_windows(pixels: NDArray[np.uint8], chosen: Mapping[str, Any]) -> NDArray[np.uint8]:
     """Cut the windows that a graph takes out of an image.
 
@@ -84,7 +93,7 @@ def cut_windows(pixels: NDArray[np.uint8], chosen: Mapping[str, Any]) -> NDArray
     pixels
         uint8 (H, W, 3), sRGB.
     chosen
-        From `windows_of`.
+        From `windows_of`, or its ``luma``.
 
     Returns
     -------
@@ -95,7 +104,7 @@ def cut_windows(pixels: NDArray[np.uint8], chosen: Mapping[str, Any]) -> NDArray
     ImageError
         Code ``too_small``.
     """
-    how = dict(chosen)
+    how = {key: value for key, value in chosen.items() if key != "luma"}
     if how.pop("recipe") == "shared":
         corners, height, width = preprocess.shared_windows(*pixels.shape[:2], **how)
     else:
@@ -134,7 +143,9 @@ class Traits:
         return found
 
 
-def measured(detector: Detector, windows: Array, maps: bool) -> tuple[dict[str, Array], Traits]:
+def measured(
+    detector: Detector, windows: Array, maps: bool, luma_windows: Array | None = None
+) -> tuple[dict[str, Array], Traits]:
     """Compute all but the rates.
 
     Parameters
@@ -145,6 +156,8 @@ def measured(detector: Detector, windows: Array, maps: bool) -> tuple[dict[str, 
         uint8 (images, windows, H, W, 3).
     maps
         Whether the maps are wanted.
+    luma_windows
+        Those of a learned residual, where the detector has one.
 
     Returns
     -------
@@ -170,7 +183,7 @@ def measured(detector: Detector, windows: Array, maps: bool) -> tuple[dict[str, 
             raise ModelError(f"the maps of this detector have different sizes: {sorted(sizes)}")
         found = {name: xp.stack([part[name] for part in parts], axis=1) for name in parts[0]}
     else:
-        found = _shared(branches[0], windows, xp.moveaxis(pixels, -1, 0), traits, maps)
+        found = _shared(detector, windows, xp.moveaxis(pixels, -1, 0), luma_windows, traits, maps)
     each = (_by_image(values, windows) for values in measure_window(pixels))
     energy, half, chroma, brightness, flat = (xp.mean(values, axis=1) for values in each)
     shown = (energy, energy - half, chroma, brightness, flat, found.pop("distance", None))
@@ -194,23 +207,95 @@ def _by_image(values: Array, windows: Array) -> Array:
 
 
 def _shared(
-    branch: Branch, windows: Array, levels: Array, traits: Traits, maps: bool
+    detector: Detector,
+    windows: Array,
+    levels: Array,
+    luma_windows: Array | None,
+    traits: Traits,
+    maps: bool,
 ) -> dict[str, Array]:
-    """All heads on one residual bank, of one set or one for each band of compression."""
+    """All heads on the residual bank, and those on a learned residual where there are any."""
     xp = levels.xp
-    values = dict(branch.preprocess) | dict(branch.spectrum)
-    values.pop("colour")
-    features = _features(branch, FeatureConfig.from_dict(values), windows, levels)
-    limit = float(branch.head_config["limit"])
-    heads = _heads_of_each(read_heads(branch.head, branch.tensors, limit), traits)
+    branch, *more = detector.file.branches
+    config = dict(branch.preprocess) | dict(branch.spectrum)
+    config.pop("colour")
+    features = _features(branch, FeatureConfig.from_dict(config), windows, levels)
+    heads = _read(branch, traits)
+    distance = xp.log(xp.clip(heads.mean_square(features), LEAST_SQUARE, None))
     similarity = heads.similarities(features)
+    shown = [heads.maps(features)] if maps else []
+    if more and luma_windows is not None:
+        similarity = similarity * heads.share
+        shown = [values * _last_axes(heads.share, 3) for values in shown]
+        learned = _read(more[0], traits)
+        spectra = _luma_features(more[0], luma_windows)
+        added = learned.similarities(spectra) * learned.share
+        places = [
+            more[0].generators.index(name) if name in more[0].generators else -1
+            for name in detector.generators
+        ]
+        similarity = similarity + _placed_columns(added, places)
+        if maps:
+            rows = features.sizes[-2] or 0
+            each = learned.maps(spectra) * _last_axes(learned.share, 3)
+            fine = _finer(each, rows // (spectra.sizes[-2] or 1))
+            shown.append(_placed_columns(fine, places))
     found: dict[str, Array] = {
         "features": features,
         "similarity": similarity,
         "probability": heads.probability(similarity),
-        "distance": xp.log(xp.clip(heads.mean_square(features), LEAST_SQUARE, None)),
+        "distance": distance,
     }
-    return found | ({"maps": heads.maps(features)} if maps else {})
+    return found | ({"maps": xp.concat(shown, axis=2)} if maps else {})
+
+
+def _read(branch: Branch, traits: Traits) -> SharedHeads:
+    """Give the heads of each image's band."""
+    limit = float(branch.head_config["limit"])
+    return _heads_of_each(read_heads(branch.head, branch.tensors, limit), traits)
+
+
+def _last_axes(values: Array, count: int) -> Array:
+    """Add axes of length one at the end."""
+    return values[(..., *[None] * count)]
+
+
+def _placed_columns(values: Array, places: Sequence[int]) -> Array:
+    """Columns (images, G, ...) of the detector's generators; 0 for those without a head here."""
+    xp = values.xp
+    found: Array = xp.take(values, np.array([max(0, place) for place in places]), axis=1)
+    if min(places) >= 0:
+        return found
+    there = np.array([place >= 0 for place in places], np.float32)
+    return found * there.reshape(-1, *[1] * (len(values.sizes) - 2))
+
+
+def _finer(maps: Array, times: int) -> Array:
+    """Part each cell (..., R, S) in `times` x `times` of one value, so that sums stay."""
+    xp = maps.xp
+    rows, columns = (int(n or 0) * times for n in maps.sizes[-2:])
+    each = np.full((1, times, 1, times), 1 / times**2, np.float32)
+    parted = maps[..., :, None, :, None] * each
+    return xp.reshape(parted, (*maps.shape[:-2], rows, columns))
+
+
+def _luma_features(branch: Branch, windows: Array) -> Array:
+    """Compute `masksim.features.luma_features` of windows: (images, C, R, R // 2)."""
+    from masksim.export.trace import Segments
+
+    xp = windows.xp
+    values = {**branch.preprocess, **branch.spectrum}
+    config = LumaConfig.from_dict({k: v for k, v in values.items() if k != "colour"})
+    height, width = windows.shape[2:4]
+    pixels = xp.astype(xp.reshape(windows, (-1, height, width, 3)), np.float32)
+    luma = preprocess.luma_chroma_of(xp.moveaxis(pixels, -1, 0))[0]
+    channels = branch.residual.outputs + len(LEARNED_FIXED)
+    residual = xp.inline(branch.onnx, luma, channels)
+    window = spectrum.hann_window(config.segment)
+    logs = spectrum.log_power(Segments(residual, config.segment, config.hop) * window, config.floor)
+    mean = logs.map(_mean, windows).joined(config.segment)
+    found: Array = spectrum.cells_of(mean, config.cell)
+    return found
 
 
 def _heads_of_each(heads: Sequence[SharedHeads], traits: Traits) -> SharedHeads:

@@ -68,7 +68,8 @@ def export_onnx(detector: Detector, *, maps: bool = False) -> bytes:
     free = chosen["recipe"] == "shared"
     sides = [None, None] if free else [chosen["size"]] * 2
     windows = xp.input("windows", np.uint8, [None, None if free else 1, *sides, 3])
-    found, traits = measured(detector, windows, maps)
+    luma = xp.input("luma_windows", np.uint8, [None] * 4 + [3]) if "luma" in chosen else None
+    found, traits = measured(detector, windows, maps, luma)
     strata = _rates(detector, found, traits)
     inputs, outputs = _inputs(xp, free), _outputs(xp, detector, found)
     nodes, constants = xp.used(entry.name for entry in outputs)
@@ -142,7 +143,18 @@ def _inputs(xp: Writer, free: bool) -> list[Any]:
         doc_string="Windows of each image: 8-bit sRGB pixels, not resampled, channels last. "
         "All images of a batch have equally many windows of one size.",
     )
-    return [windows] + [
+    more = []
+    if "luma_windows" in xp.inputs:
+        more = [
+            helper.make_tensor_value_info(
+                "luma_windows",
+                TensorProto.UINT8,
+                ["images", "windows_of_luma", "height_of_luma", "width_of_luma", 3],
+                doc_string="As windows, but those of the learned residual: other places, another "
+                f"size, see the metadata {PREFIX}windows.",
+            )
+        ]
+    return [windows, *more] + [
         helper.make_tensor_value_info(name, TensorProto.FLOAT, ["images"], doc_string=text)
         for name, text in GIVEN.items()
         if name in xp.inputs
@@ -153,9 +165,11 @@ def _outputs(xp: Writer, detector: Detector, found: Mapping[str, Array]) -> list
     """Name the outputs in the graph, and describe them."""
     from onnx import TensorProto, helper
 
-    branch = detector.file.branches[0]
+    branch, *more = detector.file.branches
     shared = branch.head != "original"
     texts = _output_texts(shared)
+    if shared and more:
+        texts["maps"] += " Behind the channels of the features come those of the learned residual."
     if shared:
         texts["features"] += _more_channels(branch.spectrum)
     count = len(detector.generators)
@@ -168,7 +182,8 @@ def _outputs(xp: Writer, detector: Detector, found: Mapping[str, Array]) -> list
         "traits": found["traits"].sizes[1:],
     }
     cells = branch.tensors["mean" if shared else "ref_pattern_list.0"].shape[-3:]
-    sizes |= {"features": cells, "maps": [count, *cells]}
+    behind = more[0].tensors["mean"].shape[-3] if shared and more else 0
+    sizes |= {"features": cells, "maps": [count, cells[0] + behind, *cells[1:]]}
     outputs = []
     for name, rest in sizes.items():
         if name in found:

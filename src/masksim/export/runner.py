@@ -58,7 +58,8 @@ class GraphRunner:
     metadata
         Text by name; those of several values are JSON.
     inputs
-        Names: ``windows``, and ``side``, ``quality`` and ``band`` where anything depends on them.
+        Names: ``windows``, ``luma_windows`` of a detector with a learned residual, and ``side``,
+        ``quality`` and ``band`` where anything depends on them.
 
     Raises
     ------
@@ -165,6 +166,7 @@ class GraphRunner:
         self,
         windows: NDArray[np.uint8],
         *,
+        luma_windows: NDArray[np.uint8] | None = None,
         side: Sequence[float] | None = None,
         quality: Sequence[float | None] | None = None,
         band: Sequence[float | None] | None = None,
@@ -175,6 +177,8 @@ class GraphRunner:
         ----------
         windows
             uint8 (images, windows, height, width, 3).
+        luma_windows
+            The same of a learned residual.
         side
             Shorter side of each image, pixels.
         quality
@@ -191,7 +195,7 @@ class GraphRunner:
         Raises
         ------
         UsageError
-            `side` or `quality` is missing where the graph takes it.
+            `luma_windows`, `side` or `quality` is missing where the graph takes it.
         ModelError
             The graph fails.
         """
@@ -202,6 +206,11 @@ class GraphRunner:
         feed: dict[str, Any] = {"windows": windows}
         for name in self.inputs:
             if name == "windows":
+                continue
+            if name == "luma_windows":
+                if luma_windows is None:
+                    raise UsageError("this graph also takes the windows of a learned residual")
+                feed[name] = luma_windows
                 continue
             if given.get(name) is None:
                 raise UsageError(f"the rates of this graph depend on the {name} of an image")
@@ -305,8 +314,11 @@ class _Comparison:
         similarity, traits = detector.measure_pixels(pixels, quality, facts.format)
         rates = detector.rates(similarity, traits)
         windows = cut_windows(pixels, self.windows)
+        luma = cut_windows(pixels, self.windows["luma"])[None] if "luma" in self.windows else None
         middle = time.perf_counter()
-        out = self.graph(windows[None], side=[traits[_SIDE]], quality=[quality], band=[band])
+        out = self.graph(
+            windows[None], luma_windows=luma, side=[traits[_SIDE]], quality=[quality], band=[band]
+        )
         self.seconds += [middle - start, time.perf_counter() - middle]
         self.counts["images"] += 1
         self._differ("similarity", out["similarity"][0], similarity)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,12 +23,13 @@ import numpy as np
 
 from masksim import metrics
 from masksim.calibration import Joint
-from masksim.checkpoint import DetectorFile, check_target
+from masksim.checkpoint import Branch, DetectorFile, check_target
 from masksim.config import Progress, staged
-from masksim.data.manifest import REAL, Manifest
+from masksim.data.chunks import chunk_folder
+from masksim.data.manifest import REAL, Manifest, manifest_hash
 from masksim.data.views import ViewConfig, at_most
 from masksim.data.weights import repository_folds, view_weights
-from masksim.errors import UsageError
+from masksim.errors import DataError, UsageError
 from masksim.features import FeatureConfig
 from masksim.model import standardise
 from masksim.training.feature_table import FeatureTable, compute_features
@@ -42,6 +43,13 @@ from masksim.training.heads import (
     statistics,
     stored,
 )
+from masksim.training.learned_config import LearnedConfig
+from masksim.training.learned_heads import (
+    LearnedHeads,
+    LearningViews,
+    combined,
+    learned_heads,
+)
 from masksim.training.recipe import (
     Fit,
     RecipeConfig,
@@ -49,6 +57,7 @@ from masksim.training.recipe import (
     detector_file,
     generators_with_heads,
 )
+from masksim.training.stored_windows import compute_windows
 from masksim.traits import BANDS, bands_of
 
 if TYPE_CHECKING:
@@ -81,6 +90,8 @@ class BandsConfig(RecipeConfig):
         from few repositories of photos.
     joint_strength
         Inverse regularisation of the joint number.
+    learned
+        Of heads on a learned residual, whose similarities are added; None: on the bank alone.
     """
 
     smallest_class: int = 25
@@ -98,6 +109,7 @@ class BandsConfig(RecipeConfig):
     borrowed: float = 0.2
     lossless: float = 0.1
     joint_strength: float = 0.1
+    learned: LearnedConfig | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -119,11 +131,14 @@ class BandsFit(Fit):
         The joint number as learned without each fold.
     folds
         int64 (n,).
+    learned
+        The branch of the heads on a learned residual, if there is one.
     """
 
     joint: Joint
     fold_joints: tuple[Joint, ...]
     folds: NDArray[np.int64]
+    learned: Branch | None = None
 
 
 class Space:
@@ -146,14 +161,9 @@ class Space:
         self.band = bands_of(table.traits, len(BANDS))
         channels, rows, columns = (int(n) for n in table.features.shape[1:])
         self.shape = (channels, rows, columns)
-        self.weights = np.zeros(len(self.classes))
+        self.weights = weights_by_band(table, self.classes, self.band, config.lossless)
         self.mean = np.zeros((len(BANDS), *self.shape), np.float32)
         self.deviation = np.ones_like(self.mean)
-        for b in range(len(BANDS)):
-            own = self.band == b
-            self.weights[own] = view_weights(
-                self.classes[own], table.sources[own], table.histories[own], config.lossless
-            )
         real = self.classes == 0
         for b in range(len(BANDS)):
             own = real & (self.band == b)
@@ -172,6 +182,19 @@ class Space:
                 self.mean[b], self.deviation[b], self.config.heads.limit,
             )  # fmt: skip
         return out.reshape(len(at), -1)
+
+
+def weights_by_band(
+    table: FeatureTable, classes: NDArray[np.int64], band: NDArray[np.int64], lossless: float
+) -> NDArray[np.float64]:
+    """Weights (n,) of views, of each class in each band 1 in sum; see `view_weights`."""
+    weights = np.zeros(len(classes))
+    for b in range(len(BANDS)):
+        own = band == b
+        weights[own] = view_weights(
+            classes[own], table.sources[own], table.histories[own], lossless
+        )
+    return weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -322,10 +345,77 @@ def fit_band(
     return masks, references
 
 
-def fit_bands(
+def learn(
+    manifest: Manifest,
+    table: FeatureTable,
+    config: BandsConfig,
+    cache: str | os.PathLike[str],
+    *,
+    workers: int = 1,
+    progress: Progress | None = None,
+) -> LearnedHeads | None:
+    """Train the heads on a learned residual, if the run has any: of the same views.
+
+    Parameters
+    ----------
+    manifest, config, cache, workers
+        As of `views_of`. The cache also holds the state of the training, which goes on there.
+    table
+        From `views_of`.
+    progress
+        See `masksim.config.Progress`.
+
+    Raises
+    ------
+    DataError
+        See `generators_with_heads` and `masksim.training.learned_heads.learned_heads`.
+    """
+    if config.learned is None:
+        return None
+    rows = at_most(manifest.rows, config.per_source)
+    windows = compute_windows(
+        Manifest(rows, manifest.root), cache, views_config=config.views,
+        window_config=config.learned.windows, seed=config.seed, workers=workers,
+        progress=staged(progress, "windows of views"),
+    )  # fmt: skip
+    if not np.array_equal(windows.images, table.images):
+        raise DataError("the images are no longer those that the features are of")
+    names = generators_with_heads(table, config)
+    views = LearningViews(
+        windows, classes_of(table, names), names, table.sources, table.histories,
+        bands_of(table.traits, len(BANDS)),
+        repository_folds(table.sources, table.generators, config.folds),
+    )  # fmt: skip
+    run = chunk_folder(
+        cache, [asdict(config.learned), asdict(config.views), config.seed, config.folds, names,
+                manifest_hash(rows)], "learned-",
+    )  # fmt: skip
+    return learned_heads(
+        views, config.learned, run, heads=config.heads, lossless=config.lossless,
+        seed=config.seed, workers=workers, progress=progress,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class BankHeads:
+    """Heads of all bands on the residual bank.
+
+    Attributes
+    ----------
+    tensors
+        Of the heads, but for ``a``, ``b`` and ``share``.
+    scores
+        float32 (n, G): left-out similarities of the views.
+    """
+
+    tensors: Mapping[str, NDArray[Any]]
+    scores: Matrix
+
+
+def fit_bank(
     table: FeatureTable, config: BandsConfig, *, progress: Progress | None = None
-) -> BandsFit:
-    """Fit all heads, and score every view with heads that never saw its repository.
+) -> BankHeads:
+    """Fit the heads on the bank, and score every view with heads that never saw its repository.
 
     Parameters
     ----------
@@ -335,10 +425,6 @@ def fit_bands(
         The run.
     progress
         See `masksim.config.Progress`.
-
-    Returns
-    -------
-    BandsFit
 
     Raises
     ------
@@ -359,44 +445,94 @@ def fit_bands(
         made.append(fit_band(space, b, bases, scores))
     if progress:
         progress("band", len(BANDS), len(BANDS))
-    slopes, offsets = _probabilities(space, scores)
-    tensors: dict[str, NDArray[Any]] = {
+    tensors = {
         "mean": space.mean,
         "deviation": space.deviation,
         "masks": np.stack([masks for masks, _ in made]),
         "references": np.stack([references for _, references in made]),
-        "a": slopes,
-        "b": offsets,
     }
     if len(bases[-1].vectors):
         tensors["basis"] = bases[-1].vectors.reshape(-1, *space.shape)
         tensors["shrink"] = bases[-1].shrink
+    return BankHeads(tensors, scores)
+
+
+def fit_bands(
+    table: FeatureTable,
+    config: BandsConfig,
+    learned: LearnedHeads | None = None,
+    *,
+    bank: BankHeads | None = None,
+    progress: Progress | None = None,
+) -> BandsFit:
+    """Fit all heads and the joint number.
+
+    Parameters
+    ----------
+    table
+        Views of the purpose ``"met"``.
+    config
+        The run.
+    learned
+        From `learn`.
+    bank
+        From `fit_bank`; by default it is called.
+    progress
+        See `masksim.config.Progress`.
+
+    Returns
+    -------
+    BandsFit
+
+    Raises
+    ------
+    DataError
+        See `generators_with_heads`.
+    """
+    names = generators_with_heads(table, config)
+    bank = bank or fit_bank(table, config, progress=progress)
+    classes, band = classes_of(table, names), bands_of(table.traits, len(BANDS))
+    scores, tensors, second = bank.scores, dict(bank.tensors), None
+    if learned is not None:
+        scores, tensors["share"] = combined(scores, learned.scores, band, classes == 0)
+    tensors["a"], tensors["b"] = _probabilities(table, classes, band, scores, config.lossless)
+    if learned is not None:
+        parts = {"a": tensors["a"], "b": tensors["b"], "share": 1 - tensors["share"]}
+        second = replace(learned.branch, tensors={**learned.branch.tensors, **parts})
+    folds = repository_folds(table.sources, table.generators, config.folds)
 
     def joint(used: NDArray[np.bool_]) -> Joint:
         return fit_joint(
-            scores[used], table.generators[used], space.band[used], len(BANDS),
-            config.joint_strength,
-        )  # fmt: skip
+            scores[used], table.generators[used], band[used], len(BANDS), config.joint_strength
+        )
 
     kept = stored(tensors)
     return BandsFit(
         names, kept, scores, HeadsByBand.of("bands", kept, config.heads.limit).traits(table),
         _aurocs(table, names, scores), joint(np.ones(len(scores), bool)),
-        tuple(joint(space.folds != k) for k in range(config.folds)), space.folds,
+        tuple(joint(folds != k) for k in range(config.folds)), folds, second,
     )  # fmt: skip
 
 
-def _probabilities(space: Space, scores: NDArray[np.float32]) -> tuple[Matrix, Matrix]:
+def _probabilities(
+    table: FeatureTable,
+    classes: NDArray[np.int64],
+    band: NDArray[np.int64],
+    scores: NDArray[np.float32],
+    lossless: float,
+) -> tuple[Matrix, Matrix]:
     """Fit a and b of each band and generator, (B, G) each; a band of one class takes all views."""
-    slopes, offsets = (np.zeros((len(BANDS), space.count), np.float32) for _ in range(2))
-    for g in range(space.count):
+    weights = weights_by_band(table, classes, band, lossless)
+    count = scores.shape[1]
+    slopes, offsets = (np.zeros((len(BANDS), count), np.float32) for _ in range(2))
+    for g in range(count):
         for b in range(len(BANDS)):
-            both = (space.classes == 0) | (space.classes == g + 1)
-            pair = both & (space.band == b)
-            if len(np.unique(space.classes[pair])) < 2:
+            both = (classes == 0) | (classes == g + 1)
+            pair = both & (band == b)
+            if len(np.unique(classes[pair])) < 2:
                 pair = both
             slopes[b, g], offsets[b, g] = fit_probability(
-                scores[pair, g], space.classes[pair] == g + 1, np.maximum(space.weights[pair], 1e-9)
+                scores[pair, g], classes[pair] == g + 1, np.maximum(weights[pair], 1e-9)
             )
     return slopes, offsets
 
@@ -486,6 +622,20 @@ def views_of(
     )  # fmt: skip
 
 
+def file_of(table: FeatureTable, fit: BandsFit, config: BandsConfig) -> DetectorFile:
+    """Put what was fitted to a table together as a detector, to be saved."""
+    return detector_file(
+        "bands", config, fit, table, table,
+        names=(REAL, *np.unique(table.generators[table.generators != REAL]).tolist()),
+        how=f"whole repositories left out, {config.folds} folds",
+        arrays={
+            "joint_weights": fit.joint.weights.astype(np.float32),
+            "joint_offsets": fit.joint.offsets.astype(np.float32),
+        },
+        more=() if fit.learned is None else (fit.learned,),
+    )  # fmt: skip
+
+
 def train_bands(
     manifest: Manifest,
     out: str | os.PathLike[str],
@@ -516,14 +666,6 @@ def train_bands(
     table = views_of(
         manifest, config, cache, workers=workers, progress=staged(progress, "features of views")
     )
-    fit = fit_bands(table, config, progress=progress)
-    file = detector_file(
-        "bands", config, fit, table, table,
-        names=(REAL, *np.unique(table.generators[table.generators != REAL]).tolist()),
-        how=f"whole repositories left out, {config.folds} folds",
-        arrays={
-            "joint_weights": fit.joint.weights.astype(np.float32),
-            "joint_offsets": fit.joint.offsets.astype(np.float32),
-        },
-    )  # fmt: skip
-    return file.save(out, overwrite=overwrite), fit
+    learned = learn(manifest, table, config, cache, workers=workers, progress=progress)
+    fit = fit_bands(table, config, learned, progress=progress)
+    return file_of(table, fit, config).save(out, overwrite=overwrite), fit

@@ -61,8 +61,10 @@ from masksim.training.heads import (
     masks_and_references,
     stored,
 )
+from masksim.training.learned_heads import windows_of_branch, with_learned
 from masksim.training.recipe import image_keys, view_keys
 from masksim.training.stored_features import ReferencePhotos, pack, spread_over_sources, unpack
+from masksim.training.stored_windows import compute_windows
 from masksim.traits import TRAITS
 
 if TYPE_CHECKING:
@@ -227,18 +229,32 @@ def enroll(
     rows, photo_rows, skipped = _rows(images, real)
     own = _images(name, rows, skipped, compute, config)
     kit, others = (None, None) if file.photos is None else unpack(file.photos())
-    photos = _photos(kit, heads, photo_rows, compute, config.smallest_photos)
+
+    def scores(table: FeatureTable) -> NDArray[np.float32]:
+        """Similarities of all earlier heads, those on a learned residual included."""
+        found = heads.similarities(table.features, table.traits)
+        for other in file.branches:
+            if other.residual.kind != "learned":
+                continue
+            windows = compute_windows(
+                Manifest(table.rows, Path()), cache, views_config=training.views,
+                window_config=windows_of_branch(other), seed=config.seed, workers=workers,
+                progress=staged(progress, "windows of images"),
+            )  # fmt: skip
+            found = with_learned(found, branch, other, table, windows)
+        return found
+
+    photos = _photos(kit, heads, photo_rows, compute, scores, config.smallest_photos)
     fit = _fit(name, own, photos.all, heads, training, config, progress)
 
     n = len(photos.all.features)
     counted = training.counted(own)
     new = own.take(counted)
+    earlier = scores(own)[counted]
     column = Column(
         fit.similarity[:n],
         None if others is None else (others.rows, _score(others, fit.tensors)),
-        np.column_stack(
-            [heads.similarities(new.features, new.traits), fit.similarity[n:][counted]]
-        ),
+        np.column_stack([earlier, fit.similarity[n:][counted]]),
         heads.traits(new),
     )
     outcome = _outcome(name, own, photos.all, fit, skipped, config)
@@ -404,6 +420,7 @@ def _photos(
     heads: HeadsByBand,
     rows: Sequence[Row],
     compute: Callable[[Sequence[Row], str], FeatureTable],
+    scores: Callable[[FeatureTable], NDArray[np.float32]],
     smallest: int,
 ) -> Photos:
     """Give the photos to compare with: those of the detector, and those that were given now."""
@@ -418,7 +435,7 @@ def _photos(
         own = ReferencePhotos(z, 0.0, np.full(len(z), -1), names, table.histories)
         traits = heads.traits(table)
         if kit is None:
-            photos, scored = own, heads.similarities(table.features, table.traits)
+            photos, scored = own, scores(table)
         else:
             photos = kit.joined(own)
     if photos is None or count < smallest:

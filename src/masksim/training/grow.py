@@ -29,18 +29,22 @@ FEWEST_JOINT = 20
 JOINT_STRENGTH = 0.1
 """See `masksim.training.bands.BandsConfig.joint_strength`; of detectors that do not say."""
 
-_OF_GENERATORS = ("masks", "references", "a", "b")
+_OF_GENERATORS = ("masks", "references", "a", "b", "share")
 
 
 def shared_branch(file: DetectorFile) -> tuple[int, Branch]:
-    """Find the branch whose heads share one residual, and its place.
+    """Find the branch whose heads share the residual bank, and its place.
 
     Raises
     ------
     UsageError
         There is none, or more than one.
     """
-    shared = [(i, branch) for i, branch in enumerate(file.branches) if branch.head != "original"]
+    shared = [
+        (i, branch)
+        for i, branch in enumerate(file.branches)
+        if branch.head != "original" and branch.residual.kind == "bank"
+    ]
     if len(shared) != 1:
         raise UsageError(
             "a generator can be enrolled in a detector with one shared residual; this one has "
@@ -71,7 +75,9 @@ def with_head(branch: Branch, name: str, tensors: Mapping[str, NDArray[Any]]) ->
     axis = _generator_axis(branch)
 
     def appended(key: str) -> NDArray[Any]:
-        there, new = branch.tensors[key], tensors[key].astype(branch.tensors[key].dtype)
+        there = branch.tensors[key]
+        # It has no heads in another branch: its similarity here is the whole.
+        new = tensors[key].astype(there.dtype) if key in tensors else np.ones(1, there.dtype)
         if axis:
             new = np.broadcast_to(new, (len(there), *new.shape))
         return np.concatenate([there, new], axis=axis)
@@ -79,7 +85,10 @@ def with_head(branch: Branch, name: str, tensors: Mapping[str, NDArray[Any]]) ->
     return replace(
         branch,
         generators=(*branch.generators, name),
-        tensors={**branch.tensors, **{key: appended(key) for key in _OF_GENERATORS}},
+        tensors={
+            **branch.tensors,
+            **{key: appended(key) for key in _OF_GENERATORS if key in branch.tensors},
+        },
     )
 
 
@@ -218,7 +227,7 @@ def joint_of(
     before = file.calibration or {}
     if not set(JOINT_ARRAYS) <= set(before):
         return {}
-    names = [name for branch in branches for name in branch.generators]
+    names = list(dict.fromkeys(name for branch in branches for name in branch.generators))
     old, offsets = (before[key].astype(np.float64) for key in JOINT_ARRAYS)
     bands = len(offsets)
     real, own = (calibration[f"{kind}_similarities"].astype(np.float64) for kind in ("real", "own"))
@@ -276,18 +285,12 @@ def forget(file: DetectorFile, name: str) -> DetectorFile:
     UsageError
         There is no such generator, no other one, or the detector is of another recipe.
     """
-    at, branch = shared_branch(file)
+    branch = shared_branch(file)[1]
     if name not in branch.generators or len(branch.generators) < 2:
         raise UsageError(
             f"cannot take {name!r} out of a detector of {', '.join(branch.generators)}"
         )
-    keep = [g for g, other in enumerate(branch.generators) if other != name]
-    tensors = {
-        key: np.take(values, keep, _generator_axis(branch)) if key in _OF_GENERATORS else values
-        for key, values in branch.tensors.items()
-    }
-    names = tuple(branch.generators[g] for g in keep)
-    branches = with_branch(file, at, replace(branch, generators=names, tensors=tensors))
+    branches = tuple(_without_head(other, name) for other in file.branches)
     calibration, photos = None, file.photos
     if file.calibration is not None:
         column = file.generators.index(name)
@@ -298,6 +301,19 @@ def forget(file: DetectorFile, name: str) -> DetectorFile:
         calibration = _without_column(file, column)
         calibration |= joint_of(file, branches, calibration)
     return replace(file, branches=branches, calibration=calibration, photos=photos, sha256="")
+
+
+def _without_head(branch: Branch, name: str) -> Branch:
+    """Take a generator out of a branch, if it has a head there."""
+    if name not in branch.generators:
+        return branch
+    keep = [g for g, other in enumerate(branch.generators) if other != name]
+    tensors = {
+        key: np.take(values, keep, _generator_axis(branch)) if key in _OF_GENERATORS else values
+        for key, values in branch.tensors.items()
+    }
+    names = tuple(branch.generators[g] for g in keep)
+    return replace(branch, generators=names, tensors=tensors)
 
 
 def _without_column(file: DetectorFile, column: int) -> dict[str, NDArray[Any]]:

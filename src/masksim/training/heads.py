@@ -258,7 +258,7 @@ def fit_probability(
 def stored(tensors: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     """Heads as they are stored: half precision where that is enough."""
     return {
-        name: values.astype(np.float32 if name in ("a", "b") else np.float16)
+        name: values.astype(np.float32 if name in ("a", "b", "share") else np.float16)
         for name, values in tensors.items()
     }
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -28,88 +28,46 @@ from masksim.bank import BANK_CLIP
 from masksim.config import Progress
 from masksim.data.manifest import REAL
 from masksim.data.weights import repository_folds
-from masksim.errors import DataError, UsageError
+from masksim.errors import DataError
+from masksim.residual import LEARNED_SCALE, residual_onnx
 from masksim.spectrum import pool_cells, welch_log_power
 from masksim.training import loop
+from masksim.training.learned_config import LearnedConfig
 from masksim.training.processes import RunOptions, processes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, full range
-_LEVELS_AT_ONE = 4.0  # a residual of so many 8-bit levels is 1 inside the network
 _HELD_BATCHES = 24
-_AT_ONCE = 32  # crops, where no gradient is needed
+_AT_ONCE = 8  # windows, where no gradient is needed
 
 
-@dataclass(frozen=True)
-class LearnedConfig:
-    """A run: all that the kernels depend on besides the crops.
+class Windows(Protocol):
+    """Windows of views: by the number of a view, uint8 (k, N, N, 3), sRGB."""
 
-    Attributes
-    ----------
-    depth, features, outputs
-        Layers of 3x3 convolutions, channels between them, and channels of the residual.
-    segment, hop, floor
-        Of `masksim.spectrum.welch_log_power`; the floor in 8-bit levels squared.
-    cell
-        Of `masksim.spectrum.pool_cells`, in training: fewer cells, fewer free numbers.
-    batch
-        Crops of each generator a step; as many photos as of all generators together.
-    steps, epoch_steps
-        Steps in all, and between two validations.
-    lr, head_lr, head_decay
-        Learning rates of Adam for kernels and heads, and the decay of the heads' weights. Both
-        rates fall to 0 along half a cosine.
-    folds
-        One of so many parts of the repositories is kept for validation.
-    seed
-        Of all draws.
-    """
-
-    depth: int = 3
-    features: int = 16
-    outputs: int = 6
-    segment: int = 64
-    hop: int = 28
-    floor: float = 0.05
-    cell: int = 2
-    batch: int = 2
-    steps: int = 5000
-    epoch_steps: int = 250
-    lr: float = 2e-3
-    head_lr: float = 3e-4
-    head_decay: float = 1.0
-    folds: int = 8
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Raise UsageError on a value out of range."""
-        counts = (self.features, self.outputs, self.hop, self.batch, self.steps, self.epoch_steps)
-        if min(counts) < 1 or self.depth < 2 or self.folds < 2:
-            raise UsageError(f"counts must be at least 1, depth and folds at least 2: {self}")
-        if self.cell < 1 or self.segment % (2 * self.cell):
-            raise UsageError(f"half a segment must be a multiple of the cell: {self}")
-        rates = (self.lr, self.head_lr, self.floor)
-        if not (all(0 < x < math.inf for x in rates) and 0 <= self.head_decay < math.inf):
-            raise UsageError(f"rates and floor must be positive, the decay not negative: {self}")
-
-    @property
-    def margin(self) -> int:
-        """Pixels by which a residual is smaller than its crop, on each side."""
-        return self.depth + 1
+    def __getitem__(self, view: int, /) -> NDArray[np.uint8]:
+        """Give the windows of a view."""
 
 
 @dataclass(frozen=True, eq=False)
-class Crops:
-    """What is learned from: pixels uint8 (n, N, N, 3), sRGB, and of each crop where it is from.
+class Views:
+    """What is learned from.
 
-    The pixels may be mapped from a file; `generators` holds ``"real"`` for photos.
+    Attributes
+    ----------
+    windows
+        Of each view; they may be left in files.
+    generators, sources
+        str (n,): whose image a view is of, ``"real"`` for photos, and from which repository.
+    chances
+        float64 (n,): how often a view is drawn, within its class.
     """
 
-    pixels: NDArray[np.uint8]
+    windows: Windows
     generators: NDArray[np.str_]
     sources: NDArray[np.str_]
+    chances: NDArray[np.float64]
 
 
 class LearnedResidual(nn.Module):
@@ -124,10 +82,10 @@ class LearnedResidual(nn.Module):
 
     def forward(self, luma: torch.Tensor) -> torch.Tensor:
         """Luma (B, 1, N, N) to (B, outputs, N - 2 margin, N - 2 margin), both in 8-bit levels."""
-        x = (luma[..., 1:-1, 1:-1] - functional.avg_pool2d(luma, 3, 1)) / _LEVELS_AT_ONE
+        x = (luma[..., 1:-1, 1:-1] - functional.avg_pool2d(luma, 3, 1)) / LEARNED_SCALE
         for i, layer in enumerate(self.layers):
             x = layer(x if i == 0 else functional.relu(x))
-        return x.float() * _LEVELS_AT_ONE
+        return x.float() * LEARNED_SCALE
 
 
 class Heads(nn.Module):
@@ -212,37 +170,42 @@ class Learned:
 
 
 class _Rows(Dataset[Any]):
-    def __init__(self, pixels: NDArray[np.uint8], classes: NDArray[np.int64]) -> None:
-        self.pixels, self.classes = pixels, classes
+    """Random crops of views."""
 
-    def __getitem__(self, row: int) -> tuple[NDArray[np.uint8], int]:
-        return np.array(self.pixels[row]), int(self.classes[row])
+    def __init__(self, windows: Windows, classes: NDArray[np.int64], side: int) -> None:
+        self.windows, self.classes, self.side = windows, classes, side
+
+    def __getitem__(self, drawn: tuple[int, int, int, int]) -> tuple[NDArray[np.uint8], int]:
+        view, *numbers = drawn
+        windows, side = self.windows[view], self.side
+        room = (len(windows), windows.shape[1] - side + 1, windows.shape[2] - side + 1)
+        k, y, x = (number % n for number, n in zip(numbers, room, strict=True))
+        return np.array(windows[k, y : y + side, x : x + side]), int(self.classes[view])
 
 
 class _Draw:
-    """Rows of balanced batches; within a class, repositories by the root of their size."""
+    """Views of balanced batches, and numbers that say which crop of them."""
 
     def __init__(
-        self, crops: Crops, classes: NDArray[np.int64], used: NDArray[np.bool_], batch: int
+        self, views: Views, classes: NDArray[np.int64], used: NDArray[np.bool_], batch: int
     ) -> None:
         self.parts: list[tuple[NDArray[np.int64], NDArray[np.float64], int]] = []
         count = int(classes.max())
         for c in range(count + 1):
-            rows = np.flatnonzero(used & (classes == c))
+            rows = np.flatnonzero(used & (classes == c) & (views.chances > 0))
             if len(rows):
-                _, of, size = np.unique(
-                    crops.sources[rows], return_inverse=True, return_counts=True
-                )
-                chances = size[of] ** -0.5
-                self.parts.append((rows, chances / chances.sum(), batch if c else batch * count))
+                p = views.chances[rows] / views.chances[rows].sum()
+                self.parts.append((rows, p, batch if c else batch * count))
 
-    def __call__(self, *keys: object) -> list[int]:
+    def __call__(self, *keys: object) -> list[tuple[int, int, int, int]]:
         rng = rng_for(*keys)
-        return [int(k) for rows, p, n in self.parts for k in rng.choice(rows, size=n, p=p)]
+        drawn = [int(k) for rows, p, n in self.parts for k in rng.choice(rows, size=n, p=p)]
+        numbers = rng.integers(2**31, size=(len(drawn), 3)).tolist()
+        return [(view, *three) for view, three in zip(drawn, numbers, strict=True)]
 
 
 def train_learned(
-    crops: Crops,
+    views: Views,
     config: LearnedConfig,
     run: str | os.PathLike[str],
     *,
@@ -253,8 +216,8 @@ def train_learned(
 
     Parameters
     ----------
-    crops
-        Of photos and of each generator that is to have a head, all of one side.
+    views
+        Of photos and of each generator that is to have a head.
     config
         The run.
     run
@@ -267,25 +230,23 @@ def train_learned(
     Raises
     ------
     DataError
-        A class has crops of one repository alone, or ``diverged``.
+        A class has views of one repository alone, or ``diverged``.
     UsageError
-        The folder holds another run; the crops are too small.
+        The folder holds another run.
     """
-    if crops.pixels.shape[1] - 2 * config.margin < config.segment:
-        raise UsageError(f"crops of {crops.pixels.shape[1]} pixels hold no segment: {config}")
     options, run = options or RunOptions(), Path(run)
-    names = tuple(sorted(set(crops.generators.tolist()) - {REAL}))
+    names = tuple(sorted(set(views.generators.tolist()) - {REAL}))
     numbers = {name: k for k, name in enumerate((REAL, *names))}
-    classes = np.array([numbers[name] for name in crops.generators.tolist()], np.int64)
-    held = repository_folds(crops.sources, crops.generators, config.folds) == 0
+    classes = np.array([numbers[name] for name in views.generators.tolist()], np.int64)
+    held = repository_folds(views.sources, views.generators, config.folds) == 0
     for used, least in ((~held, len(names) + 1), (held, 2)):  # held: photos and some generator
         if not {0} < set(classes[used].tolist()) or len(set(classes[used].tolist())) < least:
-            raise DataError("a class has crops of too few repositories")
-    draw, draw_held = (_Draw(crops, classes, part, config.batch) for part in (~held, held))
-    rows = _Rows(crops.pixels, classes)
-    table = "\n".join(f"{g} {s}" for g, s in zip(crops.generators, crops.sources, strict=True))
-    digest = loop.fingerprint_of(table)
-    described = json.dumps({"config": asdict(config), "crops": digest}, indent=1)
+            raise DataError("a class has views of too few repositories")
+    draw, draw_held = (_Draw(views, classes, part, config.batch) for part in (~held, held))
+    rows = _Rows(views.windows, classes, config.crop)
+    table = zip(views.generators, views.sources, views.chances.tolist(), strict=True)
+    digest = loop.fingerprint_of("\n".join(f"{g} {s} {p:.6g}" for g, s, p in table))
+    described = json.dumps({"config": asdict(config), "views": digest}, indent=1)
     with processes(options) as ranks:
         loop.claim(run, described + "\n", ranks)
         torch.manual_seed(int(rng_for(config.seed, "learned residual").integers(2**62)))
@@ -324,26 +285,52 @@ def train_learned(
     return Learned(heads.cpu().eval(), names, outcome.history[-1])
 
 
-def learned_features(learned: Learned, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Give the mean log-spectra of an image's crops, uint8 (n, N, N, 3), in the learned channels.
+def learned_features(
+    learned: Learned, windows: NDArray[np.uint8], cell: int = 1
+) -> NDArray[np.float32]:
+    """Mean log-spectra of an image's windows, uint8 (k, N, N, 3), in all channels of the residual.
 
-    float32 (outputs, segment, segment // 2), natural logarithm of power, without its level.
+    float32 (C, R, R // 2) with R = segment // cell, natural logarithm of power, without its level.
     """
     module = learned.module
-    return _mean_of(lambda some: module.spectra(some, 1), crops)[: module.config.outputs]
+    return _mean_of(lambda some: module.spectra(some, cell), windows)
 
 
-def learned_scores(learned: Learned, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Mean logits (G + 1,) that the trained heads give an image's crops, uint8 (n, N, N, 3)."""
-    return _mean_of(learned.module, crops)
+def learned_scores(learned: Learned, windows: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Mean logits (G + 1,) that the trained heads give an image's windows, uint8 (k, N, N, 3)."""
+    return _mean_of(learned.module, windows)
 
 
 def _mean_of(
-    function: Callable[[torch.Tensor], torch.Tensor], crops: NDArray[np.uint8]
+    function: Callable[[torch.Tensor], torch.Tensor], windows: NDArray[np.uint8]
 ) -> NDArray[np.float32]:
     with torch.no_grad():
         parts = [
-            function(torch.from_numpy(crops[i : i + _AT_ONCE]))
-            for i in range(0, len(crops), _AT_ONCE)
+            function(torch.from_numpy(np.array(windows[i : i + _AT_ONCE])))
+            for i in range(0, len(windows), _AT_ONCE)
         ]
     return np.asarray(torch.cat(parts).mean(dim=0).numpy(), np.float32)
+
+
+def weights_of(learned: Learned) -> dict[str, NDArray[np.float32]]:
+    """Weights of the residual, as `masksim.residual.weight_shapes` names them."""
+    state = learned.module.residual.state_dict()
+    return {name: np.asarray(values.numpy(), np.float32) for name, values in state.items()}
+
+
+def graph_of(learned: Learned) -> bytes:
+    """Graph of the residual, see `masksim.residual.residual_onnx`."""
+    return residual_onnx(learned.module.config.residual, weights_of(learned))
+
+
+def directions_of(learned: Learned) -> NDArray[np.float32]:
+    """Directions of the heads in cells of log-spectra without their level: (G, C, R, R // 2).
+
+    The heads are linear on spectra standardised by what training met; this is their gradient.
+    """
+    module, config = learned.module, learned.module.config
+    variance: Any = module.standard.running_var
+    scale = (variance + module.standard.eps).sqrt()
+    rows = config.segment // config.cell
+    found = (module.heads.weight[:-1] / scale).detach().numpy()
+    return np.asarray(found.reshape(-1, config.channels, rows, rows // 2), np.float32)

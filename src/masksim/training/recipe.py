@@ -268,6 +268,7 @@ def detector_file(
     names: Sequence[str],
     how: str,
     arrays: Mapping[str, NDArray[Any]] | None = None,
+    more: Sequence[Branch] = (),
 ) -> DetectorFile:
     """Put what was fitted together as a detector, to be saved.
 
@@ -277,9 +278,9 @@ def detector_file(
         Of the heads, which is the recipe's name; the run.
     fit, table, calibrated
         The heads, the views that they were fitted to, and those that `fit` has scores of.
-    names, how, arrays
+    names, how, arrays, more
         Classes that had a part in it; how the calibration came about, in words; further arrays of
-        the calibration.
+        the calibration; further branches.
     """
     real = calibrated.generators == REAL
     own = np.isin(calibrated.generators, fit.generators)
@@ -292,6 +293,7 @@ def detector_file(
         config={"name": config.name, "recipe": kind, "strata": config.division.to_dict()},
         branches=(
             bank_branch(kind, fit.generators, fit.tensors, config.features, config.heads.limit),
+            *more,
         ),
         calibration={
             "real_similarities": fit.similarities[real],

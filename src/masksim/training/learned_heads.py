@@ -1,0 +1,406 @@
+"""Heads on a learned residual, and scores by such heads that never saw an image's repository.
+
+For each fold a residual is trained on the views of the others, and one on all: that is kept. What
+training leaves as linear heads becomes masks and references on deviations from photos of the same
+band of compression, so that a similarity is a cosine here too.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from masksim.augment import rng_for
+from masksim.checkpoint import Branch
+from masksim.config import Progress
+from masksim.data.manifest import REAL
+from masksim.data.weights import view_weights
+from masksim.features import LumaConfig, WindowConfig, pattern_features
+from masksim.model import standardise
+from masksim.preprocess import luma_chroma
+from masksim.residual import OnnxResidual, Runner
+from masksim.training.heads import (
+    HeadConfig,
+    HeadsByBand,
+    cosines,
+    level_free,
+    masks_and_references,
+    statistics,
+    stored,
+)
+from masksim.training.learned_config import LearnedConfig
+from masksim.traits import BANDS, bands_of
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from masksim.training.feature_table import FeatureTable
+    from masksim.training.learned_residual import Windows
+
+    Matrix = NDArray[np.float32]
+
+_PHOTOS = 250
+"""Photos of a band whose mean and deviation standardise its features."""
+
+
+@dataclass(frozen=True, eq=False)
+class LearningViews:
+    """Views of a run as a learned residual takes them.
+
+    Attributes
+    ----------
+    windows
+        See `masksim.training.stored_windows.StoredWindows`.
+    classes
+        int64 (n,): 0 for photos, from 1 on for the generators in `names`, -1 for others.
+    names
+        Of the generators.
+    sources, histories
+        str (n,).
+    band
+        int64 (n,): band of compression.
+    folds
+        int64 (n,).
+    """
+
+    windows: Windows
+    classes: NDArray[np.int64]
+    names: tuple[str, ...]
+    sources: NDArray[np.str_]
+    histories: NDArray[np.str_]
+    band: NDArray[np.int64]
+    folds: NDArray[np.int64]
+
+    def chances(self, used: NDArray[np.bool_], lossless: float) -> NDArray[np.float64]:
+        """How often each view is drawn within its class, (n,).
+
+        All classes are alike in what their files show of the last compression: as photos are.
+        """
+        chances = np.zeros(len(self.classes))
+        photos = used & (self.classes == 0)
+        for b in range(len(BANDS)):
+            own = used & (self.band == b)
+            weights = view_weights(
+                self.classes[own], self.sources[own], self.histories[own], lossless
+            )
+            chances[own] = weights * (photos & (self.band == b)).sum() / max(1, photos.sum())
+        return chances
+
+
+@dataclass(frozen=True, eq=False)
+class LearnedHeads:
+    """Heads of all generators on a learned residual.
+
+    Attributes
+    ----------
+    branch
+        Of a detector file; its similarities count in full.
+    scores
+        float32 (n, G): left-out similarities of the views; NaN for views of no use.
+    """
+
+    branch: Branch
+    scores: Matrix
+
+
+def spectra_of(windows: NDArray[np.uint8], config: LumaConfig, residual: Runner) -> Matrix:
+    """Features of windows that are cut already, uint8 (k, N, N, 3): float32 (C, R, R // 2).
+
+    See `masksim.features.luma_features`, which cuts the same ones.
+    """
+    each = [
+        pattern_features(
+            [residual(luma_chroma(window[None])[0])], segment=config.segment, hops=[config.hop],
+            floor=config.floor, cell=config.cell,
+        )[0]
+        for window in windows
+    ]  # fmt: skip
+    return np.asarray(np.mean(each, axis=0), np.float32)
+
+
+def train_one(
+    views: LearningViews, left_out: int | None, config: LearnedConfig, lossless: float, run: Path
+) -> None:
+    """Train the residual that one fold is left out of, or none, in the folder of its run."""
+    import torch
+
+    from masksim.training.learned_residual import Views, train_learned
+    from masksim.training.processes import RunOptions
+
+    torch.set_num_threads(1)
+    at = _learned_from(views, left_out)
+    chances = views.chances(at, lossless)
+    chosen = np.flatnonzero(at & (chances > 0))
+    names = np.array([REAL, *views.names])
+    learned = train_learned(
+        Views(
+            _Chosen(views.windows, chosen), names[views.classes[chosen]], views.sources[chosen],
+            chances[chosen],
+        ),
+        config, run, options=RunOptions(device="cpu", precision="bfloat16", save_every=100),
+    )  # fmt: skip
+    _write(learned, run)
+
+
+def _learned_from(views: LearningViews, left_out: int | None) -> NDArray[np.bool_]:
+    """Tell which views a residual is trained on: of generators with two repositories there."""
+    used = views.classes >= 0
+    if left_out is not None:
+        used &= views.folds != left_out
+    for c in range(1, len(views.names) + 1):
+        own = used & (views.classes == c)
+        if len(np.unique(views.sources[own])) < 2:
+            used &= ~own
+    return used
+
+
+@dataclass(frozen=True, eq=False)
+class _Chosen:
+    """Some of the views."""
+
+    windows: Windows
+    at: NDArray[np.int64]
+
+    def __getitem__(self, view: int) -> NDArray[np.uint8]:
+        return self.windows[int(self.at[view])]
+
+
+def _write(learned: Any, run: Path) -> None:
+    """Keep what heads are made of, so that a run need not be trained to be used."""
+    from masksim.files import written_whole
+    from masksim.training.learned_residual import directions_of, weights_of
+
+    arrays: dict[str, Any] = {
+        f"weight {name}": values for name, values in weights_of(learned).items()
+    }
+    arrays |= {"directions": directions_of(learned), "names": np.array(learned.generators)}
+    with written_whole(run / _MADE) as file:
+        np.savez(file, **arrays)
+
+
+_MADE = "learned.npz"
+
+
+def _read(run: Path) -> tuple[dict[str, Matrix], Matrix, tuple[str, ...]]:
+    """Give weights, directions (G, C, R, S) and generators of a run that is over."""
+    with np.load(run / _MADE, allow_pickle=False) as data:
+        weights = {
+            key.removeprefix("weight "): data[key] for key in data.files if key.startswith("weight")
+        }
+        return weights, data["directions"], tuple(data["names"].tolist())
+
+
+def _heads(
+    views: LearningViews,
+    run: Path,
+    left_out: int | None,
+    config: LearnedConfig,
+    heads: HeadConfig,
+    seed: int,
+) -> tuple[Branch, Matrix]:
+    """Make the heads of one run, and score what was left out of it: (n, G), NaN elsewhere."""
+    from masksim.residual import residual_onnx
+
+    weights, directions, names = _read(run)
+    graph = residual_onnx(config.residual, weights)
+    residual, luma = OnnxResidual(graph, threads=1), config.luma
+    count, bands = len(views.names), len(BANDS)
+    shape = directions.shape[1:]
+    used = _learned_from(views, left_out)
+    mean = np.zeros((bands, *shape), np.float32)
+    deviation = np.ones_like(mean)
+    masks, references = (np.full((bands, count, *shape), 1e-3, np.float32) for _ in range(2))
+    places = [views.names.index(name) for name in names]
+    rng = rng_for(seed, "photos of a band", -1 if left_out is None else left_out)
+    for b in range(bands):
+        photos = used & (views.classes == 0)
+        own = np.flatnonzero(photos & (views.band == b))
+        at = own if len(own) >= 2 else np.flatnonzero(photos)
+        at = np.sort(rng.permutation(at)[:_PHOTOS])
+        found = np.stack([spectra_of(views.windows[i], luma, residual) for i in at.tolist()])
+        mean[b], deviation[b] = statistics(level_free(found), np.ones(len(at)))
+        flat = (directions * deviation[b]).reshape(len(directions), -1)
+        masks[b, places], references[b, places] = masks_and_references(
+            flat, shape, heads.mask_exponent
+        )
+    tensors = stored(
+        {"mean": mean, "deviation": deviation, "masks": masks, "references": references}
+    )
+    single = {name: values.astype(np.float32) for name, values in tensors.items()}
+    scores = np.full((len(views.classes), count), np.nan, np.float32)
+    if left_out is not None:
+        for i in np.flatnonzero(views.folds == left_out).tolist():
+            b = int(views.band[i])
+            found = spectra_of(views.windows[i], luma, residual)
+            z = standardise(found, single["mean"][b], single["deviation"][b], heads.limit)
+            scores[i] = 0.0
+            for g in places:
+                scores[i, g] = cosines(z.reshape(1, -1), masks[b, g].astype(np.float16),
+                                       references[b, g].astype(np.float16))[0]  # fmt: skip
+    windows = {name: getattr(luma, name) for name in WindowConfig.__dataclass_fields__}
+    spectrum = {name: value for name, value in vars(luma).items() if name not in windows}
+    zeros = np.zeros((bands, count), np.float32)
+    branch = Branch(
+        config.residual, weights, graph, {"colour": "luma", **windows}, spectrum, "bands",
+        views.names, {**tensors, "a": zeros, "b": zeros}, {"limit": heads.limit},
+    )  # fmt: skip
+    return branch, scores
+
+
+def learned_heads(
+    views: LearningViews,
+    config: LearnedConfig,
+    run: Path,
+    *,
+    heads: HeadConfig,
+    lossless: float,
+    seed: int = 0,
+    workers: int = 1,
+    progress: Progress | None = None,
+) -> LearnedHeads:
+    """Train all residuals, make the heads, and score every view by heads that never saw it.
+
+    Parameters
+    ----------
+    views
+        All views of a run.
+    config
+        Of the training; each run goes on where it was.
+    run
+        Folder of the runs: ``fold-0``, ..., ``all``.
+    heads, lossless, seed
+        See `masksim.training.bands.BandsConfig`.
+    workers
+        So many runs at a time, each in one thread.
+    progress
+        Called with (stage, runs done, runs in all).
+
+    Raises
+    ------
+    DataError
+        See `masksim.training.learned_residual.train_learned`.
+    """
+    count = int(views.folds.max()) + 1
+    parts: Sequence[tuple[int | None, Path]] = [
+        *((k, run / f"fold-{k}") for k in range(count)), (None, run / "all")
+    ]  # fmt: skip
+    todo = [(views, k, config, lossless, folder) for k, folder in parts]
+    _each("learned residual", train_one, todo, workers, progress)
+    made = _each(
+        "heads on it", _heads,
+        [(views, folder, k, config, heads, seed) for k, folder in parts], workers, progress,
+    )  # fmt: skip
+    scores = np.full((len(views.classes), len(views.names)), np.nan, np.float32)
+    for _, found in made:
+        scores = np.where(np.isnan(scores), found, scores)
+    return LearnedHeads(made[-1][0], scores)
+
+
+def _each(
+    stage: str,
+    work: Callable[..., Any],
+    jobs: Sequence[tuple[Any, ...]],
+    workers: int,
+    progress: Progress | None,
+) -> list[Any]:
+    """Call a function with each job's values, in this process or in several; in their order."""
+    out = []
+    if progress:
+        progress(stage, 0, len(jobs))
+
+    def take(results: Any) -> None:
+        for done, result in enumerate(results, 1):
+            out.append(result)
+            if progress:
+                progress(stage, done, len(jobs))
+
+    if workers < 2:
+        take(work(*job) for job in jobs)
+        return out
+    with ProcessPoolExecutor(
+        workers, mp_context=multiprocessing.get_context("spawn")
+    ) as pool:  # not forked: see `masksim.data.chunks.run_chunks`
+        take(pool.map(work, *zip(*jobs, strict=True)))
+    return out
+
+
+def combined(
+    one: Matrix, other: Matrix, band: NDArray[np.int64], photos: NDArray[np.bool_]
+) -> tuple[Matrix, Matrix]:
+    """Sum of two similarities, each in deviations of photos of a band, their shares 1 in sum.
+
+    Parameters
+    ----------
+    one, other
+        (n, G); NaN in `other` counts as its mean over the photos.
+    band
+        int64 (n,).
+    photos
+        Mask (n,).
+
+    Returns
+    -------
+    scores
+        float32 (n, G).
+    shares
+        float32 (B, G): of `one`.
+    """
+    out = np.zeros_like(one)
+    shares = np.ones((len(BANDS), one.shape[1]), np.float32)
+    for b in range(len(BANDS)):
+        own = band == b
+        at = own & photos if (own & photos).sum() >= 2 else photos
+        first, second = (1 / (np.nanstd(s[at], axis=0) + 1e-9) for s in (one, other))
+        shares[b] = first / (first + second)
+        rest = np.where(np.isnan(other[own]), np.nanmean(other[at], axis=0), other[own])
+        out[own] = shares[b] * one[own] + (1 - shares[b]) * rest
+    return out.astype(np.float32), shares
+
+
+def windows_of_branch(branch: Branch) -> WindowConfig:
+    """Tell which windows the heads on a learned residual look at."""
+    return WindowConfig(
+        **{name: int(branch.preprocess[name]) for name in WindowConfig.__dataclass_fields__}
+    )
+
+
+def with_learned(
+    scores: Matrix, bank: Branch, learned: Branch, table: FeatureTable, windows: Windows
+) -> Matrix:
+    """Add the similarities on a learned residual to those on the bank, each with its share.
+
+    Parameters
+    ----------
+    scores
+        (n, G), in the order of the bank's generators.
+    bank, learned
+        Of one detector file.
+    table, windows
+        The views, in the same order.
+
+    Returns
+    -------
+    ndarray
+        float32 (n, G).
+    """
+    limit = float(learned.head_config["limit"])
+    luma = LumaConfig.from_dict(
+        {k: v for k, v in {**learned.preprocess, **learned.spectrum}.items() if k != "colour"}
+    )
+    residual = OnnxResidual(learned.onnx, threads=1)
+    features = np.stack([spectra_of(windows[i], luma, residual) for i in range(len(table.images))])
+    heads = HeadsByBand.of(learned.head, learned.tensors, limit)
+    band = bands_of(table.traits, len(BANDS))
+    more = heads.similarities(features, table.traits)
+    more *= np.stack([heads.sets[min(b, len(heads.sets) - 1)].share for b in band.tolist()])
+    shares = np.asarray(bank.tensors.get("share", np.ones((1, len(bank.generators)))))
+    out = scores * shares[np.minimum(band, len(shares) - 1)]
+    for g, name in enumerate(learned.generators):
+        out[:, bank.generators.index(name)] += more[:, g]
+    return np.asarray(out, np.float32)
