@@ -38,14 +38,14 @@ from masksim.image import load_image
 from masksim.training.bands import BandsConfig, Space, find_basis, fit_band
 from masksim.training.feature_table import FeatureTable
 from masksim.training.heads import level_free, statistics
+from masksim.training.learned_config import LearnedConfig
 from masksim.training.learned_residual import (
-    Crops,
     Learned,
-    LearnedConfig,
     learned_features,
     learned_scores,
     train_learned,
 )
+from masksim.training.learned_residual import Views as LearningViews
 from masksim.training.processes import RunOptions
 from masksim.traits import TRAITS, bands_of, compression_band
 
@@ -147,20 +147,17 @@ def train(views: Views, used: NDArray[np.bool_], run: Path, config: LearnedConfi
         if len(np.unique(views.table.sources[own])) < 2:
             used = used & ~own
     at = np.flatnonzero(used)
-    each = views.crops.shape[1]
 
-    class Flat:  # crops of the views in use, one a row, left in the file
-        shape = (len(at) * each, SIDE, SIDE, 3)
+    class Chosen:  # crops of the views in use, left in the file
+        def __getitem__(self, view: int) -> NDArray[np.uint8]:
+            return views.crops[at[view]]
 
-        def __getitem__(self, row: int) -> NDArray[np.uint8]:
-            return views.crops[at[row // each], row % each]
-
-    crops = Crops(
-        Flat(), np.repeat(views.table.generators[at], each),
-        np.repeat(views.table.sources[at], each),
-    )  # type: ignore[arg-type]  # fmt: skip
+    table = views.table
+    pairs = np.char.add(np.char.add(table.generators[at], " "), table.sources[at])
+    _, of, sizes_of = np.unique(pairs, return_inverse=True, return_counts=True)
+    chosen = LearningViews(Chosen(), table.generators[at], table.sources[at], sizes_of[of] ** -0.5)
     options = RunOptions(device="cpu", precision="bfloat16", save_every=50)
-    return train_learned(crops, config, run, options=options)
+    return train_learned(chosen, config, run, options=options)
 
 
 def channels(learned: Learned, views: Views, path: Path) -> NDArray[np.float16]:
@@ -172,7 +169,7 @@ def channels(learned: Learned, views: Views, path: Path) -> NDArray[np.float16]:
     # One array made at first: thousands of small ones between buffers fill the memory.
     found = np.empty((len(views.crops), *shape), np.float16)
     for i, crops in enumerate(views.crops):
-        found[i] = learned_features(learned, crops)
+        found[i] = learned_features(learned, crops)[: config.outputs]
     np.save(path, found)
     return found
 
