@@ -307,6 +307,7 @@ def test_a_wrong_name_is_seen() -> None:
 def test_the_configuration_of_the_page_is_the_default() -> None:
     pytest.importorskip("sklearn")
     from masksim.training.bands import BandsConfig
+    from masksim.training.learned_config import LearnedConfig
     from masksim.training.shared import SharedConfig
 
     page = text_of(ROOT / "docs" / "train.md")
@@ -319,6 +320,14 @@ def test_the_configuration_of_the_page_is_the_default() -> None:
     assert [name for name in sorted(fields) if f"`{name}`" not in shared] == []
     fields = set(BandsConfig.__dataclass_fields__) - {"views", "features", "heads"}
     assert [name for name in sorted(fields) if f"`{name}`" not in page] == []
+    learned = LearnedConfig()
+    of_learned = bands.split("key of `[learned]`")[1]
+    for name, value in vars(learned).items():
+        row = next(line for line in of_learned.splitlines() if f"`{name}`" in line)
+        shown = row.split("|")[2]
+        assert name == "windows" or f"`{value}`" in shown, name
+    assert "4 of 256" in bands
+    assert (learned.windows.windows, learned.windows.window) == (4, 256)
     default = BandsConfig()
     for name in ("smallest_class", "smallest_sources", "folds", "components", "borrowed", "photos"):
         row = next(

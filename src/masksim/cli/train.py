@@ -228,6 +228,8 @@ def _train_heads(
     shared = recipe is Recipe.shared
     listed = this.images() if shared else read_manifest(this.manifest)
     config: Any = (SharedConfig if shared else BandsConfig).from_dict(values)
+    if not shared and config.learned is not None:
+        need("train", "a learned residual", "torch")
     make: Any = train_shared if shared else train_bands
     place = cache_folder(cache, this.manifest)
     with stages(this.shown) as progress:
