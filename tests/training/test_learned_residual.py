@@ -23,6 +23,7 @@ from masksim.training.learned_residual import (  # noqa: E402
     Views,
     learned_features,
     learned_scores,
+    mean_log_power,
     train_learned,
 )
 from masksim.training.processes import RunOptions  # noqa: E402
@@ -91,6 +92,22 @@ def test_the_fixed_channels_are_those_of_the_bank() -> None:
     wanted = pool_cells(welch_log_power(bank, SMALL.segment, SMALL.hop, SMALL.floor), 1)
     wanted = wanted - wanted.mean(axis=(2, 3), keepdims=True)
     np.testing.assert_allclose(found.numpy(), wanted, atol=5e-3)
+
+
+def test_the_quick_spectrum_is_that_of_detection_and_so_is_its_gradient() -> None:
+    torch.manual_seed(2)
+    planes = torch.randn(2, 3, 44, 40, dtype=torch.float64, requires_grad=True)
+    quick = mean_log_power(planes, 16, 12, 0.05)
+    torch.testing.assert_close(quick, welch_log_power(planes, 16, 12, 0.05))
+    weight = torch.randn_like(quick)
+    (found,) = torch.autograd.grad((quick * weight).sum(), planes)
+    (expected,) = torch.autograd.grad(
+        (welch_log_power(planes, 16, 12, 0.05) * weight).sum(), planes
+    )
+    torch.testing.assert_close(found, expected)
+    assert torch.autograd.gradcheck(
+        lambda x: mean_log_power(x, 8, 6, 0.05), planes[:1, :1, :14, :14]
+    )
 
 
 def test_a_planted_pattern_is_learned(learned: Learned) -> None:

@@ -22,9 +22,10 @@ from masksim.config import Progress
 from masksim.data.manifest import REAL
 from masksim.data.weights import view_weights
 from masksim.features import LumaConfig, WindowConfig, pattern_features
+from masksim.files import written_whole
 from masksim.model import standardise
 from masksim.preprocess import luma_chroma
-from masksim.residual import OnnxResidual, Runner
+from masksim.residual import OnnxResidual, Runner, residual_onnx
 from masksim.training.heads import (
     HeadConfig,
     HeadsByBand,
@@ -173,7 +174,6 @@ class _Chosen:
 
 def _write(learned: Any, run: Path) -> None:
     """Keep what heads are made of, so that a run need not be trained to be used."""
-    from masksim.files import written_whole
     from masksim.training.learned_residual import directions_of, weights_of
 
     arrays: dict[str, Any] = {
@@ -196,6 +196,34 @@ def _read(run: Path) -> tuple[dict[str, Matrix], Matrix, tuple[str, ...]]:
         return weights, data["directions"], tuple(data["names"].tolist())
 
 
+def _photos_of_bands(
+    views: LearningViews, used: NDArray[np.bool_], rng: np.random.Generator
+) -> list[NDArray[np.int64]]:
+    """Choose photos whose features are standardised by, for each band; of others if it has none."""
+    photos = used & (views.classes == 0)
+    chosen = []
+    for b in range(len(BANDS)):
+        own = np.flatnonzero(photos & (views.band == b))
+        at = own if len(own) >= 2 else np.flatnonzero(photos)
+        chosen.append(np.sort(rng.permutation(at)[:_PHOTOS]))
+    return chosen
+
+
+def _spectra(
+    views: LearningViews, at: NDArray[np.int64], config: LumaConfig, residual: Runner, run: Path
+) -> Matrix:
+    """Features of some views, float32 (k, C, R, R // 2), kept in the folder of the run."""
+    path = run / "spectra.npz"
+    if path.exists():
+        with np.load(path, allow_pickle=False) as data:
+            if np.array_equal(data["at"], at):
+                return np.asarray(data["features"])
+    found = np.stack([spectra_of(views.windows[i], config, residual) for i in at.tolist()])
+    with written_whole(path) as file:
+        np.savez(file, at=at, features=found)
+    return found
+
+
 def _heads(
     views: LearningViews,
     run: Path,
@@ -205,26 +233,24 @@ def _heads(
     seed: int,
 ) -> tuple[Branch, Matrix]:
     """Make the heads of one run, and score what was left out of it: (n, G), NaN elsewhere."""
-    from masksim.residual import residual_onnx
-
     weights, directions, names = _read(run)
     graph = residual_onnx(config.residual, weights)
     residual, luma = OnnxResidual(graph, threads=1), config.luma
     count, bands = len(views.names), len(BANDS)
     shape = directions.shape[1:]
-    used = _learned_from(views, left_out)
+    rng = rng_for(seed, "photos of a band", -1 if left_out is None else left_out)
+    photos = _photos_of_bands(views, _learned_from(views, left_out), rng)
+    held = np.zeros(0, np.int64) if left_out is None else np.flatnonzero(views.folds == left_out)
+    at = np.unique(np.concatenate([*photos, held]))
+    features = level_free(_spectra(views, at, luma, residual, run))
     mean = np.zeros((bands, *shape), np.float32)
     deviation = np.ones_like(mean)
     masks, references = (np.full((bands, count, *shape), 1e-3, np.float32) for _ in range(2))
     places = [views.names.index(name) for name in names]
-    rng = rng_for(seed, "photos of a band", -1 if left_out is None else left_out)
-    for b in range(bands):
-        photos = used & (views.classes == 0)
-        own = np.flatnonzero(photos & (views.band == b))
-        at = own if len(own) >= 2 else np.flatnonzero(photos)
-        at = np.sort(rng.permutation(at)[:_PHOTOS])
-        found = np.stack([spectra_of(views.windows[i], luma, residual) for i in at.tolist()])
-        mean[b], deviation[b] = statistics(level_free(found), np.ones(len(at)))
+    for b, chosen in enumerate(photos):
+        mean[b], deviation[b] = statistics(
+            features[np.searchsorted(at, chosen)], np.ones(len(chosen))
+        )
         flat = (directions * deviation[b]).reshape(len(directions), -1)
         masks[b, places], references[b, places] = masks_and_references(
             flat, shape, heads.mask_exponent
@@ -232,17 +258,17 @@ def _heads(
     tensors = stored(
         {"mean": mean, "deviation": deviation, "masks": masks, "references": references}
     )
-    single = {name: values.astype(np.float32) for name, values in tensors.items()}
     scores = np.full((len(views.classes), count), np.nan, np.float32)
-    if left_out is not None:
-        for i in np.flatnonzero(views.folds == left_out).tolist():
-            b = int(views.band[i])
-            found = spectra_of(views.windows[i], luma, residual)
-            z = standardise(found, single["mean"][b], single["deviation"][b], heads.limit)
-            scores[i] = 0.0
-            for g in places:
-                scores[i, g] = cosines(z.reshape(1, -1), masks[b, g].astype(np.float16),
-                                       references[b, g].astype(np.float16))[0]  # fmt: skip
+    for b in range(bands):
+        own = held[views.band[held] == b]
+        middle, width = (tensors[key][b].astype(np.float32) for key in ("mean", "deviation"))
+        z = standardise(features[np.searchsorted(at, own)], middle, width, heads.limit)
+        scores[own] = 0.0
+        for g in places:
+            scores[own, g] = cosines(
+                z.reshape(len(own), middle.size), tensors["masks"][b, g],
+                tensors["references"][b, g],
+            )  # fmt: skip
     windows = {name: getattr(luma, name) for name in WindowConfig.__dataclass_fields__}
     spectrum = {name: value for name, value in vars(luma).items() if name not in windows}
     zeros = np.zeros((bands, count), np.float32)

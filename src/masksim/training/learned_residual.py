@@ -30,7 +30,7 @@ from masksim.data.manifest import REAL
 from masksim.data.weights import repository_folds
 from masksim.errors import DataError
 from masksim.residual import LEARNED_SCALE, residual_onnx
-from masksim.spectrum import pool_cells, welch_log_power
+from masksim.spectrum import hann_window, pool_cells
 from masksim.training import loop
 from masksim.training.learned_config import LearnedConfig
 from masksim.training.processes import RunOptions, processes
@@ -70,6 +70,57 @@ class Views:
     chances: NDArray[np.float64]
 
 
+class _MeanLogPower(torch.autograd.Function):
+    """Mean log-power of all segments, as `masksim.spectrum.welch_log_power`, with its gradient.
+
+    By hand: the gradient that torch derives writes a whole plane for each segment.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, planes: torch.Tensor, window: torch.Tensor, hop: int, floor: float
+    ) -> torch.Tensor:
+        n = len(window)
+        cut = planes.unfold(-2, n, hop).unfold(-2, n, hop)
+        transform = torch.fft.rfft2(cut * window, norm="ortho")
+        power = transform.real.square().add_(transform.imag.square()).add_(floor)
+        ctx.save_for_backward(transform, power, window)
+        ctx.hop, ctx.size = hop, planes.shape
+        return power.log().mean(dim=(-4, -3))
+
+    @staticmethod
+    def backward(ctx: Any, given: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:  # type: ignore[override]
+        transform, power, window = ctx.saved_tensors
+        n, hop = len(window), ctx.hop
+        down, across = power.shape[-4:-2]
+        scale = given[..., None, None, :, :] / (down * across) / power
+        # Of a frequency between, the half spectrum that is left out has the other half.
+        scale[..., 0] *= 2
+        scale[..., -1] *= 2
+        parts = torch.fft.irfft2(transform * scale, s=(n, n), norm="ortho").mul_(window)
+        out = torch.zeros(ctx.size, dtype=parts.dtype, device=parts.device)
+        for i in range(down):
+            for j in range(across):
+                y, x = i * hop, j * hop
+                out[..., y : y + n, x : x + n] += parts[..., i, j, :, :]
+        return out, None, None, None
+
+
+def mean_log_power(planes: torch.Tensor, segment: int, hop: int, floor: float) -> torch.Tensor:
+    """`masksim.spectrum.welch_log_power` of planes (..., H, W), quick to train through."""
+    window = torch.as_tensor(hann_window(segment), dtype=planes.dtype, device=planes.device)
+    found: torch.Tensor = _MeanLogPower.apply(planes, window, hop, floor)
+    return found
+
+
+def _local_mean(luma: torch.Tensor) -> torch.Tensor:
+    """Mean of 3x3 pixels, without the border."""
+    height, width = luma.shape[-2:]
+    rows = luma[..., : height - 2, :] + luma[..., 1 : height - 1, :] + luma[..., 2:, :]
+    found = rows[..., : width - 2] + rows[..., 1 : width - 1] + rows[..., 2:]
+    return found / 9
+
+
 class LearnedResidual(nn.Module):
     """Small convolutions of luma without its local mean: no brightness goes in."""
 
@@ -82,7 +133,7 @@ class LearnedResidual(nn.Module):
 
     def forward(self, luma: torch.Tensor) -> torch.Tensor:
         """Luma (B, 1, N, N) to (B, outputs, N - 2 margin, N - 2 margin), both in 8-bit levels."""
-        x = (luma[..., 1:-1, 1:-1] - functional.avg_pool2d(luma, 3, 1)) / LEARNED_SCALE
+        x = (luma[..., 1:-1, 1:-1] - _local_mean(luma)) / LEARNED_SCALE
         for i, layer in enumerate(self.layers):
             x = layer(x if i == 0 else functional.relu(x))
         return x.float() * LEARNED_SCALE
@@ -119,10 +170,7 @@ class Heads(nn.Module):
         cross = x[..., 1:, 1:] + x[..., :-1, :-1] - x[..., 1:, :-1] - x[..., :-1, 1:]
         planes = torch.cat([learned, cross, cross.clamp(-BANK_CLIP, BANK_CLIP)], dim=1)
         with torch.autocast(pixels.device.type, enabled=False):
-            # Cut at once: the gradient of a slice would fill the whole crop for each segment.
-            n, hop = config.segment, config.hop
-            cut = planes.unfold(-2, n, hop).unfold(-2, n, hop)
-            log = welch_log_power(cut, n, n, config.floor).mean(dim=(2, 3))
+            log = mean_log_power(planes, config.segment, config.hop, config.floor)
             cells: torch.Tensor = pool_cells(log, cell)
         return cells - cells.mean(dim=(-2, -1), keepdim=True)
 
