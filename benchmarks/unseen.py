@@ -252,7 +252,7 @@ def markdown(found: dict[str, Any]) -> str:
     kept = ", ".join(
         f"{v['kept']} of {v['of']} at {100 * float(c):g} %" for c, v in photos["sources"].items()
     )
-    return f"""# masksim-2 on repositories that it had not seen
+    return f"""# {found["name"]} on repositories that it had not seen
 
 The heads that scored an image had seen no image of its repository, and it is ranked among photos
 of other repositories. There are {found["folds"]} folds of whole repositories and all of one owner,
@@ -372,6 +372,7 @@ def main() -> None:
             histories=table.histories, names=np.array(fit.generators),
         )  # fmt: skip
     found = {
+        "name": config.name,
         "config": given.config.name,
         "folds": config.folds,
         "images": len(np.unique(table.images)),

@@ -69,7 +69,7 @@ def test_the_list_names_each_image_once() -> None:
         assert set(row["blob"]) <= set("0123456789abcdef")
         assert row["repository"].count("/") == 1
         assert row["generator"]
-        assert row["seen_by"] in ("", "masksim-2")
+        assert row["seen_by"] in ("", "masksim-2", "masksim-3")
         assert min(int(row["width"]), int(row["height"])) >= 256
         assert row["kind"] or row["generator"] != "real"
     # A repository is seen whole or not at all.
@@ -85,36 +85,45 @@ def line(blob: str, repository: str, generator: str, **answer: Any) -> dict[str,
     }  # fmt: skip
 
 
-def test_shares_leave_out_owners_whom_the_calibration_knows(
-    monkeypatch: pytest.MonkeyPatch,
+def test_owners_that_the_detector_has_seen_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import fresh  # type: ignore[import-not-found]
 
-    low = {"known": False, "rate": 0.004, "level": "strong evidence"}
-    lost = {"known": False, "rate": 0.03, "level": "fragile"}
+    seen = {**line("a", "old/one", "flux1"), "seen_by": "masksim-2"}
+    listed = [seen, line("b", "old/two", "flux1"), line("c", "new/one", "flux1")]
+    monkeypatch.setattr(fresh, "read_list", lambda: listed)
+    rows = fresh.judge(tmp_path / "none", tmp_path / "work")
+    assert [row["repository"] for row in rows] == ["new/one"]
+    assert rows[0]["failed"] == "missing"
+
+
+def test_shares_count_what_is_fragile_by_its_rate_as_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import fresh
+
+    low = {"rate": 0.004, "level": "strong evidence"}
+    lost = {"rate": 0.03, "level": "fragile"}
     rows = [
         *(line(f"a{k}", f"new/{k % 3}", "flux1", **low) for k in range(6)),
         *(line(f"b{k}", "new/1", "flux1", **lost) for k in range(2)),
-        line("c", "old/one", "flux1", **{**low, "known": True}),
-        line("d", "old/two", "flux1", **low),
-        line("e", "new/4", "real", known=False, rate=0.6, level="no evidence"),
-        line("f", "new/4", "real", known=False, rate=0.04, level="evidence"),
+        line("e", "new/4", "real", rate=0.6, level="no evidence"),
+        line("f", "new/4", "real", rate=0.04, level="evidence"),
         line("g", "new/5", "real"),
         line("h", "new/5", "real", failed="truncated"),
     ]
     found = fresh.shares_of(rows)
-    assert (found["owners left out"], found["images left out"]) == (1, 2)
     assert (found["missing"], found["failed"]) == (1, 1)
     own = found["generators"]["flux1"]
     assert (own["images"], own["repositories"]) == (8, 3)
-    assert own["0.05"]["value"] == 1.0  # fragile images are found by their rate as found
+    assert own["0.05"]["value"] == 1.0
     assert own["0.01"]["value"] == own["evidence"]["value"] == 0.75
     assert own["fragile"]["value"] == 0.25
     photos = found["photos"]["all"]
     assert (photos["images"], photos["0.05"]["value"], photos["0.01"]["value"]) == (2, 0.5, 0.0)
     assert set(found["photos"]) == {"all"}  # no group of two
-    page = fresh.markdown(found)
-    assert "1 owners (2 images)" in page
-    assert "| flux1 | 8 | 3 | 75.0 [" in page
+    assert "| flux1 | 8 | 3 | 75.0 [" in fresh.markdown(found)
     assert "flux1" not in fresh.summary(found)  # too few images for the short table
