@@ -1,12 +1,14 @@
 """What the detector finds, and how often it is wrong, on images of repositories it has not seen.
 
 usage: python benchmarks/unseen.py CONFIG --manifest MANIFEST --cache CACHE [--workers N]
+       python benchmarks/unseen.py CONFIG --manifest MANIFEST --cache CACHE --bank
        python benchmarks/unseen.py --pages
 
 Trains as ``masksim train CONFIG`` does, and measures every view with heads, a joint number and
 calibration photos that know nothing of its repository (whole repositories left out, both classes).
 Writes benchmarks/results/unseen.json, docs/tables/unseen.md and the tables of README.md and
-MODEL_CARD.md; with --pages only the pages anew, from that file.
+MODEL_CARD.md; with --pages only the pages anew, from that file; with --bank the same without the
+learned residual, for comparison.
 """
 
 from __future__ import annotations
@@ -350,6 +352,10 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--out", type=Path, help="Also write the detector, as `masksim train`.")
     parser.add_argument("--scores", type=Path, help="Write the left-out scores here (.npz).")
+    parser.add_argument(
+        "--bank", action="store_true",
+        help="Without the learned residual; writes benchmarks/results/unseen_bank.json, no pages.",
+    )  # fmt: skip
     parser.add_argument("--json", type=Path, default=ROOT / "benchmarks/results/unseen.json")
     given = parser.parse_args()
     if given.pages:
@@ -361,7 +367,9 @@ def main() -> None:
     config = BandsConfig.from_dict(values)
     manifest = read_manifest(given.manifest)
     table = views_of(manifest, config, given.cache, workers=given.workers)
-    learned = learn(manifest, table, config, given.cache, workers=given.workers)
+    learned = None
+    if not given.bank:
+        learned = learn(manifest, table, config, given.cache, workers=given.workers)
     fit = fit_bands(table, config, learned)
     if given.out:
         file_of(table, fit, config).save(given.out, overwrite=True)
@@ -381,6 +389,10 @@ def main() -> None:
         "generators": of_generators(table, fit, config),
         "photos": of_photos(table, fit, config),
     }
+    if given.bank:
+        path = given.json.with_name("unseen_bank.json")
+        path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        return
     given.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     write_pages(found)
 
