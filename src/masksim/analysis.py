@@ -18,7 +18,7 @@ from masksim.branches import (
 )
 from masksim.checkpoint import Branch, DetectorFile
 from masksim.config import cores
-from masksim.errors import ImageError
+from masksim.errors import ImageError, ModelError
 from masksim.residual import Runner, residual_runner
 from masksim.results import PatternPlane, SimilarityMap
 from masksim.traits import compression_band, measure
@@ -94,12 +94,13 @@ class Analyser:
             for branch in file.branches
         ]
         # Segments of luma may be shorter than those of the bank; all maps lie on one grid.
-        finest = max(
-            (b.config.segment for b in self._branches if isinstance(b, SharedBranch)), default=1
-        )
+        first = self._branches[0]
         for branch in self._branches:
-            if isinstance(branch, LearnedBranch):
-                branch.finer = max(1, finest // branch.config.segment)
+            if isinstance(branch, LearnedBranch) and isinstance(first, SharedBranch):
+                branch.finer = first.config.segment // branch.config.segment
+                cell = branch.config.cell * branch.finer
+                if first.config.segment % branch.config.segment or cell % first.config.cell:
+                    raise ModelError("the maps of two branches lie on no common grid")
         self.generators = file.generators
         # Where each branch's generators stand among all, and which of them it has first.
         number = {name: g for g, name in enumerate(self.generators)}
@@ -129,8 +130,12 @@ class Analyser:
             probability[places] = branch.probability(summed[places], band)
         if not np.isfinite(similarity).all():
             raise ImageError("the image has no finite similarity", code="unsupported")
-        # Those of a second residual lie within the same region.
-        shown = [part for part in found if part.distance is not None][:1] or found
+        # A learned residual looks at smaller windows of the same region: these are not shown.
+        shown = [
+            part
+            for branch, part in zip(self._branches, found, strict=True)
+            if not isinstance(branch, LearnedBranch)
+        ]
         windows = tuple(dict.fromkeys(window for part in shown for window in part.windows))
         return Analysis(similarity, probability, windows, found)
 
@@ -141,7 +146,7 @@ class Analyser:
             pixels,
             list(found.windows),
             quality=quality,
-            distance=distances[0] if distances else None,
+            distance=max(distances) if distances else None,
             band=found.branches[0].band,
         )
 

@@ -18,7 +18,7 @@ from masksim.checkpoint import Branch
 from masksim.errors import ModelError, UsageError
 from masksim.features import FeatureConfig, LumaConfig, luma_features, shared_features
 from masksim.model import OriginalHead, SharedHeads, read_heads
-from masksim.residual import LEARNED_FIXED, Runner
+from masksim.residual import LEARNED_FIXED, Runner, check_learned
 from masksim.results import PatternPlane, PlaneMap, SimilarityMap
 
 if TYPE_CHECKING:
@@ -74,6 +74,7 @@ class _SharedBranch:
 
     config: FeatureConfig | LumaConfig
     heads: tuple[SharedHeads, ...]
+    of_bank = True
     finer = 1  # maps are drawn on a grid so many times as fine as the spectrum's
 
     def __init__(self, branch: Branch, residual: Runner, threads: int) -> None:
@@ -115,10 +116,10 @@ class _SharedBranch:
         """See `BranchRunner`."""
         features, windows = self._features(pixels)
         heads = self._heads(band)
+        distance = heads.distance(features) if self.of_bank else None
         return BranchAnalysis(
-            heads.similarities(features), heads.share, windows, features, band,
-            heads.distance(features),
-        )  # fmt: skip
+            heads.similarities(features), heads.share, windows, features, band, distance
+        )
 
     def probability(self, similarity: NDArray[np.float32], band: int) -> NDArray[np.float32]:
         """See `BranchRunner`."""
@@ -211,6 +212,7 @@ class LearnedBranch(_SharedBranch):
     """All generators on a learned residual of luma."""
 
     config: LumaConfig
+    of_bank = False
 
     def __init__(self, branch: Branch, residual: Runner, threads: int) -> None:
         super().__init__(branch, residual, threads)
@@ -225,6 +227,9 @@ class LearnedBranch(_SharedBranch):
             raise ModelError(f"invalid configuration of a learned residual: {error}") from error
         self.outputs = branch.residual.outputs
         self._configured(features, self.outputs + len(LEARNED_FIXED))
+        if features.least < features.segment + 2 * branch.residual.margin:
+            raise ModelError(f"the residual of the smallest window holds no segment: {features}")
+        check_learned(residual, branch.residual, branch.residual_weights)
 
     def _features(self, pixels: Pixels) -> tuple[NDArray[np.float32], Windows]:
         return luma_features(pixels, self.config, self.residual, threads=self.threads)

@@ -150,6 +150,47 @@ def check_generator_name(name: str) -> None:
         raise _invalid(f"a generator cannot be named {name!r}: the word has a meaning in tables")
 
 
+def _check_together(branches: tuple[Branch, ...]) -> None:
+    """See that branches go together: a generator has heads in one, or on bank and learned residual.
+
+    Raises
+    ------
+    ModelError
+        Code ``model_invalid``.
+    """
+    kinds = [branch.residual.kind for branch in branches]
+    if "learned" not in kinds:
+        names = [name for branch in branches for name in branch.generators]
+        if len(set(names)) < len(names):
+            raise _invalid("a generator stands in two branches")
+        return
+    if kinds != ["bank", "learned"] or {branch.head for branch in branches} != {"bands"}:
+        raise _invalid("heads on a learned residual stand behind those on the bank, both by band")
+    bank, learned = branches
+    if not set(learned.generators) <= set(bank.generators):
+        raise _invalid("a learned residual has heads of generators that the bank has none of")
+    values: dict[str, list[NDArray[np.float64]]] = {}
+    for name in ("a", "b", "share"):
+        for branch in branches:
+            array = np.asarray(branch.tensors.get(name, np.zeros(0)), np.float64)
+            if array.shape[1:] != (len(branch.generators),):
+                raise _invalid(f"{name} has the shape {array.shape}, not one value a head and band")
+            values.setdefault(name, []).append(array)
+    at = [bank.generators.index(name) for name in learned.generators]
+    try:
+        total = np.array(np.broadcast_arrays(*(x[:, :1] for x in values["share"]))[0])
+        total = values["share"][0] + np.zeros((len(total), 1))
+        total[:, at] += values["share"][1]
+        same = all(np.allclose(values[n][0][:, at], values[n][1], atol=1e-6) for n in ("a", "b"))
+    except ValueError as error:
+        raise _invalid("the branches have heads for different bands") from error
+    shares = np.concatenate([x.ravel() for x in values["share"]])
+    if not (((shares >= 0) & (shares <= 1)).all() and np.allclose(total, 1, atol=1e-3)):
+        raise _invalid("the shares of a generator's similarities are not 1 in sum")
+    if not same:
+        raise _invalid("a generator has different probabilities in two branches")
+
+
 def _check_finite(tensors: Mapping[str, NDArray[Any]]) -> None:
     for name, values in tensors.items():
         if values.dtype.kind not in "fiub":
@@ -194,6 +235,7 @@ class DetectorFile:
     def __post_init__(self) -> None:
         if not 1 <= len(self.branches) <= _MAX_BRANCHES:
             raise _invalid(f"a detector has 1 to {_MAX_BRANCHES} branches")
+        _check_together(self.branches)
         if self.calibration is not None:
             for name, values in self.calibration.items():
                 if values.dtype.kind not in "fiub":

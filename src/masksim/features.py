@@ -138,6 +138,11 @@ class LumaConfig(WindowConfig):
     floor: float = 0.05
     cell: int = 2
 
+    @property
+    def least(self) -> int:
+        """Side of the smallest window there can be, pixels."""
+        return min(self.window, self.smallest // GRID * GRID, self.region // GRID * GRID)
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> LumaConfig:
         """Make a configuration of plain values.
@@ -150,8 +155,8 @@ class LumaConfig(WindowConfig):
         config = from_plain(cls, values, "the features of luma")
         if any(type(n) is int and n < 1 for n in vars(config).values()):
             raise UsageError(f"sizes and counts must be positive: {config}")
-        least = min(config.window, config.smallest // GRID * GRID, config.region // GRID * GRID)
-        if config.window % GRID or least < config.segment or config.segment % (2 * config.cell):
+        fits = config.least >= config.segment and config.segment % (2 * config.cell) == 0
+        if config.window % GRID or not fits:
             raise UsageError(
                 f"the window must be a multiple of {GRID}, and hold a segment; half a segment must "
                 f"be a multiple of the cell: {config}"

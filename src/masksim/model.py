@@ -421,7 +421,7 @@ class SharedHeads:
     basis, shrink : array, shape (K, C, R, S) and (K,)
         See `whiten`; None where the spectrum is compared as it is.
     share : array, shape (G,)
-        In (0, 1]: how much the similarity counts in that of the detector, which is the sum over the
+        In [0, 1]: how much the similarity counts in that of the detector, which is the sum over the
         branches that a generator has heads in. 1 where it has one alone.
     """
 
@@ -501,7 +501,7 @@ _SHARE = "share"
 
 
 def read_heads(kind: str, tensors: Mapping[str, Array], limit: float) -> tuple[SharedHeads, ...]:
-    """Read the heads of a branch on the bank: one set, or with ``"bands"`` one for each band.
+    """Read the heads of a shared branch: one set, or with ``"bands"`` one for each band.
 
     Raises
     ------
@@ -559,7 +559,7 @@ def heads_by_band(tensors: Mapping[str, Array], limit: float) -> tuple[SharedHea
     ]
     if "basis" in tensors and sizes["basis"] != (*sizes["shrink"], *shape[1:]):
         wrong.append("basis")
-    if wrong or len(shape) != 4:
+    if wrong or len(shape) != 4 or bands < 1:
         raise ModelError(f"shared heads have misshapen arrays: {wrong}", code="model_invalid")
     xp = array_namespace(tensors["masks"])
     single = {name: xp.astype(tensors[name], xp.float32) for name in names}

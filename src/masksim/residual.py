@@ -382,6 +382,63 @@ def _learned_nodes(
     node("Concat", [x, cross, clipped], "residual", axis=1)
 
 
+def learned_residual(
+    pixels: NDArray[np.float32], config: ResidualConfig, weights: Mapping[str, NDArray[Any]]
+) -> NDArray[np.float64]:
+    """Compute a learned residual in double precision, slowly: what its graph must give.
+
+    Parameters
+    ----------
+    pixels
+        (H, W), luma in [0, 1]; larger than twice the margin.
+    config, weights
+        See `ResidualConfig` and `weight_shapes`.
+
+    Returns
+    -------
+    ndarray
+        float64 (C, H - 2 margin, W - 2 margin), 8-bit levels.
+    """
+    luma = pixels.astype(np.float64) * BANK_LEVELS
+
+    def neighbours(planes: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.lib.stride_tricks.sliding_window_view(planes, (3, 3), axis=(-2, -1))
+
+    x = ((luma[1:-1, 1:-1] - neighbours(luma).mean(axis=(-2, -1))) / LEARNED_SCALE)[None]
+    for i in range(config.depth):
+        kernel, bias = (weights[f"layers.{i}.{name}"].astype(float) for name in ("weight", "bias"))
+        active = np.maximum(x, 0) if i else x
+        x = np.einsum("oikl,ihwkl->ohw", kernel, neighbours(active)) + bias[:, None, None]
+    m = config.margin
+    inner = luma[m : luma.shape[0] - m + 1, m : luma.shape[1] - m + 1]
+    cross = inner[1:, 1:] + inner[:-1, :-1] - inner[1:, :-1] - inner[:-1, 1:]
+    fixed = np.stack([cross, np.clip(cross, -BANK_CLIP, BANK_CLIP)])
+    found: NDArray[np.float64] = np.concatenate([x * LEARNED_SCALE, fixed])
+    return found
+
+
+def check_learned(
+    runner: Runner, config: ResidualConfig, weights: Mapping[str, NDArray[Any]]
+) -> None:
+    """Compare a graph with the network that a detector file says it is, on a little noise.
+
+    Raises
+    ------
+    ModelError
+        Code ``model_invalid``: it takes or gives something else.
+    """
+    side = 2 * config.margin + 8
+    noise = np.random.default_rng(0).random((side, side), dtype=np.float32) * np.float32(0.1)
+    try:
+        found = runner(noise[None, None])[0]
+    except UsageError as error:
+        raise ModelError(f"the graph of a learned residual takes no luma: {error}") from error
+    expected = learned_residual(noise, config, weights)
+    scale = 1e-3 * (1 + np.abs(expected).max())
+    if found.shape != expected.shape or not np.allclose(found, expected, rtol=0, atol=scale):
+        raise ModelError("a residual graph is not that of its weights", code="model_invalid")
+
+
 def _folded(
     layer: StackLayer, weights: Mapping[str, NDArray[Any]]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -472,7 +529,7 @@ class OnnxResidual:
     ------
     ModelError
         Code ``model_not_found`` if the file cannot be read; ``model_invalid`` if it is no graph
-        from float32 ``pixels`` (B, 3, H, W) to ``residual`` (B, C, H', W').
+        from float32 ``pixels`` (B, C, H, W) to ``residual`` (B, C', H', W').
     UsageError
         If `threads` is under 1 or a provider is not available in this installation.
     """
@@ -535,8 +592,8 @@ class OnnxResidual:
         Parameters
         ----------
         pixels : ndarray of float32, shape (B, C, H, W)
-            In [0, 1], in the colour space the network was trained for; C is 3, or any number for
-            the bank.
+            In [0, 1], in the colour space the network was trained for; C is 3, 1 for a learned
+            residual, or any number for the bank.
 
         Returns
         -------

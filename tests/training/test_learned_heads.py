@@ -19,17 +19,32 @@ from conftest import make_repositories  # noqa: E402
 from masksim import metrics  # noqa: E402
 from masksim.checkpoint import DetectorFile  # noqa: E402
 from masksim.data.manifest import REAL  # noqa: E402
+from masksim.data.weights import repository_folds  # noqa: E402
 from masksim.detector import Detector  # noqa: E402
 from masksim.errors import ModelError, UsageError  # noqa: E402
 from masksim.features import LumaConfig, WindowConfig, luma_features  # noqa: E402
 from masksim.image import load_image  # noqa: E402
-from masksim.residual import OnnxResidual, ResidualConfig, residual_onnx  # noqa: E402
-from masksim.training.bands import learn, train_bands, views_of  # noqa: E402
+from masksim.residual import (  # noqa: E402
+    OnnxResidual,
+    ResidualConfig,
+    residual_onnx,
+    weight_shapes,
+)
+from masksim.training import learned_heads as heads_module  # noqa: E402
+from masksim.training import learned_residual as residual_module  # noqa: E402
+from masksim.training import stored_windows as windows_module  # noqa: E402
+from masksim.training.bands import train_bands, views_of  # noqa: E402
 from masksim.training.learned_config import LearnedConfig  # noqa: E402
-from masksim.training.learned_heads import combined, spectra_of  # noqa: E402
+from masksim.training.learned_heads import (  # noqa: E402
+    LearningViews,
+    combined,
+    spectra_of,
+    train_one,
+)
 from masksim.training.learned_residual import LearnedResidual  # noqa: E402
+from masksim.training.recipe import classes_of  # noqa: E402
 from masksim.training.stored_windows import compute_windows, windows_of  # noqa: E402
-from masksim.traits import BANDS  # noqa: E402
+from masksim.traits import BANDS, bands_of  # noqa: E402
 
 LEARNED = LearnedConfig(
     windows=WindowConfig(window=128, windows=2, smallest=128, region=288, spacing=64),
@@ -110,20 +125,127 @@ def test_training_and_detection_see_the_same_features(run: Any, banded: Any) -> 
     assert LumaConfig.from_dict(written) == config
 
 
-def test_left_out_scores_are_those_of_a_detector_that_never_saw_the_repository(
-    run: Any, banded: Any
-) -> None:
-    """The scores of a fold come of the run that its views had no part in."""
+def views_of_run(run: Any, banded: Any) -> LearningViews:
     table = views_of(banded.manifest, run.config, run.cache)
-    learned = learn(banded.manifest, table, run.config, run.cache)
-    assert learned is not None
-    assert np.isfinite(learned.scores).all()
-    total, shares = combined(
-        np.zeros_like(learned.scores) + np.arange(len(learned.scores))[:, None] % 7, learned.scores,
-        np.zeros(len(table.images), np.int64), table.generators == REAL,
+    windows = compute_windows(
+        banded.manifest, run.cache, views_config=run.config.views,
+        window_config=LEARNED.windows, seed=run.config.seed,
     )  # fmt: skip
-    assert total.shape == learned.scores.shape
-    assert ((shares > 0) & (shares <= 1)).all()
+    names = run.fit.generators
+    return LearningViews(
+        windows, classes_of(table, names), names, table.sources, table.histories,
+        bands_of(table.traits, len(BANDS)),
+        repository_folds(table.sources, table.generators, run.config.folds),
+    )  # fmt: skip
+
+
+def test_no_network_sees_the_repositories_that_it_scores(
+    run: Any, banded: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    views = views_of_run(run, banded)
+    given: list[Any] = []
+    monkeypatch.setattr(residual_module, "train_learned", lambda v, *a, **k: given.append(v))
+    monkeypatch.setattr(heads_module, "_write", lambda *_: None)
+    for k in (*range(run.config.folds), None):
+        train_one(views, k, LEARNED, run.config.lossless, tmp_path)
+    learned = next(run.cache.glob("learned-*"))
+    for k, seen in enumerate(given[:-1]):
+        held = set(views.sources[views.folds == k].tolist())
+        assert held
+        assert not held & set(seen.sources.tolist())
+        # The pixels are those of the views that are named.
+        at = int(seen.windows.at[5])
+        assert views.sources[at] == seen.sources[5]
+        np.testing.assert_array_equal(seen.windows[5], views.windows[at])
+        _, scores = heads_module._heads(
+            views, learned / f"fold-{k}", k, LEARNED, run.config.heads, run.config.seed
+        )
+        np.testing.assert_array_equal(np.isfinite(scores).all(axis=1), views.folds == k)
+    assert set(given[-1].sources.tolist()) == set(views.sources[views.classes >= 0].tolist())
+    # All classes are alike in what their files show of the last compression.
+    for seen in given:
+        at = seen.windows.at
+        shares = [
+            [seen.chances[(seen.generators == name) & (views.band[at] == b)].sum()
+             for b in range(len(BANDS))]
+            for name in (REAL, *views.names)
+        ]  # fmt: skip
+        table = np.array(shares)
+        there = table.min(axis=0) > 0
+        np.testing.assert_allclose(table[1:, there], table[:1, there].repeat(2, axis=0))
+
+
+def test_a_generator_without_a_head_on_the_network_keeps_its_similarity() -> None:
+    rng = np.random.default_rng(0)
+    bank = rng.normal(size=(40, 3)).astype(np.float32)
+    learned = rng.normal(size=(40, 3)).astype(np.float32)
+    learned[:, 1] = np.nan  # no head at all
+    learned[::4, 2] = np.nan  # none in one fold
+    photos = np.arange(40) < 30
+    total, shares = combined(bank, learned, np.zeros(40, np.int64), photos)
+    np.testing.assert_array_equal(total[:, 1], bank[:, 1])
+    np.testing.assert_array_equal(shares[0, 1], 1)
+    assert np.isfinite(total).all()
+    for g in (0, 2):
+        parts = bank[photos, g].std() * shares[0, g], (1 - shares[0, g])
+        assert parts[0] == pytest.approx(parts[1] * np.nanstd(learned[photos, g]), rel=1e-5)
+
+
+def test_owners_are_counted_not_repositories(run: Any, banded: Any, tmp_path: Path) -> None:
+    views = views_of_run(run, banded)
+    sources = views.sources.copy()
+    one = np.flatnonzero(views.classes == 1)
+    sources[one] = [f"owner/{source}" for source in sources[one]]
+    used = heads_module._learned_from(replace(views, sources=sources), None)
+    assert not used[one].any()
+    assert used[views.classes == 2].all()
+
+
+def test_stored_windows_and_their_facts_are_replaced_together(
+    banded: Any, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = replace(banded.manifest, rows=banded.manifest.rows[:3])
+
+    def compute() -> Any:
+        return compute_windows(
+            few, tmp_path, views_config=run.config.views, window_config=LEARNED.windows
+        )
+
+    whole = [np.array(compute()[i]) for i in range(12)]
+    target = next(tmp_path.rglob("*.npy"))
+    target.with_suffix(".json").write_text('{"views": [], "failures": {"a": "truncated"}}')
+
+    class KilledError(Exception):
+        pass
+
+    def killed(*_: Any, **__: Any) -> Any:
+        raise KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(windows_module, "written_whole", killed)
+        with pytest.raises(KilledError):
+            compute()
+    again = compute()
+    for i, expected in enumerate(whole):
+        np.testing.assert_array_equal(again[i], expected)
+    target.with_suffix(".json").unlink()
+    assert len(compute()) == 12
+
+
+def test_other_weights_make_other_spectra(run: Any, banded: Any, tmp_path: Path) -> None:
+    folder = next(run.cache.glob("learned-*")) / "all"
+    shutil.copytree(folder, tmp_path / "all")
+    views = views_of_run(run, banded)
+    residual = OnnxResidual(run.file.branches[1].onnx, threads=1)
+    at = np.arange(2)
+    first = heads_module._spectra(views, at, LEARNED.luma, residual, tmp_path / "all")
+    zeros = lambda pixels: residual(pixels * 0)  # noqa: E731
+    kept = heads_module._spectra(views, at, LEARNED.luma, zeros, tmp_path / "all")
+    np.testing.assert_array_equal(kept, first)
+    (tmp_path / "all" / "learned.npz").write_bytes(b"of other weights")
+    assert not np.array_equal(
+        heads_module._spectra(views, at, LEARNED.luma, zeros, tmp_path / "all"), first
+    )
 
 
 def test_windows_are_of_the_views_of_the_features(run: Any, banded: Any) -> None:
@@ -165,6 +287,14 @@ def test_a_learned_residual_has_outputs_and_no_other_kind_has() -> None:
     good = ResidualConfig("learned", 3, 16, outputs=6)
     assert ResidualConfig.from_dict(good.to_dict()) == good
     assert "outputs" not in ResidualConfig("bank").to_dict()
+    for wrong in (
+        {"kind": "learned", "depth": 3, "features": 16},
+        {"kind": "learned", "depth": 3, "features": 16, "outputs": 6, "padding": 1},
+        {"kind": "light", "depth": 3, "features": 16, "outputs": 6},
+        {"kind": "bank", "outputs": 6},
+    ):
+        with pytest.raises(UsageError):
+            ResidualConfig.from_dict(wrong)
 
 
 def test_a_branch_with_the_wrong_planes_is_refused(run: Any) -> None:
@@ -175,6 +305,53 @@ def test_a_branch_with_the_wrong_planes_is_refused(run: Any) -> None:
     short = {key: value for key, value in learned.spectrum.items() if key != "hop"}
     with pytest.raises(ModelError, match="lacks"):
         Detector(replace(run.file, branches=(bank, replace(learned, spectrum=short))))
+    small = {**learned.preprocess, "window": 16, "smallest": 16}
+    with pytest.raises(ModelError, match="no segment"):
+        Detector(replace(run.file, branches=(bank, replace(learned, preprocess=small))))
+
+
+def test_branches_that_do_not_go_together_are_refused(run: Any) -> None:
+    bank, learned = run.file.branches
+
+    def changed(branch: Any, **tensors: Any) -> Any:
+        return replace(branch, tensors={**branch.tensors, **tensors})
+
+    def without(branch: Any, name: str) -> Any:
+        return replace(branch, tensors={k: v for k, v in branch.tensors.items() if k != name})
+
+    share = learned.tensors["share"]
+    for branches in (
+        (learned, bank),
+        (bank, bank),
+        (learned,),
+        (bank, learned, learned),
+        (without(bank, "share"), learned),
+        (bank, without(learned, "share")),
+        (bank, changed(learned, share=-share)),
+        (bank, changed(learned, share=share * 0.5)),
+        (bank, changed(learned, share=share[:3])),
+        (bank, changed(learned, share=share[:, :1])),
+        (bank, changed(learned, a=learned.tensors["a"] + 1)),
+        (bank, replace(learned, generators=("grid", "other"))),
+    ):
+        with pytest.raises(ModelError):
+            replace(run.file, branches=branches)
+
+
+def test_a_graph_that_is_not_the_residual_is_refused(run: Any) -> None:
+    bank, learned = run.file.branches
+    weights = {name: values * 1.1 for name, values in learned.residual_weights.items()}
+    more = replace(learned.residual, outputs=3)
+    rng = np.random.default_rng(0)
+    shapes = weight_shapes(more)
+    for graph in (
+        bank.onnx,
+        residual_onnx(learned.residual, weights),
+        residual_onnx(more, {n: rng.normal(size=s).astype(np.float32) for n, s in shapes.items()}),
+        residual_onnx(ResidualConfig("cross_diff"), {}),
+    ):
+        with pytest.raises(ModelError):
+            Detector(replace(run.file, branches=(bank, replace(learned, onnx=graph))))
 
 
 def test_the_exported_graph_gives_the_same_answers(

@@ -69,7 +69,8 @@ def windows_of(detector: Detector) -> dict[str, Any]:
     }
     if kinds != {"original"} or len(found) != 1:
         raise ModelError(
-            "one graph holds one shared branch, or original ones with one window; this detector "
+            "one graph holds heads on the bank, with or without those on a learned residual, or "
+            "original ones with one window; this detector "
             f"has {len(detector.file.branches)} branches of {sorted(kinds)} heads"
         )
     ((size, aligned),) = found
@@ -224,7 +225,7 @@ def _shared(
     distance = xp.log(xp.clip(heads.mean_square(features), LEAST_SQUARE, None))
     similarity = heads.similarities(features)
     shown = [heads.maps(features)] if maps else []
-    if more and luma_windows is not None:
+    if luma_windows is not None:
         similarity = similarity * heads.share
         shown = [values * _last_axes(heads.share, 3) for values in shown]
         learned = _read(more[0], traits)

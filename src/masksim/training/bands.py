@@ -12,6 +12,7 @@ and the one number that is kept is learned from the left-out scores of all of th
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -115,6 +116,11 @@ class BandsConfig(RecipeConfig):
         super().__post_init__()
         if self.components < 0:
             raise UsageError(f"components must not be negative, got {self.components}")
+        if self.learned is not None and self.learned.windows.smallest != self.features.smallest:
+            raise UsageError(
+                "features and learned.windows must have the same smallest side, got "
+                f"{self.features.smallest} and {self.learned.windows.smallest}"
+            )
         if not (0 <= self.borrowed <= 1 and 0 < self.lossless <= 1 and self.joint_strength > 0):
             raise UsageError(f"a share is out of range: {self}")
 
@@ -386,9 +392,10 @@ def learn(
         bands_of(table.traits, len(BANDS)),
         repository_folds(table.sources, table.generators, config.folds),
     )  # fmt: skip
+    of_views = hashlib.sha256(windows.images.tobytes()).hexdigest()
     run = chunk_folder(
-        cache, [asdict(config.learned), asdict(config.views), config.seed, config.folds, names,
-                manifest_hash(rows)], "learned-",
+        cache, [asdict(config.learned), asdict(config.views), config.seed, config.folds,
+                config.lossless, names, manifest_hash(rows), of_views], "learned-",
     )  # fmt: skip
     return learned_heads(
         views, config.learned, run, heads=config.heads, lossless=config.lossless,

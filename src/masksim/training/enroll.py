@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from masksim import __version__, metrics
+from masksim.analysis import Analyser
 from masksim.calibration import false_positive_rate
 from masksim.checkpoint import Branch, DetectorFile, check_generator_name
 from masksim.config import Progress, from_plain, staged
@@ -223,6 +224,7 @@ def enroll(
             "the detector is calibrated on photos that it does not carry, so that a further "
             "generator cannot be ranked among them: train it with photos above 0"
         )
+    Analyser(file, threads=1)  # a file whose parts do not fit is refused before minutes of work
     training = _settings(file, branch, config)
     compute = partial(_features, branch, training, config.seed, cache, workers, progress)
     heads = HeadsByBand.of(branch.head, branch.tensors, float(branch.head_config["limit"]))

@@ -64,12 +64,15 @@ class LearnedConfig:
             raise UsageError(f"counts must be at least 1, depth and folds at least 2: {self}")
         if self.crop - 2 * self.margin < self.segment:
             raise UsageError(f"crops of {self.crop} pixels hold no segment: {self}")
-        if not self.crop <= self.windows.window <= self.windows.smallest:
+        windows = self.windows
+        if not self.crop <= windows.window <= min(windows.smallest, windows.region):
             raise UsageError(
-                f"a crop must fit into a window, and a window into the smallest image: {self}"
+                "a crop must fit into a window, and a window into the smallest image and the "
+                f"region: {self}"
             )
         if self.cell < 1 or self.segment % (2 * self.cell):
             raise UsageError(f"half a segment must be a multiple of the cell: {self}")
+        LumaConfig.from_dict(vars(self.luma))
         rates = (self.lr, self.head_lr, self.floor)
         if not (all(0 < x < math.inf for x in rates) and 0 <= self.head_decay < math.inf):
             raise UsageError(f"rates and floor must be positive, the decay not negative: {self}")

@@ -7,6 +7,7 @@ band of compression, so that a similarity is a cosine here too.
 
 from __future__ import annotations
 
+import hashlib
 import multiprocessing
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -21,6 +22,7 @@ from masksim.checkpoint import Branch
 from masksim.config import Progress
 from masksim.data.manifest import REAL
 from masksim.data.weights import view_weights
+from masksim.errors import DataError
 from masksim.features import LumaConfig, WindowConfig, pattern_features
 from masksim.files import written_whole
 from masksim.model import standardise
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 
     from masksim.training.feature_table import FeatureTable
     from masksim.training.learned_residual import Windows
+    from masksim.training.stored_windows import StoredWindows
 
     Matrix = NDArray[np.float32]
 
@@ -103,7 +106,7 @@ class LearnedHeads:
     branch
         Of a detector file; its similarities count in full.
     scores
-        float32 (n, G): left-out similarities of the views; NaN for views of no use.
+        float32 (n, G): left-out similarities of the views; NaN where a view's run has no head.
     """
 
     branch: Branch
@@ -134,7 +137,8 @@ def train_one(
     from masksim.training.learned_residual import Views, train_learned
     from masksim.training.processes import RunOptions
 
-    torch.set_num_threads(1)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # crops are too small to be shared out
     at = _learned_from(views, left_out)
     chances = views.chances(at, lossless)
     chosen = np.flatnonzero(at & (chances > 0))
@@ -146,17 +150,21 @@ def train_one(
         ),
         config, run, options=RunOptions(device="cpu", precision="bfloat16", save_every=100),
     )  # fmt: skip
+    torch.set_num_threads(threads)
     _write(learned, run)
 
 
 def _learned_from(views: LearningViews, left_out: int | None) -> NDArray[np.bool_]:
-    """Tell which views a residual is trained on: of generators with two repositories there."""
+    """Tell which views a residual is trained on: of generators with two owners there.
+
+    Repositories of one owner are validated on together (`repository_folds`).
+    """
     used = views.classes >= 0
     if left_out is not None:
         used &= views.folds != left_out
     for c in range(1, len(views.names) + 1):
         own = used & (views.classes == c)
-        if len(np.unique(views.sources[own])) < 2:
+        if len({source.partition("/")[0] for source in views.sources[own].tolist()}) < 2:
             used &= ~own
     return used
 
@@ -214,13 +222,14 @@ def _spectra(
 ) -> Matrix:
     """Features of some views, float32 (k, C, R, R // 2), kept in the folder of the run."""
     path = run / "spectra.npz"
+    made_by = hashlib.sha256((run / _MADE).read_bytes()).hexdigest()
     if path.exists():
         with np.load(path, allow_pickle=False) as data:
-            if np.array_equal(data["at"], at):
+            if np.array_equal(data["at"], at) and str(data["made_by"]) == made_by:
                 return np.asarray(data["features"])
     found = np.stack([spectra_of(views.windows[i], config, residual) for i in at.tolist()])
     with written_whole(path) as file:
-        np.savez(file, at=at, features=found)
+        np.savez(file, at=at, features=found, made_by=made_by)
     return found
 
 
@@ -232,7 +241,10 @@ def _heads(
     heads: HeadConfig,
     seed: int,
 ) -> tuple[Branch, Matrix]:
-    """Make the heads of one run, and score what was left out of it: (n, G), NaN elsewhere."""
+    """Make the heads of one run, and score what was left out of it: (n, G), NaN elsewhere.
+
+    NaN also for a generator that the run has no head for.
+    """
     weights, directions, names = _read(run)
     graph = residual_onnx(config.residual, weights)
     residual, luma = OnnxResidual(graph, threads=1), config.luma
@@ -263,7 +275,6 @@ def _heads(
         own = held[views.band[held] == b]
         middle, width = (tensors[key][b].astype(np.float32) for key in ("mean", "deviation"))
         z = standardise(features[np.searchsorted(at, own)], middle, width, heads.limit)
-        scores[own] = 0.0
         for g in places:
             scores[own, g] = cosines(
                 z.reshape(len(own), middle.size), tensors["masks"][b, g],
@@ -364,7 +375,8 @@ def combined(
     Parameters
     ----------
     one, other
-        (n, G); NaN in `other` counts as its mean over the photos.
+        (n, G); NaN in `other` counts as its mean over the photos. One without any number, or that
+        does not vary, has no share.
     band
         int64 (n,).
     photos
@@ -382,9 +394,15 @@ def combined(
     for b in range(len(BANDS)):
         own = band == b
         at = own & photos if (own & photos).sum() >= 2 else photos
-        first, second = (1 / (np.nanstd(s[at], axis=0) + 1e-9) for s in (one, other))
-        shares[b] = first / (first + second)
-        rest = np.where(np.isnan(other[own]), np.nanmean(other[at], axis=0), other[own])
+        mean, deviation = np.zeros(one.shape[1]), np.zeros(one.shape[1])
+        for g in range(one.shape[1]):
+            there = other[at, g][~np.isnan(other[at, g])]
+            if len(there):
+                mean[g], deviation[g] = there.mean(), there.std()
+        ratio = np.zeros_like(deviation)
+        np.divide(one[at].std(axis=0), deviation, out=ratio, where=deviation > 0)
+        shares[b] = 1 / (1 + ratio)
+        rest = np.where(np.isnan(other[own]), mean, other[own])
         out[own] = shares[b] * one[own] + (1 - shares[b]) * rest
     return out.astype(np.float32), shares
 
@@ -397,7 +415,7 @@ def windows_of_branch(branch: Branch) -> WindowConfig:
 
 
 def with_learned(
-    scores: Matrix, bank: Branch, learned: Branch, table: FeatureTable, windows: Windows
+    scores: Matrix, bank: Branch, learned: Branch, table: FeatureTable, windows: StoredWindows
 ) -> Matrix:
     """Add the similarities on a learned residual to those on the bank, each with its share.
 
@@ -414,7 +432,14 @@ def with_learned(
     -------
     ndarray
         float32 (n, G).
+
+    Raises
+    ------
+    DataError
+        The windows are of other views.
     """
+    if len(windows) != len(table.images) or not np.array_equal(windows.images, table.images):
+        raise DataError("the windows are not of the views that the features are of")
     limit = float(learned.head_config["limit"])
     luma = LumaConfig.from_dict(
         {k: v for k, v in {**learned.preprocess, **learned.spectrum}.items() if k != "colour"}

@@ -109,7 +109,8 @@ class _MeanLogPower(torch.autograd.Function):
 def mean_log_power(planes: torch.Tensor, segment: int, hop: int, floor: float) -> torch.Tensor:
     """`masksim.spectrum.welch_log_power` of planes (..., H, W), quick to train through."""
     window = torch.as_tensor(hann_window(segment), dtype=planes.dtype, device=planes.device)
-    found: torch.Tensor = _MeanLogPower.apply(planes, window, hop, floor)
+    apply: Any = _MeanLogPower.apply
+    found: torch.Tensor = apply(planes, window, hop, floor)
     return found
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +44,6 @@ class StoredWindows:
     files: tuple[Path, ...]
     places: NDArray[np.int64]
     images: NDArray[np.int64]
-    _open: dict[int, NDArray[np.uint8]] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return len(self.places)
@@ -52,13 +51,9 @@ class StoredWindows:
     def __getitem__(self, view: int) -> NDArray[np.uint8]:
         """Give the windows of a view, uint8 (k, N, N, 3)."""
         file, at, count = self.places[view].tolist()
-        if file not in self._open:
-            self._open[file] = np.load(self.files[file], mmap_mode="r")
-        return self._open[file][at, :count]
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave open files out: another process opens its own."""
-        return {**vars(self), "_open": {}}
+        # Opened for each: of thousands of files a process may not have as many open at once.
+        stored: NDArray[np.uint8] = np.load(self.files[file], mmap_mode="r")
+        return stored[at, :count]
 
 
 def compute_windows(
@@ -95,7 +90,7 @@ def compute_windows(
         (str(target), [str(manifest.file(row)) for row in chunk], chunk, views_config,
          window_config, seed)
         for chunk, target in zip(chunks, targets, strict=True)
-        if to_do(target, failures_of)
+        if not target.with_suffix(".json").exists() or to_do(target, failures_of)
     ]  # fmt: skip
     run_chunks(
         _work, jobs, len(chunks), workers=workers, initializer=_nothing, initargs=(),
@@ -166,6 +161,7 @@ def _work(
         except MasksimError as error:
             failures[row.path] = error.code
     path = Path(target)
+    path.unlink(missing_ok=True)  # never beside facts that are not its own
     described = json.dumps({"views": facts, "failures": failures})
     write_whole(path.with_suffix(".json"), described.encode())
     with written_whole(target) as part:  # last: it stands for the whole chunk
