@@ -713,7 +713,7 @@ def test_the_packages_own_detector(
     assert found.same, found
     assert found.images == 4
     assert found.similarity < 2e-6
-    assert runner.inputs == ("windows", "side", "band")  # as the page says
+    assert runner.inputs == ("windows", "luma_windows", "side", "band")  # as the page says
 
 
 # --- the page ------------------------------------------------------------------------------------

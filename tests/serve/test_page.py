@@ -189,8 +189,8 @@ def test_maps_explain_on_hover_and_by_keyboard(opened: Any, files: dict[str, Pat
     found.locator("summary", has_text="Maps of every").click()
     field, read = found.locator(".field"), found.locator(".read")
     field.wait_for()
-    found.locator(".tile").nth(22).wait_for()  # they are drawn one after another
-    assert found.locator(".tile").count() == 23
+    found.locator(".tile").nth(30).wait_for()  # they are drawn one after another
+    assert found.locator(".tile").count() == 31
     assert "Point at the map" in read.inner_text()
     box = field.bounding_box()
     # A quarter from the left is 0.25 cycles/pixel to the left of the middle.

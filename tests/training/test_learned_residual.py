@@ -66,7 +66,7 @@ def test_the_gradient_reaches_every_kernel() -> None:
     torch.nn.init.normal_(heads.heads.weight, std=0.1)
     some = views(each=4)
     classes = torch.tensor([["real", "a", "b"].index(name) for name in some.generators])
-    HeadLoss(heads)(torch.from_numpy(some.windows[:, 0]), classes).backward()
+    HeadLoss(heads)(torch.from_numpy(np.asarray(some.windows)[:, 0]), classes).backward()
     for name, values in heads.residual.named_parameters():
         assert values.grad is not None, name
         assert float(values.grad.abs().max()) > 0, name
@@ -75,7 +75,7 @@ def test_the_gradient_reaches_every_kernel() -> None:
 def test_brightness_does_not_go_in() -> None:
     torch.manual_seed(0)
     heads = Heads(SMALL, 2).eval()
-    pixels = torch.from_numpy(views(each=2).windows[:, 0])
+    pixels = torch.from_numpy(np.asarray(views(each=2).windows)[:, 0])
     darker, brighter = (heads.residual((pixels[..., :1] + shift).permute(0, 3, 1, 2).float())
                         for shift in (-20.0, 20.0))  # fmt: skip
     torch.testing.assert_close(darker, brighter, rtol=1e-4, atol=1e-3)
@@ -113,7 +113,7 @@ def test_the_quick_spectrum_is_that_of_detection_and_so_is_its_gradient() -> Non
 def test_a_planted_pattern_is_learned(learned: Learned) -> None:
     fresh = views(seed=9, each=12)
     assert learned.generators == ("a", "b")
-    scores = np.array([learned_scores(learned, windows) for windows in fresh.windows])
+    scores = np.array([learned_scores(learned, windows) for windows in np.asarray(fresh.windows)])
     assert scores.shape == (36, 3)
     real = fresh.generators == "real"
     for head, name in enumerate(learned.generators):
@@ -124,7 +124,7 @@ def test_a_planted_pattern_is_learned(learned: Learned) -> None:
 
 
 def test_features_are_a_mean_over_crops_without_level(learned: Learned) -> None:
-    some = views(seed=3, each=1).windows[:, 0]
+    some = np.asarray(views(seed=3, each=1).windows)[:, 0]
     found = learned_features(learned, some)
     assert found.shape == (SMALL.channels, 32, 16)
     assert found.dtype == np.float32

@@ -132,25 +132,21 @@ def train_one(
     views: LearningViews, left_out: int | None, config: LearnedConfig, lossless: float, run: Path
 ) -> None:
     """Train the residual that one fold is left out of, or none, in the folder of its run."""
-    import torch
-
-    from masksim.training.learned_residual import Views, train_learned
+    from masksim.training.learned_residual import Views, in_one_thread, train_learned
     from masksim.training.processes import RunOptions
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # crops are too small to be shared out
     at = _learned_from(views, left_out)
     chances = views.chances(at, lossless)
     chosen = np.flatnonzero(at & (chances > 0))
     names = np.array([REAL, *views.names])
-    learned = train_learned(
-        Views(
-            _Chosen(views.windows, chosen), names[views.classes[chosen]], views.sources[chosen],
-            chances[chosen],
-        ),
-        config, run, options=RunOptions(device="cpu", precision="bfloat16", save_every=100),
-    )  # fmt: skip
-    torch.set_num_threads(threads)
+    with in_one_thread():  # crops are too small to be shared out
+        learned = train_learned(
+            Views(
+                _Chosen(views.windows, chosen), names[views.classes[chosen]], views.sources[chosen],
+                chances[chosen],
+            ),
+            config, run, options=RunOptions(device="cpu", precision="bfloat16", save_every=100),
+        )  # fmt: skip
     _write(learned, run)
 
 

@@ -12,6 +12,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -348,6 +349,17 @@ def learned_features(
 def learned_scores(learned: Learned, windows: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Mean logits (G + 1,) that the trained heads give an image's windows, uint8 (k, N, N, 3)."""
     return _mean_of(learned.module, windows)
+
+
+@contextmanager
+def in_one_thread() -> Iterator[None]:
+    """Let torch compute in one thread meanwhile."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _mean_of(
