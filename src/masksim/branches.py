@@ -181,8 +181,8 @@ class SharedBranch(_SharedBranch):
 
     def __init__(self, branch: Branch, residual: Runner, threads: int) -> None:
         super().__init__(branch, residual, threads)
-        config = dict(branch.preprocess) | dict(branch.spectrum)
-        if config.pop("colour", None) != "luma-chroma" or branch.residual.kind != "bank":
+        config = branch.settings
+        if branch.preprocess.get("colour") != "luma-chroma" or branch.residual.kind != "bank":
             raise ModelError("a shared branch takes luma and chroma to the residual bank")
         # Detectors of the first edition know no parts and no coherence.
         needed = set(FeatureConfig.__dataclass_fields__) - {"parts", "coherence"}
@@ -216,8 +216,8 @@ class LearnedBranch(_SharedBranch):
 
     def __init__(self, branch: Branch, residual: Runner, threads: int) -> None:
         super().__init__(branch, residual, threads)
-        config = dict(branch.preprocess) | dict(branch.spectrum)
-        if config.pop("colour", None) != "luma" or branch.residual.kind != "learned":
+        config = branch.settings
+        if branch.preprocess.get("colour") != "luma" or branch.residual.kind != "learned":
             raise ModelError("a learned residual takes luma alone")
         if missing := sorted(set(LumaConfig.__dataclass_fields__) - set(config)):
             raise ModelError(f"the configuration of a learned residual lacks {missing}")

@@ -122,6 +122,13 @@ class Branch:
             model.check_tensors(self.tensors, size=window - 2 * self.residual.margin)
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """What `preprocess` and `spectrum` say, but for the colour, in one."""
+        values = {**self.preprocess, **self.spectrum}
+        values.pop("colour", None)
+        return values
+
+    @property
     def logistic(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """The heads' log-slopes and offsets, see `masksim.model.logit`.
 
@@ -178,8 +185,7 @@ def _check_together(branches: tuple[Branch, ...]) -> None:
             values.setdefault(name, []).append(array)
     at = [bank.generators.index(name) for name in learned.generators]
     try:
-        total = np.array(np.broadcast_arrays(*(x[:, :1] for x in values["share"]))[0])
-        total = values["share"][0] + np.zeros((len(total), 1))
+        total = values["share"][0] + np.zeros((len(values["share"][1]), 1))
         total[:, at] += values["share"][1]
         same = all(np.allclose(values[n][0][:, at], values[n][1], atol=1e-6) for n in ("a", "b"))
     except ValueError as error:

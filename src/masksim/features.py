@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,7 +32,67 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class FeatureConfig:
+class WindowConfig:
+    """Windows of an image, see `masksim.preprocess.shared_windows`; pixels, but for the count."""
+
+    window: int = 256
+    windows: int = 4
+    smallest: int = 256
+    region: int = 1536
+    spacing: int = 128
+
+    @property
+    def least(self) -> int:
+        """Side of the smallest window there can be, pixels."""
+        return min(self.window, self.smallest // GRID * GRID, self.region // GRID * GRID)
+
+    def corners(self, pixels: NDArray[np.uint8]) -> tuple[list[tuple[int, int]], int, int]:
+        """Place the windows of an image, uint8 (H, W, 3): corners (y, x), height and width.
+
+        Raises
+        ------
+        ImageError
+            Code ``too_small``.
+        """
+        return preprocess.shared_windows(
+            pixels.shape[0], pixels.shape[1], self.window, self.windows,
+            smallest=self.smallest, region=self.region, spacing=self.spacing,
+        )  # fmt: skip
+
+    def cut(
+        self, pixels: NDArray[np.uint8]
+    ) -> tuple[NDArray[np.uint8], list[tuple[int, int, int, int]]]:
+        """Cut the windows of an image, uint8 (H, W, 3).
+
+        Returns
+        -------
+        windows
+            uint8 (k, height, width, 3).
+        placed
+            (x, y, width, height) of each, pixels.
+
+        Raises
+        ------
+        ImageError
+            Code ``too_small``.
+        """
+        corners, height, width = self.corners(pixels)
+        cut = np.stack([pixels[y : y + height, x : x + width] for y, x in corners])
+        return cut, [(x, y, width, height) for y, x in corners]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the configuration as plain values for JSON."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    def in_two(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Give what places the windows, and the rest, as plain values for JSON."""
+        placed = [one.name for one in fields(WindowConfig)]
+        rest = self.to_dict()
+        return {name: rest.pop(name) for name in placed}, rest
+
+
+@dataclass(frozen=True)
+class FeatureConfig(WindowConfig):
     """How pixels become the features that masks and references are compared with.
 
     Attributes
@@ -58,10 +118,6 @@ class FeatureConfig:
     """
 
     window: int = 512
-    windows: int = 4
-    smallest: int = 256
-    region: int = 1536
-    spacing: int = 128
     segment: int = 128
     hops: tuple[int, int] = (96, 64)
     floor: float = 0.05
@@ -76,7 +132,7 @@ class FeatureConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> FeatureConfig:
-        """Invert `to_dict`; unknown keys fail.
+        """Invert `WindowConfig.to_dict`; unknown keys fail.
 
         Raises
         ------
@@ -86,8 +142,7 @@ class FeatureConfig:
         config = from_plain(cls, values, "the features")
         if any(type(n) is int and n < 1 for n in (*vars(config).values(), *config.hops)):
             raise UsageError(f"sizes and counts must be positive: {config}")
-        # Side of the smallest window there can be.
-        least = min(config.window, config.smallest // 8 * 8, config.region // 8 * 8)
+        least = config.least
         if config.window % 8 or least < 2 * config.segment or config.segment % (2 * config.cell):
             raise UsageError(
                 "the window must be a multiple of 8, it, the smallest side and the region at least "
@@ -102,21 +157,6 @@ class FeatureConfig:
         if not 0 < config.floor < math.inf:
             raise UsageError(f"the floor must be a positive number: {config}")
         return config
-
-    def to_dict(self) -> dict[str, Any]:
-        """Give the configuration as plain values for JSON."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-
-
-@dataclass(frozen=True)
-class WindowConfig:
-    """Windows of an image, see `masksim.preprocess.shared_windows`; pixels, but for the count."""
-
-    window: int = 256
-    windows: int = 4
-    smallest: int = 256
-    region: int = 1536
-    spacing: int = 128
 
 
 @dataclass(frozen=True)
@@ -137,11 +177,6 @@ class LumaConfig(WindowConfig):
     hop: int = 28
     floor: float = 0.05
     cell: int = 2
-
-    @property
-    def least(self) -> int:
-        """Side of the smallest window there can be, pixels."""
-        return min(self.window, self.smallest // GRID * GRID, self.region // GRID * GRID)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> LumaConfig:
@@ -226,16 +261,7 @@ def shared_features(
     ImageError
         Code ``too_small``.
     """
-    corners, height, width = preprocess.shared_windows(
-        pixels.shape[0],
-        pixels.shape[1],
-        config.window,
-        config.windows,
-        smallest=config.smallest,
-        region=config.region,
-        spacing=config.spacing,
-    )
-
+    corners, height, width = config.corners(pixels)
     if not corners:
         raise UsageError("a detector needs at least one window")
     placed = [(x, y, width, height) for y, x in corners]
@@ -254,11 +280,7 @@ def shared_features(
         )[0]
         return found
 
-    each = _of_each(cells, corners, threads)
-    total = each[0]
-    for found in each[1:]:  # in order: a sum depends on it
-        total = total + found
-    return total / np.float32(len(corners)), placed
+    return _mean_of_each(cells, corners, threads), placed
 
 
 def luma_features(
@@ -289,25 +311,28 @@ def luma_features(
     ImageError
         Code ``too_small``.
     """
-    corners, height, width = preprocess.shared_windows(
-        pixels.shape[0], pixels.shape[1], config.window, config.windows,
-        smallest=config.smallest, region=config.region, spacing=config.spacing,
-    )  # fmt: skip
+    windows, placed = config.cut(pixels)
+    return luma_spectra(windows, config, residual, threads=threads), placed
 
-    def cells(corner: tuple[int, int]) -> NDArray[np.float32]:
-        y, x = corner
-        luma = preprocess.luma_chroma(pixels[None, y : y + height, x : x + width])[0]
+
+def luma_spectra(
+    windows: NDArray[np.uint8],
+    config: LumaConfig,
+    residual: Callable[[NDArray[np.float32]], NDArray[np.float32]],
+    *,
+    threads: int = 1,
+) -> NDArray[np.float32]:
+    """Compute `luma_features` of windows that are cut already, uint8 (k, height, width, 3)."""
+
+    def cells(window: NDArray[np.uint8]) -> NDArray[np.float32]:
+        luma = preprocess.luma_chroma(window[None])[0]
         found: NDArray[np.float32] = pattern_features(
             [residual(luma)], segment=config.segment, hops=[config.hop], floor=config.floor,
             cell=config.cell,
         )[0]  # fmt: skip
         return found
 
-    each = _of_each(cells, corners, threads)
-    total = each[0]
-    for found in each[1:]:  # in order: a sum depends on it
-        total = total + found
-    return total / np.float32(len(corners)), [(x, y, width, height) for y, x in corners]
+    return _mean_of_each(cells, windows, threads)
 
 
 def part_of_each(energies: Array, parts: int) -> Array:
@@ -332,7 +357,23 @@ def part_of_each(energies: Array, parts: int) -> Array:
     return xp.count_nonzero(before, axis=-1) * parts // count
 
 
-def _of_each(function: Callable[[Any], Any], items: Sequence[Any], threads: int) -> list[Any]:
+def _mean_of_each(
+    function: Callable[[Any], NDArray[np.float32]],
+    items: Sequence[Any] | NDArray[Any],
+    threads: int,
+) -> NDArray[np.float32]:
+    """Average what a function gives for each item, see `_of_each`."""
+    each = _of_each(function, items, threads)
+    total = each[0]
+    for found in each[1:]:  # in order: a sum depends on it
+        total = total + found
+    mean: NDArray[np.float32] = total / np.float32(len(each))
+    return mean
+
+
+def _of_each(
+    function: Callable[[Any], Any], items: Sequence[Any] | NDArray[Any], threads: int
+) -> list[Any]:
     """Apply a function, in threads where there are several; in the order of the items."""
     if threads > 1 and len(items) > 1:
         with ThreadPoolExecutor(min(threads, len(items))) as pool:

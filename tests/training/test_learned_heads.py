@@ -22,7 +22,12 @@ from masksim.data.manifest import REAL  # noqa: E402
 from masksim.data.weights import repository_folds  # noqa: E402
 from masksim.detector import Detector  # noqa: E402
 from masksim.errors import ModelError, UsageError  # noqa: E402
-from masksim.features import LumaConfig, WindowConfig, luma_features  # noqa: E402
+from masksim.features import (  # noqa: E402
+    LumaConfig,
+    WindowConfig,
+    luma_features,
+    luma_spectra,
+)
 from masksim.image import load_image  # noqa: E402
 from masksim.residual import (  # noqa: E402
     OnnxResidual,
@@ -38,12 +43,11 @@ from masksim.training.learned_config import LearnedConfig  # noqa: E402
 from masksim.training.learned_heads import (  # noqa: E402
     LearningViews,
     combined,
-    spectra_of,
     train_one,
 )
 from masksim.training.learned_residual import LearnedResidual  # noqa: E402
 from masksim.training.recipe import classes_of  # noqa: E402
-from masksim.training.stored_windows import compute_windows, windows_of  # noqa: E402
+from masksim.training.stored_windows import compute_windows  # noqa: E402
 from masksim.traits import BANDS, bands_of  # noqa: E402
 
 LEARNED = LearnedConfig(
@@ -117,9 +121,10 @@ def test_training_and_detection_see_the_same_features(run: Any, banded: Any) -> 
     residual = OnnxResidual(branch.onnx, threads=1)
     pixels = load_image(banded.manifest.file(banded.manifest.rows[1])).pixels
     found, placed = luma_features(pixels, config, residual)
-    cut = windows_of(pixels, config)
+    cut, where = config.cut(pixels)
     assert len(cut) == len(placed)
-    np.testing.assert_allclose(spectra_of(cut, config, residual), found, atol=2e-5)
+    assert where == placed
+    np.testing.assert_allclose(luma_spectra(cut, config, residual), found, atol=2e-5)
     assert branch.preprocess["colour"] == "luma"
     written = {k: v for k, v in {**branch.preprocess, **branch.spectrum}.items() if k != "colour"}
     assert LumaConfig.from_dict(written) == config
@@ -261,7 +266,7 @@ def test_windows_are_of_the_views_of_the_features(run: Any, banded: Any) -> None
     # The first view of an image is the file as found.
     rows = sorted(banded.manifest.rows, key=lambda row: row.path)
     pixels = load_image(banded.manifest.file(rows[0])).pixels
-    np.testing.assert_array_equal(first, windows_of(pixels, LEARNED.windows))
+    np.testing.assert_array_equal(first, LEARNED.windows.cut(pixels)[0])
 
 
 def test_the_graph_is_the_network(tmp_path: Path) -> None:

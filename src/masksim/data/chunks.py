@@ -85,16 +85,16 @@ def run_chunks(
     total: int,
     *,
     workers: int,
-    initializer: Callable[..., None],
-    initargs: tuple[Any, ...],
+    initializer: Callable[..., None] | None = None,
+    initargs: tuple[Any, ...] = (),
     progress: Callable[[int, int], None] | None,
-) -> None:
+) -> list[Any]:
     """Run the chunks that are not done yet, in this process or in several.
 
     Parameters
     ----------
     work
-        A function of a module, called with each job's values; it writes its own result.
+        A function of a module, called with each job's values; large results it writes itself.
     jobs
         One a chunk to do.
     total
@@ -102,21 +102,26 @@ def run_chunks(
     workers
         Processes.
     initializer, initargs
-        Called once in each process that works.
+        Called once in each process that works, if given.
     progress
         Called with (chunks done, total), first before any work.
+
+    Returns
+    -------
+    list
+        What `work` returned, in the order of the jobs.
     """
     done = total - len(jobs)
     if progress:
         progress(done, total)
+    results: list[Any] = []
     if not jobs:
-        return
+        return results
 
-    def finished() -> None:
-        nonlocal done
-        done += 1
+    def finished(result: Any) -> None:
+        results.append(result)
         if progress:
-            progress(done, total)
+            progress(done + len(results), total)
 
     if workers > 1:
         # Not forked: ONNX Runtime may already have threads here, which a fork can leave deadlocked.
@@ -126,14 +131,15 @@ def run_chunks(
             initializer=initializer,
             initargs=initargs,
         ) as pool:
-            for _ in pool.map(_call, [work] * len(jobs), jobs):
-                finished()
+            for result in pool.map(_call, [work] * len(jobs), jobs):
+                finished(result)
     else:
-        initializer(*initargs)
+        if initializer:
+            initializer(*initargs)
         for job in jobs:
-            work(*job)
-            finished()
+            finished(work(*job))
+    return results
 
 
-def _call(work: Callable[..., object], job: tuple[Any, ...]) -> None:
-    work(*job)
+def _call(work: Callable[..., object], job: tuple[Any, ...]) -> object:
+    return work(*job)

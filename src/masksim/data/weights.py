@@ -184,6 +184,21 @@ def view_weights(
     return weights
 
 
+def weights_by_band(
+    classes: NDArray[np.int64],
+    sources: NDArray[np.str_],
+    histories: NDArray[np.str_],
+    band: NDArray[np.int64],
+    lossless: float,
+) -> NDArray[np.float64]:
+    """Give `view_weights` of each band of compression: (n,), 1 in sum within each class in each."""
+    weights = np.zeros(len(classes))
+    for b in np.unique(band).tolist():
+        own = band == b
+        weights[own] = view_weights(classes[own], sources[own], histories[own], lossless)
+    return weights
+
+
 def repository_folds(
     sources: NDArray[np.str_], generators: NDArray[np.str_], count: int
 ) -> NDArray[np.int64]:

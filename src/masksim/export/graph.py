@@ -218,9 +218,7 @@ def _shared(
     """All heads on the residual bank, and those on a learned residual where there are any."""
     xp = levels.xp
     branch, *more = detector.file.branches
-    config = dict(branch.preprocess) | dict(branch.spectrum)
-    config.pop("colour")
-    features = _features(branch, FeatureConfig.from_dict(config), windows, levels)
+    features = _features(branch, FeatureConfig.from_dict(branch.settings), windows, levels)
     heads = _read(branch, traits)
     distance = xp.log(xp.clip(heads.mean_square(features), LEAST_SQUARE, None))
     similarity = heads.similarities(features)
@@ -285,8 +283,7 @@ def _luma_features(branch: Branch, windows: Array) -> Array:
     from masksim.export.trace import Segments
 
     xp = windows.xp
-    values = {**branch.preprocess, **branch.spectrum}
-    config = LumaConfig.from_dict({k: v for k, v in values.items() if k != "colour"})
+    config = LumaConfig.from_dict(branch.settings)
     height, width = windows.shape[2:4]
     pixels = xp.astype(xp.reshape(windows, (-1, height, width, 3)), np.float32)
     luma = preprocess.luma_chroma_of(xp.moveaxis(pixels, -1, 0))[0]

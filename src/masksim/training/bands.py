@@ -29,7 +29,7 @@ from masksim.config import Progress, staged
 from masksim.data.chunks import chunk_folder
 from masksim.data.manifest import REAL, Manifest, manifest_hash
 from masksim.data.views import ViewConfig, at_most
-from masksim.data.weights import repository_folds, view_weights
+from masksim.data.weights import repository_folds, weights_by_band
 from masksim.errors import DataError, UsageError
 from masksim.features import FeatureConfig
 from masksim.model import standardise
@@ -167,7 +167,9 @@ class Space:
         self.band = bands_of(table.traits, len(BANDS))
         channels, rows, columns = (int(n) for n in table.features.shape[1:])
         self.shape = (channels, rows, columns)
-        self.weights = weights_by_band(table, self.classes, self.band, config.lossless)
+        self.weights = weights_by_band(
+            self.classes, table.sources, table.histories, self.band, config.lossless
+        )
         self.mean = np.zeros((len(BANDS), *self.shape), np.float32)
         self.deviation = np.ones_like(self.mean)
         real = self.classes == 0
@@ -188,19 +190,6 @@ class Space:
                 self.mean[b], self.deviation[b], self.config.heads.limit,
             )  # fmt: skip
         return out.reshape(len(at), -1)
-
-
-def weights_by_band(
-    table: FeatureTable, classes: NDArray[np.int64], band: NDArray[np.int64], lossless: float
-) -> NDArray[np.float64]:
-    """Weights (n,) of views, of each class in each band 1 in sum; see `view_weights`."""
-    weights = np.zeros(len(classes))
-    for b in range(len(BANDS)):
-        own = band == b
-        weights[own] = view_weights(
-            classes[own], table.sources[own], table.histories[own], lossless
-        )
-    return weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -403,44 +392,15 @@ def learn(
     )  # fmt: skip
 
 
-@dataclass(frozen=True, eq=False)
-class BankHeads:
-    """Heads of all bands on the residual bank.
-
-    Attributes
-    ----------
-    tensors
-        Of the heads, but for ``a``, ``b`` and ``share``.
-    scores
-        float32 (n, G): left-out similarities of the views.
-    """
-
-    tensors: Mapping[str, NDArray[Any]]
-    scores: Matrix
-
-
-def fit_bank(
-    table: FeatureTable, config: BandsConfig, *, progress: Progress | None = None
-) -> BankHeads:
+def _fit_bank(
+    space: Space, progress: Progress | None
+) -> tuple[dict[str, NDArray[Any]], NDArray[np.float32]]:
     """Fit the heads on the bank, and score every view with heads that never saw its repository.
 
-    Parameters
-    ----------
-    table
-        Views of the purpose ``"met"``.
-    config
-        The run.
-    progress
-        See `masksim.config.Progress`.
-
-    Raises
-    ------
-    DataError
-        See `generators_with_heads`.
+    The tensors lack ``a``, ``b`` and ``share``; the similarities are (n, G).
     """
-    names = generators_with_heads(table, config)
-    space = Space(table, names, config)
-    scores = np.zeros((len(space.classes), len(names)), np.float32)
+    config = space.config
+    scores = np.zeros((len(space.classes), space.count), np.float32)
     bases, made = [], []
     for k in range(config.folds + 1):  # the last one is of all
         if progress:
@@ -461,7 +421,7 @@ def fit_bank(
     if len(bases[-1].vectors):
         tensors["basis"] = bases[-1].vectors.reshape(-1, *space.shape)
         tensors["shrink"] = bases[-1].shrink
-    return BankHeads(tensors, scores)
+    return tensors, scores
 
 
 def fit_bands(
@@ -469,7 +429,6 @@ def fit_bands(
     config: BandsConfig,
     learned: LearnedHeads | None = None,
     *,
-    bank: BankHeads | None = None,
     progress: Progress | None = None,
 ) -> BandsFit:
     """Fit all heads and the joint number.
@@ -482,8 +441,6 @@ def fit_bands(
         The run.
     learned
         From `learn`.
-    bank
-        From `fit_bank`; by default it is called.
     progress
         See `masksim.config.Progress`.
 
@@ -497,49 +454,42 @@ def fit_bands(
         See `generators_with_heads`.
     """
     names = generators_with_heads(table, config)
-    bank = bank or fit_bank(table, config, progress=progress)
-    classes, band = classes_of(table, names), bands_of(table.traits, len(BANDS))
-    scores, tensors, second = bank.scores, dict(bank.tensors), None
+    space = Space(table, names, config)
+    tensors, scores = _fit_bank(space, progress)
+    second = None
     if learned is not None:
-        scores, tensors["share"] = combined(scores, learned.scores, band, classes == 0)
-    tensors["a"], tensors["b"] = _probabilities(table, classes, band, scores, config.lossless)
+        photos = space.classes == 0
+        scores, tensors["share"] = combined(scores, learned.scores, space.band, photos)
+    tensors["a"], tensors["b"] = _probabilities(space, scores)
     if learned is not None:
         parts = {"a": tensors["a"], "b": tensors["b"], "share": 1 - tensors["share"]}
         second = replace(learned.branch, tensors={**learned.branch.tensors, **parts})
-    folds = repository_folds(table.sources, table.generators, config.folds)
 
     def joint(used: NDArray[np.bool_]) -> Joint:
         return fit_joint(
-            scores[used], table.generators[used], band[used], len(BANDS), config.joint_strength
-        )
+            scores[used], table.generators[used], space.band[used], len(BANDS),
+            config.joint_strength,
+        )  # fmt: skip
 
     kept = stored(tensors)
     return BandsFit(
         names, kept, scores, HeadsByBand.of("bands", kept, config.heads.limit).traits(table),
         _aurocs(table, names, scores), joint(np.ones(len(scores), bool)),
-        tuple(joint(folds != k) for k in range(config.folds)), folds, second,
+        tuple(joint(space.folds != k) for k in range(config.folds)), space.folds, second,
     )  # fmt: skip
 
 
-def _probabilities(
-    table: FeatureTable,
-    classes: NDArray[np.int64],
-    band: NDArray[np.int64],
-    scores: NDArray[np.float32],
-    lossless: float,
-) -> tuple[Matrix, Matrix]:
+def _probabilities(space: Space, scores: NDArray[np.float32]) -> tuple[Matrix, Matrix]:
     """Fit a and b of each band and generator, (B, G) each; a band of one class takes all views."""
-    weights = weights_by_band(table, classes, band, lossless)
-    count = scores.shape[1]
-    slopes, offsets = (np.zeros((len(BANDS), count), np.float32) for _ in range(2))
-    for g in range(count):
+    slopes, offsets = (np.zeros((len(BANDS), space.count), np.float32) for _ in range(2))
+    for g in range(space.count):
         for b in range(len(BANDS)):
-            both = (classes == 0) | (classes == g + 1)
-            pair = both & (band == b)
-            if len(np.unique(classes[pair])) < 2:
+            both = (space.classes == 0) | (space.classes == g + 1)
+            pair = both & (space.band == b)
+            if len(np.unique(space.classes[pair])) < 2:
                 pair = both
             slopes[b, g], offsets[b, g] = fit_probability(
-                scores[pair, g], classes[pair] == g + 1, np.maximum(weights[pair], 1e-9)
+                scores[pair, g], space.classes[pair] == g + 1, np.maximum(space.weights[pair], 1e-9)
             )
     return slopes, offsets
 

@@ -40,7 +40,7 @@ from masksim.data.weights import (
 )
 from masksim.errors import DataError, UsageError
 from masksim.errors import counted as in_words
-from masksim.features import FeatureConfig
+from masksim.features import FeatureConfig, LumaConfig
 from masksim.files import file_digest
 from masksim.metrics import Estimate
 from masksim.training.feature_table import FeatureTable, compute_features
@@ -62,7 +62,7 @@ from masksim.training.heads import (
     masks_and_references,
     stored,
 )
-from masksim.training.learned_heads import windows_of_branch, with_learned
+from masksim.training.learned_heads import with_learned
 from masksim.training.recipe import image_keys, view_keys
 from masksim.training.stored_features import ReferencePhotos, pack, spread_over_sources, unpack
 from masksim.training.stored_windows import compute_windows
@@ -240,8 +240,8 @@ def enroll(
                 continue
             windows = compute_windows(
                 Manifest(table.rows, Path()), cache, views_config=training.views,
-                window_config=windows_of_branch(other), seed=config.seed, workers=workers,
-                progress=staged(progress, "windows of images"),
+                window_config=LumaConfig.from_dict(other.settings), seed=config.seed,
+                workers=workers, progress=staged(progress, "windows of images"),
             )  # fmt: skip
             found = with_learned(found, branch, other, table, windows)
         return found
@@ -351,9 +351,7 @@ def _features(
     stage: str,
 ) -> FeatureTable:
     """Compute the features of images as the detector does."""
-    features = FeatureConfig.from_dict(
-        {k: v for k, v in {**branch.preprocess, **branch.spectrum}.items() if k != "colour"}
-    )
+    features = FeatureConfig.from_dict(branch.settings)
     return compute_features(
         Manifest(tuple(rows), Path(".")), training.purpose, cache, views_config=training.views,
         feature_config=features, seed=seed, workers=workers, graph=branch.onnx,

@@ -8,9 +8,7 @@ band of compression, so that a similarity is a cosine here too.
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,14 +17,14 @@ import numpy as np
 
 from masksim.augment import rng_for
 from masksim.checkpoint import Branch
-from masksim.config import Progress
+from masksim.config import Progress, staged
+from masksim.data.chunks import run_chunks
 from masksim.data.manifest import REAL
-from masksim.data.weights import view_weights
+from masksim.data.weights import weights_by_band
 from masksim.errors import DataError
-from masksim.features import LumaConfig, WindowConfig, pattern_features
+from masksim.features import LumaConfig, luma_spectra
 from masksim.files import written_whole
 from masksim.model import standardise
-from masksim.preprocess import luma_chroma
 from masksim.residual import OnnxResidual, Runner, residual_onnx
 from masksim.training.heads import (
     HeadConfig,
@@ -86,14 +84,10 @@ class LearningViews:
 
         All classes are alike in what their files show of the last compression: as photos are.
         """
-        chances = np.zeros(len(self.classes))
-        photos = used & (self.classes == 0)
-        for b in range(len(BANDS)):
-            own = used & (self.band == b)
-            weights = view_weights(
-                self.classes[own], self.sources[own], self.histories[own], lossless
-            )
-            chances[own] = weights * (photos & (self.band == b)).sum() / max(1, photos.sum())
+        classes = np.where(used, self.classes, -1)
+        chances = weights_by_band(classes, self.sources, self.histories, self.band, lossless)
+        photos = np.bincount(self.band[classes == 0], minlength=len(BANDS))
+        chances *= (photos / max(1, photos.sum()))[self.band]
         return chances
 
 
@@ -111,21 +105,6 @@ class LearnedHeads:
 
     branch: Branch
     scores: Matrix
-
-
-def spectra_of(windows: NDArray[np.uint8], config: LumaConfig, residual: Runner) -> Matrix:
-    """Features of windows that are cut already, uint8 (k, N, N, 3): float32 (C, R, R // 2).
-
-    See `masksim.features.luma_features`, which cuts the same ones.
-    """
-    each = [
-        pattern_features(
-            [residual(luma_chroma(window[None])[0])], segment=config.segment, hops=[config.hop],
-            floor=config.floor, cell=config.cell,
-        )[0]
-        for window in windows
-    ]  # fmt: skip
-    return np.asarray(np.mean(each, axis=0), np.float32)
 
 
 def train_one(
@@ -223,7 +202,7 @@ def _spectra(
         with np.load(path, allow_pickle=False) as data:
             if np.array_equal(data["at"], at) and str(data["made_by"]) == made_by:
                 return np.asarray(data["features"])
-    found = np.stack([spectra_of(views.windows[i], config, residual) for i in at.tolist()])
+    found = np.stack([luma_spectra(views.windows[i], config, residual) for i in at.tolist()])
     with written_whole(path) as file:
         np.savez(file, at=at, features=found, made_by=made_by)
     return found
@@ -276,11 +255,10 @@ def _heads(
                 z.reshape(len(own), middle.size), tensors["masks"][b, g],
                 tensors["references"][b, g],
             )  # fmt: skip
-    windows = {name: getattr(luma, name) for name in WindowConfig.__dataclass_fields__}
-    spectrum = {name: value for name, value in vars(luma).items() if name not in windows}
+    placed, spectrum = luma.in_two()
     zeros = np.zeros((bands, count), np.float32)
     branch = Branch(
-        config.residual, weights, graph, {"colour": "luma", **windows}, spectrum, "bands",
+        config.residual, weights, graph, {"colour": "luma", **placed}, spectrum, "bands",
         views.names, {**tensors, "a": zeros, "b": zeros}, {"limit": heads.limit},
     )  # fmt: skip
     return branch, scores
@@ -324,43 +302,17 @@ def learned_heads(
         *((k, run / f"fold-{k}") for k in range(count)), (None, run / "all")
     ]  # fmt: skip
     todo = [(views, k, config, lossless, folder) for k, folder in parts]
-    _each("learned residual", train_one, todo, workers, progress)
-    made = _each(
-        "heads on it", _heads,
-        [(views, folder, k, config, heads, seed) for k, folder in parts], workers, progress,
+    run_chunks(
+        train_one, todo, len(todo), workers=workers, progress=staged(progress, "learned residual")
+    )
+    made = run_chunks(
+        _heads, [(views, folder, k, config, heads, seed) for k, folder in parts], len(parts),
+        workers=workers, progress=staged(progress, "heads on it"),
     )  # fmt: skip
     scores = np.full((len(views.classes), len(views.names)), np.nan, np.float32)
     for _, found in made:
         scores = np.where(np.isnan(scores), found, scores)
     return LearnedHeads(made[-1][0], scores)
-
-
-def _each(
-    stage: str,
-    work: Callable[..., Any],
-    jobs: Sequence[tuple[Any, ...]],
-    workers: int,
-    progress: Progress | None,
-) -> list[Any]:
-    """Call a function with each job's values, in this process or in several; in their order."""
-    out = []
-    if progress:
-        progress(stage, 0, len(jobs))
-
-    def take(results: Any) -> None:
-        for done, result in enumerate(results, 1):
-            out.append(result)
-            if progress:
-                progress(stage, done, len(jobs))
-
-    if workers < 2:
-        take(work(*job) for job in jobs)
-        return out
-    with ProcessPoolExecutor(
-        workers, mp_context=multiprocessing.get_context("spawn")
-    ) as pool:  # not forked: see `masksim.data.chunks.run_chunks`
-        take(pool.map(work, *zip(*jobs, strict=True)))
-    return out
 
 
 def combined(
@@ -403,13 +355,6 @@ def combined(
     return out.astype(np.float32), shares
 
 
-def windows_of_branch(branch: Branch) -> WindowConfig:
-    """Tell which windows the heads on a learned residual look at."""
-    return WindowConfig(
-        **{name: int(branch.preprocess[name]) for name in WindowConfig.__dataclass_fields__}
-    )
-
-
 def with_learned(
     scores: Matrix, bank: Branch, learned: Branch, table: FeatureTable, windows: StoredWindows
 ) -> Matrix:
@@ -437,11 +382,11 @@ def with_learned(
     if len(windows) != len(table.images) or not np.array_equal(windows.images, table.images):
         raise DataError("the windows are not of the views that the features are of")
     limit = float(learned.head_config["limit"])
-    luma = LumaConfig.from_dict(
-        {k: v for k, v in {**learned.preprocess, **learned.spectrum}.items() if k != "colour"}
-    )
+    luma = LumaConfig.from_dict(learned.settings)
     residual = OnnxResidual(learned.onnx, threads=1)
-    features = np.stack([spectra_of(windows[i], luma, residual) for i in range(len(table.images))])
+    features = np.stack(
+        [luma_spectra(windows[i], luma, residual) for i in range(len(table.images))]
+    )
     heads = HeadsByBand.of(learned.head, learned.tensors, limit)
     band = bands_of(table.traits, len(BANDS))
     more = heads.similarities(features, table.traits)

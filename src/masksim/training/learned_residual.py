@@ -30,7 +30,7 @@ from masksim.config import Progress
 from masksim.data.manifest import REAL
 from masksim.data.weights import repository_folds
 from masksim.errors import DataError
-from masksim.residual import LEARNED_SCALE, residual_onnx
+from masksim.residual import LEARNED_SCALE
 from masksim.spectrum import hann_window, pool_cells
 from masksim.training import loop
 from masksim.training.learned_config import LearnedConfig
@@ -377,11 +377,6 @@ def weights_of(learned: Learned) -> dict[str, NDArray[np.float32]]:
     """Weights of the residual, as `masksim.residual.weight_shapes` names them."""
     state = learned.module.residual.state_dict()
     return {name: np.asarray(values.numpy(), np.float32) for name, values in state.items()}
-
-
-def graph_of(learned: Learned) -> bytes:
-    """Graph of the residual, see `masksim.residual.residual_onnx`."""
-    return residual_onnx(learned.module.config.residual, weights_of(learned))
 
 
 def directions_of(learned: Learned) -> NDArray[np.float32]:

@@ -185,13 +185,12 @@ def bank_branch(
 ) -> Branch:
     """Put heads on the residual bank together as a branch of a detector file."""
     residual = ResidualConfig("bank")
-    spectrum = features.to_dict()
-    placed = ("window", "windows", "smallest", "region", "spacing")
+    placed, spectrum = features.in_two()
     return Branch(
         residual=residual,
         residual_weights={},
         onnx=residual_onnx(residual, {}),
-        preprocess={"colour": "luma-chroma", **{key: spectrum.pop(key) for key in placed}},
+        preprocess={"colour": "luma-chroma", **placed},
         spectrum=spectrum,
         head=head,
         generators=generators,

@@ -9,13 +9,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from masksim import preprocess
 from masksim.data.chunks import chunk_folder, chunked_by_source, run_chunks, to_do
 from masksim.data.manifest import Manifest, Row, manifest_hash
 from masksim.data.views import ViewConfig, views_of_file
@@ -81,9 +80,9 @@ def compute_windows(
         No image could be used.
     """
     rows = tuple(sorted(manifest.rows, key=lambda row: row.path))
-    windows = {one.name: getattr(window_config, one.name) for one in fields(WindowConfig)}
-    key = [asdict(views_config), windows, seed]
-    folder = chunk_folder(cache, key, "windows-")
+    folder = chunk_folder(
+        cache, [asdict(views_config), window_config.in_two()[0], seed], "windows-"
+    )
     chunks = chunked_by_source(rows)
     targets = [folder / f"{manifest_hash(chunk)[:24]}.npy" for chunk in chunks]
     jobs = [
@@ -92,10 +91,7 @@ def compute_windows(
         for chunk, target in zip(chunks, targets, strict=True)
         if not target.with_suffix(".json").exists() or to_do(target, failures_of)
     ]  # fmt: skip
-    run_chunks(
-        _work, jobs, len(chunks), workers=workers, initializer=_nothing, initargs=(),
-        progress=progress,
-    )  # fmt: skip
+    run_chunks(_work, jobs, len(chunks), workers=workers, progress=progress)
     places, images, before = [], [], 0
     for k, (chunk, target) in enumerate(zip(chunks, targets, strict=True)):
         for view, (number, count) in enumerate(_facts(target)["views"]):
@@ -118,25 +114,6 @@ def _facts(target: Path) -> dict[str, Any]:
     return found
 
 
-def _nothing() -> None:
-    """Start a process that needs nothing."""
-
-
-def windows_of(pixels: NDArray[np.uint8], config: WindowConfig) -> NDArray[np.uint8]:
-    """Cut the windows of an image, uint8 (H, W, 3): uint8 (k, N, N, 3).
-
-    Raises
-    ------
-    ImageError
-        Code ``too_small``.
-    """
-    corners, height, width = preprocess.shared_windows(
-        pixels.shape[0], pixels.shape[1], config.window, config.windows,
-        smallest=config.smallest, region=config.region, spacing=config.spacing,
-    )  # fmt: skip
-    return np.stack([pixels[y : y + height, x : x + width] for y, x in corners])
-
-
 def _work(
     target: str,
     files: Sequence[str],
@@ -153,7 +130,7 @@ def _work(
     for number, (file, row) in enumerate(zip(files, rows, strict=True)):
         try:
             for _, view in views_of_file(file, row, "met", views, seed):
-                found = windows_of(view.pixels, config)
+                found, _ = config.cut(view.pixels)
                 padded = np.zeros(shape, np.uint8)
                 padded[: len(found)] = found
                 out.append(padded)
