@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from images import path_of, read_list
+from images import path_of, read_list, unseen
 from numpy.typing import NDArray
 from pages import ROOT, fill
 from unseen import CLAIMED, SIDES, percent, percent_fine, share, table_of
@@ -32,11 +32,6 @@ FEWEST = 20  # images of a row of its own
 FEWEST_REPOSITORIES = 5  # in the short table
 
 
-def owner_of(row: Mapping[str, Any]) -> str:
-    """Name whose repository an image is from."""
-    return str(row["repository"]).split("/")[0]
-
-
 def judge(images: Path, work: Path) -> list[dict[str, Any]]:
     """Judge every listed image that is new to the detector; one row an image, missing ones too."""
     detector = masksim.load_detector()
@@ -44,14 +39,10 @@ def judge(images: Path, work: Path) -> list[dict[str, Any]]:
     path = work / f"{masksim.__version__}-{detector.sha256[:16]}.jsonl"
     texts = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     answers = {answer["blob"]: answer for answer in map(json.loads, texts)}
-    listed = read_list()
-    seen = {owner_of(line) for line in listed if line["seen_by"]}
     rows = []
     with path.open("a", encoding="utf-8") as out:
-        for line in listed:
+        for line in unseen(read_list()):
             blob, file = line["blob"], images / path_of(line)
-            if owner_of(line) in seen:
-                continue
             if blob not in answers and file.exists():
                 answers[blob] = {"blob": blob, **answer_of(detector, file)}
                 out.write(json.dumps(answers[blob]) + "\n")

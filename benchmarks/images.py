@@ -19,9 +19,11 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pages import ROOT
 
+from masksim.augment import rng_for
 from masksim.data.manifest import Row, write_manifest
 from masksim.files import make_folder, write_whole
 
@@ -55,6 +57,33 @@ def read_list() -> list[dict[str, str]]:
     """Read benchmarks/images.csv."""
     with LIST.open(newline="", encoding="utf-8") as lines:
         return list(csv.DictReader(lines))
+
+
+def owner_of(line: Mapping[str, Any]) -> str:
+    """Name whose repository an image is from."""
+    return str(line["repository"]).split("/")[0]
+
+
+def unseen(listed: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
+    """Give the images of owners of whom no detector has seen any."""
+    seen = {owner_of(line) for line in listed if line["seen_by"]}
+    return [line for line in listed if owner_of(line) not in seen]
+
+
+def drawn(rows: Sequence[Row], most: Mapping[str, int]) -> list[Row]:
+    """Draw so many images of a generator (``"*"``: of others), each source in turn."""
+    chosen: list[Row] = []
+    for generator in sorted({row.generator for row in rows}):
+        own = [row for row in rows if row.generator == generator]
+        by_source = defaultdict(list)
+        for row in sorted(own, key=lambda row: rng_for("drawn", row.path).random()):
+            by_source[row.source].append(row)
+        turns = sorted(
+            (turn, source, row) for source, of in by_source.items() for turn, row in enumerate(of)
+        )
+        count = most.get(generator, most["*"])
+        chosen += [row for *_, row in turns[:count]]
+    return chosen
 
 
 def path_of(line: Mapping[str, str]) -> str:

@@ -1,14 +1,15 @@
 """Second opinions on the same images: AUROC by generator of masksim and two published detectors.
 
-usage: python benchmarks/peers.py --manifest M --ferretnet CLONE --ladeda CLONE [--per-class 20]
+usage: python benchmarks/peers.py --images FOLDER --ferretnet CLONE --ladeda CLONE [--per-class 20]
 
-The clones are yours, with the weights in them; examples/peers has the adapters. Images are of one
-split, drawn so that every source has its turn. Each is scored as found (the whole file); in the
-views that detectors are measured on here (every history that it allows, then one more JPEG of
-quality 65 to 100); and as the central window of those views, of one size for all. All see the same
-pixels. The size of the image alone is scored beside them: what is seen through it is no trace of a
-generator. Needs torch, which the peers need. Writes
-benchmarks/results/peers.json and the tables of docs/tables/peers.md.
+FOLDER is where benchmarks/images.py put the images; those that the detector has not seen are taken,
+as in benchmarks/fresh.py, drawn so that every source has its turn. The clones are yours, with the
+weights in them; examples/peers has the adapters. Each image is scored as found (the whole file),
+and as the central window, of one size for all, of the views that `masksim evaluate` measures on:
+every history that it allows, then one more JPEG of quality 65 to 100. All see the same pixels. The
+size of the image alone is scored beside them: what is seen through it is no trace of a generator.
+Needs torch, which the peers need. Writes benchmarks/results/peers.json and the tables of
+docs/tables/peers.md.
 """
 
 from __future__ import annotations
@@ -17,18 +18,18 @@ import argparse
 import json
 import sys
 import time
-from collections import defaultdict
+from collections import Counter
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from shlex import quote
 
 import numpy as np
+from images import collect, drawn, read_list, unseen
 from pages import ROOT, fill
 
 from masksim import metrics
-from masksim.augment import rng_for
-from masksim.data.manifest import REAL, Row, read_manifest
+from masksim.data.manifest import REAL
 from masksim.data.views import views
 from masksim.data.weights import history_weights
 from masksim.errors import MasksimError
@@ -38,36 +39,22 @@ from masksim.image import load_image
 from masksim.load import load_detector
 from masksim.preprocess import centre_window
 
-MARKERS = {
-    "as found": "peers as found",
-    "evaluate": "peers as measured",
-    "window": "peers in windows",
-}
+MARKERS = {"as found": "peers as found", "window": "peers in windows"}
+FEWEST = 8  # images of a generator in the tables
 EXAMPLES = ROOT / "examples" / "peers"
 
 
-def drawn(rows: list[Row], count: int) -> list[Row]:
-    """Take `count` rows, one of each source in turn, in an order drawn by their paths."""
-    by_source = defaultdict(list)
-    for row in sorted(rows, key=lambda row: rng_for("peers", row.path).random()):
-        by_source[row.source].append(row)
-    turns = sorted(
-        (turn, source, row) for source, of in by_source.items() for turn, row in enumerate(of)
-    )
-    return [row for *_, row in turns[:count]]
-
-
 def measured(facts: list[dict], name: str, purpose: str, shares: dict, samples: int) -> dict:
-    """AUROC of one detector by generator, and over all images of sources new to masksim."""
+    """AUROC of one detector by generator, and over all images."""
     facts = [fact for fact in facts if fact["purpose"] == purpose]
     typ, source, path, history = (
         np.array([fact[key] for fact in facts]) for key in ("typ", "source", "path", "history")
     )
     scores = np.array([fact["scores"][name] for fact in facts])
-    seen = np.array([fact["seen"] for fact in facts])
     real, out = typ == REAL, {}
-    groups = {typ_: typ == typ_ for typ_ in sorted(set(typ[~real].tolist()))}
-    groups["all, sources unseen by masksim"] = ~real & ~seen
+    counts = Counter(dict(zip(path[~real].tolist(), typ[~real].tolist(), strict=True)).values())
+    groups = {name: typ == name for name, n in sorted(counts.items()) if n >= FEWEST}
+    groups["all"] = ~real
     for label, synthetic in groups.items():
         used = real | synthetic
         y = synthetic[used]
@@ -104,28 +91,18 @@ def table(result: dict, names: list[str]) -> str:
 def main() -> None:
     """Score, measure, write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--manifest", type=Path, required=True)
+    parser.add_argument("--images", type=Path, required=True)
     parser.add_argument("--ferretnet", type=Path, required=True, metavar="CLONE")
     parser.add_argument("--ladeda", type=Path, required=True, metavar="CLONE")
-    parser.add_argument("--split", default="val")
     parser.add_argument("--per-class", type=int, default=20, help="images of each generator")
     parser.add_argument("--real", type=int, default=100, help="real photos")
     parser.add_argument("--samples", type=int, default=500)
     args = parser.parse_args()
-    manifest = read_manifest(args.manifest)
-    seen = evaluate.seen_in_training(manifest)
-    chosen = manifest.select(args.split)
+    there, _ = collect(unseen(read_list()), args.images, args.images)
     detector = load_detector(threads=1)
     config = evaluate.views_of(detector)
     assert detector.calibrations
-    rows = [
-        row
-        for typ in sorted({row.generator for row in chosen.rows})
-        for row in drawn(
-            [row for row in chosen.rows if row.generator == typ],
-            args.real if typ == REAL else args.per_class,
-        )
-    ]
+    rows = drawn(there, {"*": args.per_class, REAL: args.real})
     python = quote(sys.executable)
     ladeda = f"{python} {quote(str(EXAMPLES / 'ladeda.py'))} {quote(str(args.ladeda))}"
     commands = {
@@ -147,13 +124,12 @@ def main() -> None:
             peer.score([blank])
         for number, row in enumerate(rows):
             try:
-                loaded = load_image(manifest.file(row))
+                loaded = load_image(args.images / row.path)
                 pixels, file = loaded.pixels, (loaded.facts.jpeg_quality, loaded.facts.format)
                 sized = replace(row, height=pixels.shape[0], width=pixels.shape[1])
                 seen_to = [("as found", "as found", pixels, file)]
                 for view in views(pixels, sized, "evaluate", config, 0):
                     last = (view.quality, view.format)
-                    seen_to.append(("evaluate", view.history, view.pixels, last))
                     height, width = view.pixels.shape[:2]
                     if min(height, width) >= config.window:
                         y, x = centre_window(height, width, config.window)
@@ -181,7 +157,6 @@ def main() -> None:
                             "source": row.source,
                             "purpose": purpose,
                             "history": history,
-                            "seen": (row.generator, row.source) in seen,
                             "scores": scores,
                         }
                     )
@@ -192,7 +167,7 @@ def main() -> None:
             print(f"\r{number + 1}/{len(rows)}", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
     result = {
-        "split": args.split,
+        "detector": detector.name,
         "detector_sha256": detector.sha256,
         "real_images": len({f["path"] for f in facts if f["typ"] == REAL}),
         "failures": failures,

@@ -1,11 +1,12 @@
 """Do verdicts flip under small re-encodings?
 
-usage: python benchmarks/stability.py --manifest MANIFEST [--reals N] [--cache DIR] [--workers N]
+usage: python benchmarks/stability.py --images FOLDER [--per-class N] [--real N] [--cache DIR]
 
-All synthetic images of the ``val`` split and N real photos, evenly over the sources, as they were
+FOLDER is where benchmarks/images.py put the images. Of those that the detector has not seen, as in
+benchmarks/fresh.py, N of each generator and N real photos are taken, sources in turn, as they were
 found, each under 12 mild re-encodings (`masksim.evaluation.degrade.MILD`). A flip is a verdict of
-evidence (or stronger) that becomes none, or the other way; passing to weak evidence or inconclusive
-is not one. An image counts once, however many re-encodings flip it.
+evidence (or stronger) that becomes none, or the other way; passing to weak evidence, fragile or
+inconclusive is not one. An image counts once, however many re-encodings flip it.
 
 Whole verdicts are asked, with the re-encodings that the detector tries by itself: of every image as
 found, and of those re-encoded ones whose rate alone contradicts it (no other can flip). For
@@ -19,28 +20,31 @@ import argparse
 import hashlib
 import json
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from images import collect, drawn, read_list, unseen
 from pages import ROOT, fill
+from unseen import share
 
 from masksim.augment import rng_for
-from masksim.data.manifest import REAL, Manifest, manifest_hash, read_manifest
+from masksim.data.manifest import REAL, manifest_hash
 from masksim.detector import Detector
 from masksim.errors import MasksimError
 from masksim.evaluation.degrade import MILD
-from masksim.evaluation.scoring import bounded
 from masksim.image import load_image
-from masksim.intervals import clopper_pearson
 from masksim.load import load_detector
 from masksim.stability import REENCODINGS
 from masksim.verdict import BETWEEN, EVIDENCE, NONE
 
 TRIED = ("jpeg-75", "webp-80", "resize-0.98", "resize-1.02")  # by the detector itself
 UNTRIED = tuple(one.name for one in MILD if one.name not in TRIED)
+
+FEWEST = 8  # images of a generator in a row of its own
 
 _worker: dict[str, Detector] = {}
 
@@ -79,7 +83,8 @@ def judge(job: tuple[str, str, str]) -> dict[str, Any] | None:
         part = loaded.pixels
         whole = verdict_side(before.level)
         # Alone: what the rate says, without reasons and re-encodings.
-        alone = side(before.false_positive_rate or 1.0)
+        rate = before.false_positive_rate if before.as_found is None else before.as_found
+        alone = side(1.0 if rate is None else rate)
         rows = {}
         for one in MILD:
             pixels = one.apply(part, rng_for(0, key, one.name))
@@ -105,20 +110,21 @@ def judge(job: tuple[str, str, str]) -> dict[str, Any] | None:
     return result
 
 
-def count(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Count flips and verdicts of some images."""
+def count(rows: list[dict[str, Any]], sources: list[str]) -> dict[str, Any]:
+    """Count flips and verdicts of some images, with the interval over their repositories."""
     n = len(rows)
     by_rate = [any(opposite(r["alone"], a["alone"]) for a in r["after"].values()) for r in rows]
     flips = [any(opposite(r["verdict"], a["verdict"]) for a in r["after"].values()) for r in rows]
     others = [
         any(opposite(r["verdict"], r["after"][name]["verdict"]) for name in UNTRIED) for r in rows
     ]
-    interval = clopper_pearson(sum(flips), n)
+    interval = share(np.array(flips), np.array(sources))
     return {
         "images": n,
         "flips_by_rate_alone": sum(by_rate),
         "flips": sum(flips),
-        "flips_interval": [interval.low, interval.high],
+        "sources": len(set(sources)),
+        "flips_interval": [interval["low"], interval["high"]],
         "flips_by_what_the_detector_does_not_try": sum(others),
         "verdicts": dict(Counter(r["verdict"] for r in rows)),
         "reasons": dict(Counter(code for r in rows for code in r["reasons"])),
@@ -141,9 +147,9 @@ def percent(part: float, n: int) -> str:
 def markdown(measured: dict[str, Any]) -> str:
     """Write the table."""
     lines = [
-        "| images | n | flips by the rate alone | flips of verdicts [95 %] | by the 8 that are not "
-        "tried | evidence | weak evidence | fragile | none | inconclusive |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| images | n | repositories | flips by the rate alone | flips of verdicts [95 %] | "
+        "by the 8 that are not tried | evidence | weak evidence | fragile | none | inconclusive |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, row in measured["groups"].items():
         n, verdicts = row["images"], row["verdicts"]
@@ -153,7 +159,7 @@ def markdown(measured: dict[str, Any]) -> str:
             for key in ("evidence", "weak evidence", "fragile", "none", "inconclusive")
         )
         lines.append(
-            f"| {name} | {n} | {percent(row['flips_by_rate_alone'], n)} | "
+            f"| {name} | {n} | {row['sources']} | {percent(row['flips_by_rate_alone'], n)} | "
             f"{percent(row['flips'], n)} [{100 * low:.1f}, {100 * high:.1f}] | "
             f"{percent(row['flips_by_what_the_detector_does_not_try'], n)} | {shares} |"
         )
@@ -163,14 +169,14 @@ def markdown(measured: dict[str, Any]) -> str:
 def main() -> None:
     """Judge, count, write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--manifest", type=Path, required=True)
-    parser.add_argument("--reals", type=int, default=400)
+    parser.add_argument("--images", type=Path, required=True)
+    parser.add_argument("--per-class", type=int, default=20, help="images of each generator")
+    parser.add_argument("--real", type=int, default=100, help="real photos")
     parser.add_argument("--cache", type=Path, default=Path("runs/cache"))
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()
-    images = read_manifest(args.manifest).select("val")
-    reals = bounded(images.select(generator=REAL), args.reals).rows
-    chosen = Manifest((*(row for row in images.rows if not row.is_real), *reals), images.root)
+    there, _ = collect(unseen(read_list()), args.images, args.images)
+    chosen = drawn(there, {"*": args.per_class, REAL: args.real})
     detector = load_detector(threads=1)
     key = json.dumps(
         [
@@ -184,27 +190,31 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     jobs = [
         (
-            str(chosen.file(row)),
+            str(args.images / row.path),
             row.key,
             str(folder / f"{hashlib.sha256(row.path.encode()).hexdigest()[:24]}.json"),
         )
-        for row in chosen.rows
+        for row in chosen
     ]
     with ProcessPoolExecutor(args.workers) as pool:
         results = list(pool.map(judge, jobs))
-    groups: dict[str, list[dict[str, Any]]] = {"all": [], "real photos": [], "synthetic": []}
-    for row, result in zip(chosen.rows, results, strict=True):
+    groups: dict[str, list[tuple[dict[str, Any], str]]] = defaultdict(list)
+    for row, result in zip(chosen, results, strict=True):
         if result is None:
             continue
-        groups["all"].append(result)
-        groups["real photos" if row.is_real else "synthetic"].append(result)
-        if not row.is_real:
-            groups.setdefault(row.generator, []).append(result)
+        kinds = ("real photos",) if row.is_real else ("generated", row.generator)
+        for name in kinds:
+            groups[name].append((result, row.source))
     measured = {
+        "detector": detector.name,
         "detector_sha256": detector.sha256,
-        "manifest_sha256": manifest_hash(chosen.rows),
+        "manifest_sha256": manifest_hash(tuple(chosen)),
         "reencodings": {one.name: one.does for one in MILD},
-        "groups": {name: count(rows) for name, rows in groups.items() if rows},
+        "groups": {
+            name: count([result for result, _ in own], [source for _, source in own])
+            for name, own in groups.items()
+            if name in ("real photos", "generated") or len(own) >= FEWEST
+        },
         "not_analysed": results.count(None),
     }
     path = ROOT / "benchmarks" / "results" / "stability.json"

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import pytest
 
-from masksim.config import cores, from_plain, read_toml, staged
+from masksim.config import cores, from_plain, read_toml, staged, watched
 from masksim.errors import UsageError
 
 
@@ -118,3 +118,26 @@ def test_a_progress_of_one_stage() -> None:
     one(2, 5)
     assert told == [("views", 2, 5)]
     assert staged(None, "views") is None
+
+
+def test_what_others_do_is_watched() -> None:
+    done = iter([0, 3])
+    seen: list[tuple[int, int]] = []
+    with watched(lambda: next(done), 3, lambda *step: seen.append(step)):
+        pass
+    assert seen == [(0, 3), (3, 3)]
+    with watched(lambda: 1 // 0, 3, None):  # nobody wants to know
+        pass
+
+
+def test_what_a_watcher_raises_comes_after_the_work() -> None:
+    worked = []
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), watched(lambda: 0, 3, stop):
+        worked.append(1)
+    assert worked == [1]
+    with pytest.raises(ValueError, match="worse"), watched(lambda: 0, 3, stop):
+        raise ValueError("worse")

@@ -6,10 +6,11 @@ import dataclasses
 import os
 import types
 import typing
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any, Literal, TypeAlias, TypeVar, Union
 
 from masksim.errors import UsageError
@@ -158,6 +159,46 @@ def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
 def staged(progress: Progress | None, stage: str) -> Callable[[int, int], None] | None:
     """Give a progress of one stage: called with how much of it is done, and how much there is."""
     return None if progress is None else partial(progress, stage)
+
+
+@contextmanager
+def watched(
+    done: Callable[[], int], total: int, progress: Callable[[int, int], None] | None
+) -> Iterator[None]:
+    """Tell once a second how much has been done of what other processes do meanwhile.
+
+    Parameters
+    ----------
+    done
+        Counts it.
+    total
+        How much there is.
+    progress
+        Called from a thread; what it raises is raised when the work is over.
+    """
+    if progress is None:
+        yield
+        return
+    over, raised = Event(), list[BaseException]()
+
+    def tell() -> None:
+        try:
+            progress(done(), total)
+            while not over.wait(1.0):
+                progress(done(), total)
+            progress(done(), total)
+        except BaseException as error:
+            raised.append(error)
+
+    thread = Thread(target=tell, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+    if raised:
+        raise raised[0]
 
 
 def cores() -> int:

@@ -369,6 +369,7 @@ def contents(out: Path) -> dict[str, bytes]:
     }
 
 
+@pytest.mark.slow
 def test_bad_files_are_reported_and_the_run_goes_on(
     photos: Path, truth: tuple[str, dict[str, bytes]]
 ) -> None:
@@ -383,6 +384,7 @@ def test_bad_files_are_reported_and_the_run_goes_on(
     assert report["images"] == 2 * 320 - 13
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [2, 8])
 def test_any_number_of_workers_and_any_order(
     photos: Path, truth: tuple[str, dict[str, bytes]], tmp_path: Path, workers: int

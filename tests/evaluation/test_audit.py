@@ -120,6 +120,7 @@ def photos(trained: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_an_audit_gives_each_photo_its_verdict(trained: Any, photos: Path, tmp_path: Path) -> None:
     images, left_out = calibrate.photos_in([photos])
     assert left_out == {"duplicate": 1}

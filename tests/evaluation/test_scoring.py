@@ -164,6 +164,7 @@ def test_a_split_without_the_detectors_generators(table: ScoreTable, trained: An
         measure_table(Evaluation.of(table.select(table.typ == REAL), scale))
 
 
+@pytest.mark.slow
 def test_train_and_evaluate_on_the_command_line(trained: Any, tmp_path: Path) -> None:
     manifest = Path(trained.manifest.root) / "manifest-cli.csv"
     write_manifest(manifest, trained.manifest.rows)

@@ -53,6 +53,7 @@ def table(banded: Any) -> FeatureTable:
     return views_of(banded.manifest, banded.config, banded.cache)
 
 
+@pytest.mark.slow
 def test_left_out_scores_find_the_planted_fingerprints(banded: Any, table: FeatureTable) -> None:
     found = banded.fit.auroc
     assert set(found) == {"grid", "ring"}

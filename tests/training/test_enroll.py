@@ -86,6 +86,7 @@ def unseen(trained: Any) -> list[tuple[str, Any]]:
     return known + [("stripes", stripes(950_000 + i)) for i in range(8)]
 
 
+@pytest.mark.slow
 def test_the_new_generator_is_found_on_unseen_images(detector: Detector, unseen: Any) -> None:
     assert detector.generators == ("grid", "ring", "stripes")
     names = np.array([name for name, _ in unseen])
@@ -97,6 +98,7 @@ def test_the_new_generator_is_found_on_unseen_images(detector: Detector, unseen:
         assert (scores[names == name].argmax(axis=1) == g).all(), name
 
 
+@pytest.mark.slow
 def test_earlier_scores_are_bit_equal(
     before: DetectorFile, detector: Detector, unseen: Any
 ) -> None:

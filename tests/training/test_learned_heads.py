@@ -37,6 +37,7 @@ from masksim.residual import (  # noqa: E402
 )
 from masksim.training import learned_heads as heads_module  # noqa: E402
 from masksim.training import learned_residual as residual_module  # noqa: E402
+from masksim.training import loop  # noqa: E402
 from masksim.training import stored_windows as windows_module  # noqa: E402
 from masksim.training.bands import train_bands, views_of  # noqa: E402
 from masksim.training.learned_config import LearnedConfig  # noqa: E402
@@ -63,9 +64,13 @@ def run(banded: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     config = replace(banded.config, learned=LEARNED)
     cache = folder / "cache"
     shutil.copytree(banded.cache, cache)
-    file, fit = train_bands(banded.manifest, folder / "detector", config, cache=cache)
+    seen: list[tuple[str, int, int]] = []
+    file, fit = train_bands(
+        banded.manifest, folder / "detector", config, cache=cache,
+        progress=lambda *step: seen.append(step),
+    )  # fmt: skip
     return SimpleNamespace(
-        folder=folder / "detector", config=config, cache=cache, file=file, fit=fit
+        folder=folder / "detector", config=config, cache=cache, file=file, fit=fit, progress=seen
     )
 
 
@@ -82,6 +87,26 @@ def test_both_residuals_have_heads_of_all_generators(run: Any) -> None:
     shares = bank.tensors["share"] + learned.tensors["share"]
     np.testing.assert_allclose(shares, np.ones((len(BANDS), 2)), atol=1e-6)
     assert (learned.tensors["share"] > 0.02).all()
+
+
+def test_a_run_tells_the_epochs_that_are_done(run: Any) -> None:
+    epochs = [(done, total) for stage, done, total in run.progress if stage == "learned residual"]
+    total = 2 * (run.config.folds + 1)
+    assert epochs[0] == (0, total)
+    assert epochs[-1] == (total, total)
+    assert epochs == sorted(epochs)
+
+
+def test_epochs_of_a_run_that_was_cut_off(tmp_path: Path) -> None:
+    assert heads_module._epochs_done(tmp_path, LEARNED) == 0
+    assert heads_module._LOG == loop.LOG
+    (tmp_path / loop.LOG).write_text(
+        '{"step": 12, "epoch": 1, "loss": 1.0}\n{"step": 12, "epoch": 1, "valid_loss": 1.0}\n'
+        '{"step": 13, "epoch": 2, "loss": 1.0}\n'
+    )
+    assert heads_module._epochs_done(tmp_path, LEARNED) == 1
+    (tmp_path / "learned.npz").touch()
+    assert heads_module._epochs_done(tmp_path, LEARNED) == LEARNED.epochs == 2
 
 
 def test_left_out_scores_find_the_planted_fingerprints(run: Any, banded: Any) -> None:

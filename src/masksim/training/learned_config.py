@@ -78,6 +78,11 @@ class LearnedConfig:
             raise UsageError(f"rates and floor must be positive, the decay not negative: {self}")
 
     @property
+    def epochs(self) -> int:
+        """Number of epochs; the last one may be shorter."""
+        return math.ceil(self.steps / self.epoch_steps)
+
+    @property
     def margin(self) -> int:
         """Pixels by which a residual is smaller than its crop, on each side."""
         return self.depth + 1

@@ -17,7 +17,7 @@ import numpy as np
 
 from masksim.augment import rng_for
 from masksim.checkpoint import Branch
-from masksim.config import Progress, staged
+from masksim.config import Progress, staged, watched
 from masksim.data.chunks import run_chunks
 from masksim.data.manifest import REAL
 from masksim.data.weights import weights_by_band
@@ -129,6 +129,17 @@ def train_one(
     _write(learned, run)
 
 
+def _epochs_done(run: Path, config: LearnedConfig) -> int:
+    """Count the epochs that a run has behind it, by its log."""
+    if (run / _MADE).exists():
+        return config.epochs
+    try:
+        lines = (run / _LOG).read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return 0
+    return sum("valid_loss" in line for line in lines)
+
+
 def _learned_from(views: LearningViews, left_out: int | None) -> NDArray[np.bool_]:
     """Tell which views a residual is trained on: of generators with two owners there.
 
@@ -168,6 +179,7 @@ def _write(learned: Any, run: Path) -> None:
 
 
 _MADE = "learned.npz"
+_LOG = "log.jsonl"  # of `masksim.training.loop`, which needs torch
 
 
 def _read(run: Path) -> tuple[dict[str, Matrix], Matrix, tuple[str, ...]]:
@@ -290,7 +302,7 @@ def learned_heads(
     workers
         So many runs at a time, each in one thread.
     progress
-        Called with (stage, runs done, runs in all).
+        See `masksim.config.Progress`; in training an epoch of each run is a step.
 
     Raises
     ------
@@ -302,9 +314,11 @@ def learned_heads(
         *((k, run / f"fold-{k}") for k in range(count)), (None, run / "all")
     ]  # fmt: skip
     todo = [(views, k, config, lossless, folder) for k, folder in parts]
-    run_chunks(
-        train_one, todo, len(todo), workers=workers, progress=staged(progress, "learned residual")
-    )
+    with watched(
+        lambda: sum(_epochs_done(folder, config) for _, folder in parts),
+        len(parts) * config.epochs, staged(progress, "learned residual"),
+    ):  # fmt: skip
+        run_chunks(train_one, todo, len(todo), workers=workers, progress=None)
     made = run_chunks(
         _heads, [(views, folder, k, config, heads, seed) for k, folder in parts], len(parts),
         workers=workers, progress=staged(progress, "heads on it"),

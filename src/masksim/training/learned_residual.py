@@ -9,7 +9,6 @@ the spectra, on which heads can be solved in closed form as on those of the bank
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -322,8 +321,7 @@ def train_learned(
             losses = [float(error_of(*(x.to(ranks.device) for x in batch))) for batch in parts]
             return {"valid_loss": float(np.mean(losses))}
 
-        epoch_steps = min(config.epoch_steps, config.steps)
-        epochs = math.ceil(config.steps / epoch_steps)
+        epochs, epoch_steps = config.epochs, min(config.epoch_steps, config.steps)
         falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
         outcome = loop.fit(
             loop.Trainee(error_of, heads, optimizer, falling),
