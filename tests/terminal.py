@@ -112,5 +112,5 @@ def on_terminal(
     finally:
         seen = [terminal.close() for terminal in terminals]
     if apart:
-        return Run(done.returncode, *seen, b"".join(seen))
+        return Run(done.returncode, seen[0], seen[1], b"".join(seen))
     return Run(done.returncode, done.stdout or b"", done.stderr or b"", seen[0])
