@@ -1,6 +1,6 @@
 """The detector in the package on images of repositories that were collected after it was trained.
 
-usage: python benchmarks/fresh.py --images FOLDER --work FOLDER
+usage: python benchmarks/fresh.py --images FOLDER --work FOLDER [--workers N]
        python benchmarks/fresh.py --pages
 
 FOLDER is where benchmarks/images.py put the images. Left out are those that the list says the
@@ -14,6 +14,8 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,29 +34,34 @@ FEWEST = 20  # images of a row of its own
 FEWEST_REPOSITORIES = 5  # in the short table
 
 
-def judge(images: Path, work: Path) -> list[dict[str, Any]]:
+def judge(images: Path, work: Path, workers: int) -> list[dict[str, Any]]:
     """Judge every listed image that is new to the detector; one row an image, missing ones too."""
-    detector = masksim.load_detector()
     work.mkdir(parents=True, exist_ok=True)
-    path = work / f"{masksim.__version__}-{detector.sha256[:16]}.jsonl"
+    path = work / f"{masksim.__version__}-{masksim.load_detector().sha256[:16]}.jsonl"
     texts = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     answers = {answer["blob"]: answer for answer in map(json.loads, texts)}
-    rows = []
-    with path.open("a", encoding="utf-8") as out:
-        for line in unseen(read_list()):
-            blob, file = line["blob"], images / path_of(line)
-            if blob not in answers and file.exists():
-                answers[blob] = {"blob": blob, **answer_of(detector, file)}
-                out.write(json.dumps(answers[blob]) + "\n")
-                out.flush()
-            rows.append({**line, **answers.get(blob, {"failed": "missing"})})
-    return rows
+    listed = unseen(read_list())
+    files = {line["blob"]: images / path_of(line) for line in listed}
+    todo = [blob for blob, file in files.items() if blob not in answers and file.exists()]
+    with path.open("a", encoding="utf-8") as out, ProcessPoolExecutor(workers) as pool:
+        found = pool.map(answer_of, [files[blob] for blob in todo])
+        for blob, answer in zip(todo, found, strict=True):
+            answers[blob] = {"blob": blob, **answer}
+            out.write(json.dumps(answers[blob]) + "\n")
+            out.flush()
+    return [{**line, **answers.get(line["blob"], {"failed": "missing"})} for line in listed]
 
 
-def answer_of(detector: masksim.Detector, file: Path) -> dict[str, float | str]:
+@cache
+def detector() -> masksim.Detector:
+    """Load the detector in the package, once a process."""
+    return masksim.load_detector(threads=1)
+
+
+def answer_of(file: Path) -> dict[str, float | str]:
     """Judge a file."""
     try:
-        found = detector.detect(file)
+        found = detector().detect(file)
     except masksim.MasksimError as error:
         return {"failed": error.code}
     rate = found.verdict.as_found
@@ -89,6 +96,7 @@ def shares_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             **{f"{c:g}": share(rates <= c, sources) for c in CLAIMED},
             "evidence": share(np.isin(levels, list(EVIDENT)), sources),
             "fragile": share(levels == "fragile", sources),
+            "inconclusive": share(levels == "inconclusive", sources),
         }
 
     return {
@@ -113,11 +121,20 @@ def markdown(found: Mapping[str, Any]) -> str:
         return [
             [name, str(row["images"]), str(row["repositories"]),
              *(percent_fine(row[f"{c:g}"]) for c in CLAIMED),
-             percent(row["evidence"]), percent(row["fragile"])]
+             percent(row["evidence"]), percent(row["fragile"]), percent(row["inconclusive"])]
             for name, row in rows.items()
         ]  # fmt: skip
 
-    head = ["images", "repositories", "at 1 %", "at 5 %", "at 10 %", "evidence", "fragile"]
+    head = [
+        "images",
+        "repositories",
+        "at 1 %",
+        "at 5 %",
+        "at 10 %",
+        "evidence",
+        "fragile",
+        "inconclusive",
+    ]
     return f"""# {found["detector"]} on repositories collected after it was trained
 
 Files as found. Made by `python benchmarks/fresh.py --images FOLDER --work FOLDER` from the images
@@ -160,12 +177,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--images", type=Path)
     parser.add_argument("--work", type=Path)
+    parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--pages", action="store_true")
     given = parser.parse_args()
     if not given.pages:
         if not (given.images and given.work):
             parser.error("--images and --work, or --pages")
-        found = shares_of(judge(given.images, given.work))
+        found = shares_of(judge(given.images, given.work, given.workers))
         RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     found = json.loads(RESULTS.read_text(encoding="utf-8"))
     (ROOT / "docs" / "tables" / "fresh.md").write_text(markdown(found), encoding="utf-8")

@@ -801,7 +801,7 @@ def test_graphics_are_never_evidence() -> None:
 
 def test_copies_of_photos_are_not_called_photos(trained: Any) -> None:
     detector = load_detector()
-    assert detector.photos == 1808 < detector.sample_size
+    assert detector.photos == 2501 < detector.sample_size
     verdict = detector.detect(make_natural(600, 640, seed=4)).verdict
     assert "copies of photos" in verdict.kind
     assert f" of {verdict.sample_size} middle-sized copies of real photos" in verdict.text

@@ -103,5 +103,7 @@ def test_photos_are_spread_over_sources() -> None:
     turned = spread_over_sources(sources[::-1], keys[::-1], 62)
     assert {keys[::-1][i] for i in turned} == {keys[i] for i in chosen}
     assert len(spread_over_sources(sources, keys, 10**6)) == len(sources)
-    assert len(spread_over_sources(sources, keys, 1)) == 3  # each source gives at least one
+    few = spread_over_sources(sources, keys, 2)  # fewer than sources
+    assert len(few) == len({sources[i] for i in few}) == 2
+    assert spread_over_sources(sources, keys, 0) == []
     assert spread_over_sources([], [], 5) == []

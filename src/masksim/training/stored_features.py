@@ -158,7 +158,7 @@ def unpack(
 
 
 def spread_over_sources(sources: Sequence[Any], keys: Sequence[str], count: int) -> list[int]:
-    """Choose about `count` items, as evenly over their sources as these allow.
+    """Choose up to `count` items, as evenly over their sources as these allow.
 
     Parameters
     ----------
@@ -167,7 +167,7 @@ def spread_over_sources(sources: Sequence[Any], keys: Sequence[str], count: int)
     keys
         (n,) content hashes: which items of a large source are taken depends on them alone.
     count
-        At most so many, unless there are more sources: each gives at least one.
+        At most so many: if there are more sources, one of so many of them.
 
     Returns
     -------
@@ -186,4 +186,4 @@ def spread_over_sources(sources: Sequence[Any], keys: Sequence[str], count: int)
         if taken[sources[i]] < cap:
             taken[sources[i]] += 1
             chosen.append(i)
-    return sorted(chosen)
+    return sorted(chosen[:count])
