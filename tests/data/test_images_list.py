@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from masksim.data.manifest import read_manifest
 
@@ -94,9 +95,31 @@ def test_owners_that_the_detector_has_seen_are_left_out(
     seen = {**line("a", "old/one", "flux1"), "seen_by": "masksim-2"}
     listed = [seen, line("b", "old/two", "flux1"), line("c", "new/one", "flux1")]
     monkeypatch.setattr(fresh, "read_list", lambda: listed)
-    rows = fresh.judge(tmp_path / "none", tmp_path / "work")
+    rows = fresh.judge(tmp_path / "none", tmp_path / "work", workers=1)
     assert [row["repository"] for row in rows] == ["new/one"]
     assert rows[0]["failed"] == "missing"
+
+
+def test_answers_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, natural_image: Any
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import fresh
+
+    listed = [line("a", "new/one", "flux1"), line("b", "new/two", "real")]
+    monkeypatch.setattr(fresh, "read_list", lambda: listed)
+    for one in listed:
+        file = tmp_path / fresh.path_of(one)
+        file.parent.mkdir(parents=True)
+        if one["generator"] == "real":
+            file.write_bytes(b"no image")
+        else:
+            Image.fromarray(natural_image(272, 264, seed=1)).save(file, "PNG")
+    first = fresh.judge(tmp_path, tmp_path / "work", workers=1)
+    assert 0 < first[0]["rate"] <= 1
+    assert first[1]["failed"] == "not_an_image"
+    monkeypatch.setattr(fresh, "answer_of", None)  # is not asked again
+    assert fresh.judge(tmp_path, tmp_path / "work", workers=1) == first
 
 
 def test_shares_count_what_is_fragile_by_its_rate_as_found(
