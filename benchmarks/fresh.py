@@ -5,7 +5,8 @@ usage: python benchmarks/fresh.py --images FOLDER --work FOLDER [--workers N]
 
 FOLDER is where benchmarks/images.py put the images. Left out are those that the list says the
 detector has seen (`seen_by`), and all others of their owners. Each file is judged as it was found.
-Answers are kept in --work: call it again and it goes on. Writes benchmarks/results/fresh.json,
+Answers are kept in --work: call it again and it goes on. --model FOLDER judges by another detector,
+and prints the page instead of writing it. Writes benchmarks/results/fresh.json,
 docs/tables/fresh.md and the table of docs/results.md.
 """
 
@@ -13,9 +14,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -34,17 +37,20 @@ FEWEST = 20  # images of a row of its own
 FEWEST_REPOSITORIES = 5  # in the short table
 
 
-def judge(images: Path, work: Path, workers: int) -> list[dict[str, Any]]:
+def judge(
+    images: Path, work: Path, workers: int, model: Path | None = None
+) -> list[dict[str, Any]]:
     """Judge every listed image that is new to the detector; one row an image, missing ones too."""
     work.mkdir(parents=True, exist_ok=True)
-    path = work / f"{masksim.__version__}-{masksim.load_detector().sha256[:16]}.jsonl"
+    path = work / f"{masksim.__version__}-{detector(model).sha256[:16]}.jsonl"
     texts = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     answers = {answer["blob"]: answer for answer in map(json.loads, texts)}
     listed = unseen(read_list())
     files = {line["blob"]: images / path_of(line) for line in listed}
     todo = [blob for blob, file in files.items() if blob not in answers and file.exists()]
-    with path.open("a", encoding="utf-8") as out, ProcessPoolExecutor(workers) as pool:
-        found = pool.map(answer_of, [files[blob] for blob in todo])
+    spawn = multiprocessing.get_context("spawn")  # a fork of ONNX Runtime's threads may hang
+    with path.open("a", encoding="utf-8") as out, ProcessPoolExecutor(workers, spawn) as pool:
+        found = pool.map(answer_of, [files[blob] for blob in todo], repeat(model))
         for blob, answer in zip(todo, found, strict=True):
             answers[blob] = {"blob": blob, **answer}
             out.write(json.dumps(answers[blob]) + "\n")
@@ -53,15 +59,15 @@ def judge(images: Path, work: Path, workers: int) -> list[dict[str, Any]]:
 
 
 @cache
-def detector() -> masksim.Detector:
-    """Load the detector in the package, once a process."""
-    return masksim.load_detector(threads=1)
+def detector(model: Path | None) -> masksim.Detector:
+    """Load a detector, by default that in the package, once a process."""
+    return masksim.load_detector(model, threads=1)
 
 
-def answer_of(file: Path) -> dict[str, float | str]:
+def answer_of(file: Path, model: Path | None) -> dict[str, float | str]:
     """Judge a file."""
     try:
-        found = detector().detect(file)
+        found = detector(model).detect(file)
     except masksim.MasksimError as error:
         return {"failed": error.code}
     rate = found.verdict.as_found
@@ -71,7 +77,7 @@ def answer_of(file: Path) -> dict[str, float | str]:
     return {"rate": rate, "level": found.verdict.level}
 
 
-def shares_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def shares_of(rows: Sequence[Mapping[str, Any]], model: Path | None = None) -> dict[str, Any]:
     """Shares at the claimed rates and of verdicts, by generator, and by kind of photo."""
     judged = [row for row in rows if "failed" not in row]
     generators = np.array([row["generator"] for row in judged])
@@ -100,7 +106,7 @@ def shares_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         }
 
     return {
-        "detector": masksim.load_detector().name,
+        "detector": detector(model).name,
         "missing": sum(row.get("failed") == "missing" for row in rows),
         "failed": sum(row.get("failed", "missing") != "missing" for row in rows),
         "generators": {
@@ -178,12 +184,17 @@ def main() -> None:
     parser.add_argument("--images", type=Path)
     parser.add_argument("--work", type=Path)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--model", type=Path)
     parser.add_argument("--pages", action="store_true")
     given = parser.parse_args()
     if not given.pages:
         if not (given.images and given.work):
             parser.error("--images and --work, or --pages")
-        found = shares_of(judge(given.images, given.work, given.workers))
+        rows = judge(given.images, given.work, given.workers, given.model)
+        found = shares_of(rows, given.model)
+        if given.model:
+            print(markdown(found))
+            return
         RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     found = json.loads(RESULTS.read_text(encoding="utf-8"))
     (ROOT / "docs" / "tables" / "fresh.md").write_text(markdown(found), encoding="utf-8")
