@@ -18,7 +18,6 @@ import argparse
 import json
 import sys
 import time
-from collections import Counter
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -52,8 +51,7 @@ def measured(facts: list[dict], name: str, purpose: str, shares: dict, samples: 
     )
     scores = np.array([fact["scores"][name] for fact in facts])
     real, out = typ == REAL, {}
-    counts = Counter(dict(zip(path[~real].tolist(), typ[~real].tolist(), strict=True)).values())
-    groups = {name: typ == name for name, n in sorted(counts.items()) if n >= FEWEST}
+    groups = {name: typ == name for name in np.unique(typ[~real]).tolist()}
     groups["all"] = ~real
     for label, synthetic in groups.items():
         used = real | synthetic
@@ -62,6 +60,8 @@ def measured(facts: list[dict], name: str, purpose: str, shares: dict, samples: 
         if purpose != "as found":
             weights = history_weights(history[used], [y, ~y], shares)
         keep = weights > 0
+        if len(np.unique(path[used][keep & y])) < FEWEST:
+            continue
         alike, _ = metrics.draw_together(y, path[used], source[used])
         found = metrics.bootstrap(
             metrics.auroc, scores[used][keep], y[keep], weights[keep],
@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("--real", type=int, default=100, help="real photos")
     parser.add_argument("--samples", type=int, default=500)
     args = parser.parse_args()
-    there, _ = collect(unseen(read_list()), args.images, args.images)
+    there, missing = collect(unseen(read_list()), args.images, args.images)
     detector = load_detector(threads=1)
     config = evaluate.views_of(detector)
     assert detector.calibrations
@@ -170,6 +170,7 @@ def main() -> None:
         "detector": detector.name,
         "detector_sha256": detector.sha256,
         "real_images": len({f["path"] for f in facts if f["typ"] == REAL}),
+        "missing": missing,
         "failures": failures,
         "seconds_a_view": {name: seconds[name] / asked for name in names[:-1]},
         **{

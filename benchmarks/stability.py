@@ -175,7 +175,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=Path("runs/cache"))
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()
-    there, _ = collect(unseen(read_list()), args.images, args.images)
+    there, missing = collect(unseen(read_list()), args.images, args.images)
     chosen = drawn(there, {"*": args.per_class, REAL: args.real})
     detector = load_detector(threads=1)
     key = json.dumps(
@@ -215,6 +215,7 @@ def main() -> None:
             for name, own in groups.items()
             if name in ("real photos", "generated") or len(own) >= FEWEST
         },
+        "missing": missing,
         "not_analysed": results.count(None),
     }
     path = ROOT / "benchmarks" / "results" / "stability.json"

@@ -49,10 +49,7 @@ def process(
 
 @dataclass(frozen=True)
 class Run:
-    """What came of a command: a stream that was a terminal, with its own line ends made plain.
-
-    ``shown`` is what all terminals showed: that of stdout first.
-    """
+    """What came of a command: ``shown`` on the terminal, with its own line ends made plain."""
 
     code: int
     stdout: bytes
@@ -60,57 +57,39 @@ class Run:
     shown: bytes
 
 
-class Terminal:
-    """A pseudo-terminal, read to its end beside the command that writes on it."""
-
-    def __init__(self) -> None:
-        import pty
-
-        self._reader, self.writer = pty.openpty()
-        self._shown: list[bytes] = []
-        self._thread = Thread(target=self._read)
-        self._thread.start()
-
-    def _read(self) -> None:
-        with suppress(OSError):  # how a pseudo-terminal says that its writers are gone
-            while chunk := os.read(self._reader, 65536):
-                self._shown.append(chunk)
-
-    def close(self) -> bytes:
-        """Give what was written."""
-        os.close(self.writer)
-        self._thread.join(30)
-        os.close(self._reader)
-        return b"".join(self._shown).replace(b"\r\n", b"\n")
-
-
 def on_terminal(
     *arguments: Any,
     before: str = FAKE,
     stdout: bool = False,
     stderr: bool = True,
-    apart: bool = False,
     env: dict[str, str] | None = None,
 ) -> Run:
-    """Run the command with a pseudo-terminal as stderr, as stdout, or as both.
+    """Run the command with a pseudo-terminal as stderr, as stdout, or as both."""
+    import pty
 
-    With `apart` both are terminals, each one of its own, so that it shows what came on which.
-    """
-    terminals = [Terminal() for _ in range(2 if apart else 1)]
-    outs = terminals[0].writer if apart or stdout else subprocess.PIPE
-    errors = terminals[-1].writer if apart or stderr else subprocess.PIPE
+    reader, writer = pty.openpty()
+    shown: list[bytes] = []
+
+    def read() -> None:
+        with suppress(OSError):  # how a pseudo-terminal says that its writers are gone
+            while chunk := os.read(reader, 65536):
+                shown.append(chunk)
+
+    thread = Thread(target=read)
+    thread.start()
     try:
         done = subprocess.run(
             command(*arguments, before=before),
             stdin=subprocess.DEVNULL,
-            stdout=outs,
-            stderr=errors,
+            stdout=writer if stdout else subprocess.PIPE,
+            stderr=writer if stderr else subprocess.PIPE,
             timeout=300,
             check=False,
             env={**os.environ, "TERM": "xterm", **(env or {})},
         )
     finally:
-        seen = [terminal.close() for terminal in terminals]
-    if apart:
-        return Run(done.returncode, seen[0], seen[1], b"".join(seen))
-    return Run(done.returncode, done.stdout or b"", done.stderr or b"", seen[0])
+        os.close(writer)
+        thread.join(30)
+        os.close(reader)
+    seen = b"".join(shown).replace(b"\r\n", b"\n")
+    return Run(done.returncode, done.stdout or b"", done.stderr or b"", seen)

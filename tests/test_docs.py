@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import json
 import re
 import shlex
 import sys
@@ -334,3 +335,11 @@ def test_the_configuration_of_the_page_is_the_default() -> None:
             line for line in bands.splitlines() if line.startswith("|") and f"`{name}`" in line
         )
         assert f"`{getattr(default, name)}`" in row, name
+
+
+def test_the_page_on_enrolling_knows_how_many_photos_are_kept() -> None:
+    text = (ROOT / "src/masksim/weights/default/detector.json").read_text(encoding="utf-8")
+    kept = int(json.loads(text)["provenance"]["calibration"]["for_enrolling"])
+    page = (ROOT / "docs/enroll.md").read_text(encoding="utf-8")
+    assert f"these are {kept}**" in page
+    assert f"one in {kept + 1}" in page

@@ -165,7 +165,7 @@ def staged(progress: Progress | None, stage: str) -> Callable[[int, int], None] 
 def watched(
     done: Callable[[], int], total: int, progress: Callable[[int, int], None] | None
 ) -> Iterator[None]:
-    """Tell once a second how much has been done of what other processes do meanwhile.
+    """Tell once a second how much is done of what goes on meanwhile, here or in other processes.
 
     Parameters
     ----------

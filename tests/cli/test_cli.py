@@ -343,7 +343,6 @@ def test_the_help_of_report_shows_its_options(run: Callable[..., Any]) -> None:
         assert option in shown, option
 
 
-@pytest.mark.slow
 def test_no_colour_when_none_is_wanted() -> None:
     """Neither in help nor in wrong usage, on a terminal; `NO_COLOR` empty counts as not set."""
     for arguments in (["--help"], ["detect", "--help"], ["detect", "--unknown"], ["report", "-h"]):

@@ -290,8 +290,8 @@ SLOW = (
     "evaluate --json", "audit", "audit --json", "calibrate", "data verify", "data prepare",
     "enroll", "export openvino", "export verify",
 )  # fmt: skip
-"""They take seconds: run once, on two terminals, and not with one stream after the other in a file.
-How they tell a terminal from a file is what the others share with them."""
+"""They take seconds: run once, with a terminal as stderr alone, as when results go to a pipe. They
+ask nothing about terminals that the others do not ask: see the tests below."""
 
 QUICK = ("detect", "info --json", "data list")
 """Enough to see that the oldest versions of rich and Typer do the same."""
@@ -340,7 +340,7 @@ def test_results_are_the_same_on_any_terminal(
     arguments = make(world)
 
     # First, while there is work to do: the bar draws on stderr, the results come on stdout.
-    bar = on_terminal(*arguments, before=before, apart=name in SLOW)
+    bar = on_terminal(*arguments, before=before)
     assert bar.code == 0, bar.shown
     assert bar.stdout
     assert b"\x1b" not in bar.stdout
@@ -348,7 +348,8 @@ def test_results_are_the_same_on_any_terminal(
     if name == "train":
         assert b"few (2)" in bar.shown  # a generator with too few images is not dropped in silence
     if name.endswith("--json"):
-        json.loads(bar.stdout.splitlines()[0] if name == "detect --json" else bar.stdout)
+        for text in bar.stdout.splitlines() if name == "detect --json" else [bar.stdout]:
+            json.loads(text)
     if name in SLOW:
         return
     forget(world, tmp_path)
@@ -399,6 +400,15 @@ def test_serving_writes_nothing_to_stdout() -> None:
         child.send_signal(signal.SIGINT)
         output, _ = child.communicate(timeout=60)
     assert (child.returncode, output) == (0, b"")
+
+
+def test_few_places_ask_whether_a_stream_is_a_terminal() -> None:
+    asking = {
+        path.relative_to(PACKAGE).as_posix()
+        for path in PACKAGE.rglob("*.py")
+        if "isatty" in path.read_text(encoding="utf-8")
+    }
+    assert asking == {"cli/console.py", "cli/main.py", "cli/serve.py"}
 
 
 def test_all_bars_are_made_in_one_place() -> None:

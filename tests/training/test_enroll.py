@@ -98,7 +98,6 @@ def test_the_new_generator_is_found_on_unseen_images(detector: Detector, unseen:
         assert (scores[names == name].argmax(axis=1) == g).all(), name
 
 
-@pytest.mark.slow
 def test_earlier_scores_are_bit_equal(
     before: DetectorFile, detector: Detector, unseen: Any
 ) -> None:

@@ -135,7 +135,7 @@ def _epochs_done(run: Path, config: LearnedConfig) -> int:
         return config.epochs
     try:
         lines = (run / _LOG).read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
+    except OSError:  # not begun, or not to be read now: a bar is worth no run
         return 0
     return sum("valid_loss" in line for line in lines)
 
@@ -302,7 +302,8 @@ def learned_heads(
     workers
         So many runs at a time, each in one thread.
     progress
-        See `masksim.config.Progress`; in training an epoch of each run is a step.
+        See `masksim.config.Progress`; in training an epoch of each run is a step, and what is
+        raised comes after all runs.
 
     Raises
     ------

@@ -26,6 +26,7 @@ from masksim.strata import Strata
 from masksim.training.feature_table import FeatureTable
 from masksim.training.heads import HeadConfig, HeadsByBand
 from masksim.training.stored_features import ReferencePhotos, pack, spread_over_sources
+from masksim.traits import bands_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -250,7 +251,13 @@ def kept_for_enrolling(
             config.photo_step, rows[at], sources[at], table.histories[at],
         )  # fmt: skip
 
-    photos = keep(spread(real, config.photos))
+    # As many of each band: what is learned anew when enrolling is learned in each.
+    count = len(heads.sets)
+    bands = bands_of(table.traits, count)
+    of_bands = [
+        i for b in range(count) for i in spread(real & (bands == b), config.photos // count)
+    ]
+    photos = keep(sorted(of_bands))
     if not config.images:
         return photos, None
     of_all = [i for g in fit.generators for i in spread(table.generators == g, config.images)]

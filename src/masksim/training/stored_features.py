@@ -167,7 +167,7 @@ def spread_over_sources(sources: Sequence[Any], keys: Sequence[str], count: int)
     keys
         (n,) content hashes: which items of a large source are taken depends on them alone.
     count
-        At most so many: if there are more sources, one of so many of them.
+        At most so many: of more sources, one item of so many of them.
 
     Returns
     -------
@@ -184,6 +184,11 @@ def spread_over_sources(sources: Sequence[Any], keys: Sequence[str], count: int)
     order = sorted(range(len(sources)), key=lambda i: (rng_for("photo", keys[i]).random(), keys[i]))
     for i in order:
         if taken[sources[i]] < cap:
+            taken[sources[i]] += 1
+            chosen.append(i)
+    rest = set(order).difference(chosen)
+    for i in order:  # what evenness leaves over: one more of some sources
+        if i in rest and len(chosen) < count and taken[sources[i]] == cap:
             taken[sources[i]] += 1
             chosen.append(i)
     return sorted(chosen[:count])
