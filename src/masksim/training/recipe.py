@@ -251,13 +251,13 @@ def kept_for_enrolling(
             config.photo_step, rows[at], sources[at], table.histories[at],
         )  # fmt: skip
 
-    # As many of each band: what is learned anew when enrolling is learned in each.
-    count = len(heads.sets)
-    bands = bands_of(table.traits, count)
-    of_bands = [
-        i for b in range(count) for i in spread(real & (bands == b), config.photos // count)
-    ]
-    photos = keep(sorted(of_bands))
+    # As many of each band as it has: what is learned anew when enrolling is learned in each.
+    bands = bands_of(table.traits, len(heads.sets))
+    masks = sorted((real & (bands == b) for b in range(len(heads.sets))), key=np.count_nonzero)
+    chosen: list[int] = []
+    for left, mask in zip(range(len(masks), 0, -1), masks, strict=True):
+        chosen += spread(mask, (config.photos - len(chosen)) // left)
+    photos = keep(sorted(chosen))
     if not config.images:
         return photos, None
     of_all = [i for g in fit.generators for i in spread(table.generators == g, config.images)]
