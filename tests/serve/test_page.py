@@ -146,7 +146,7 @@ def test_images_are_dropped(opened: Any, files: dict[str, Path]) -> None:
         found = here.result(name)
         assert found.locator(".verdict").inner_text()
         assert size in found.locator(".file-facts").inner_text()
-        assert found.locator(".bars tbody tr").count() == 10
+        assert found.locator(".bars tbody tr").count() == 12
         assert "real photos" in found.locator(".plain").inner_text()
         # One map of all channels, with its spots in words; all else is folded.
         assert found.locator(".composed canvas").count() == 1
