@@ -14,16 +14,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from functools import cache
-from itertools import repeat
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from images import path_of, read_list, unseen
+from images import answered, path_of, read_list, unseen
 from numpy.typing import NDArray
 from pages import ROOT, fill
 from unseen import CLAIMED, SIDES, percent, percent_fine, share, table_of
@@ -41,20 +38,11 @@ def judge(
     images: Path, work: Path, workers: int, model: Path | None = None
 ) -> list[dict[str, Any]]:
     """Judge every listed image that is new to the detector; one row an image, missing ones too."""
-    work.mkdir(parents=True, exist_ok=True)
     path = work / f"{masksim.__version__}-{detector(model).sha256[:16]}.jsonl"
-    texts = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    answers = {answer["blob"]: answer for answer in map(json.loads, texts)}
     listed = unseen(read_list())
     files = {line["blob"]: images / path_of(line) for line in listed}
-    todo = [blob for blob, file in files.items() if blob not in answers and file.exists()]
-    spawn = multiprocessing.get_context("spawn")  # a fork of ONNX Runtime's threads may hang
-    with path.open("a", encoding="utf-8") as out, ProcessPoolExecutor(workers, spawn) as pool:
-        found = pool.map(answer_of, [files[blob] for blob in todo], repeat(model))
-        for blob, answer in zip(todo, found, strict=True):
-            answers[blob] = {"blob": blob, **answer}
-            out.write(json.dumps(answers[blob]) + "\n")
-            out.flush()
+    there = {blob: file for blob, file in files.items() if file.exists()}
+    answers = answered(path, there, partial(answer_of, model=model), workers)
     return [{**line, **answers.get(line["blob"], {"failed": "missing"})} for line in listed]
 
 
@@ -131,16 +119,8 @@ def markdown(found: Mapping[str, Any]) -> str:
             for name, row in rows.items()
         ]  # fmt: skip
 
-    head = [
-        "images",
-        "repositories",
-        "at 1 %",
-        "at 5 %",
-        "at 10 %",
-        "evidence",
-        "fragile",
-        "inconclusive",
-    ]
+    head = ["images", "repositories", "at 1 %", "at 5 %", "at 10 %",
+            "evidence", "fragile", "inconclusive"]  # fmt: skip
     return f"""# {found["detector"]} on repositories collected after it was trained
 
 Files as found. Made by `python benchmarks/fresh.py --images FOLDER --work FOLDER` from the images

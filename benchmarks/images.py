@@ -14,10 +14,13 @@ from __future__ import annotations
 import argparse
 import csv
 import hashlib
+import json
+import multiprocessing
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +71,32 @@ def unseen(listed: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
     """Give the images of owners of whom no detector has seen any."""
     seen = {owner_of(line) for line in listed if line["seen_by"]}
     return [line for line in listed if owner_of(line) not in seen]
+
+
+def unseen_rows(images: Path) -> tuple[list[Row], int]:
+    """Give the rows of the unseen images that are in a folder, and how many are missing there."""
+    return collect(unseen(read_list()), images, images)
+
+
+def answered(
+    path: Path, files: Mapping[str, Any], ask: Callable[[Any], Mapping[str, Any]], workers: int
+) -> dict[str, dict[str, Any]]:
+    """Ask about what is named by blob, in several processes; answers are kept in a file of lines.
+
+    What was asked in an earlier call is not asked again.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    texts = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    answers = {answer["blob"]: answer for answer in map(json.loads, texts)}
+    todo = [blob for blob in files if blob not in answers]
+    spawn = multiprocessing.get_context("spawn")  # a fork of ONNX Runtime's threads may hang
+    with path.open("a", encoding="utf-8") as out, ProcessPoolExecutor(workers, spawn) as pool:
+        found = pool.map(ask, [files[blob] for blob in todo])
+        for blob, answer in zip(todo, found, strict=True):
+            answers[blob] = {"blob": blob, **answer}
+            out.write(json.dumps(answers[blob]) + "\n")
+            out.flush()
+    return answers
 
 
 def drawn(rows: Sequence[Row], most: Mapping[str, int]) -> list[Row]:

@@ -24,7 +24,7 @@ from pathlib import Path
 from shlex import quote
 
 import numpy as np
-from images import collect, drawn, read_list, unseen
+from images import drawn, unseen_rows
 from pages import ROOT, fill
 
 from masksim import metrics
@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("--real", type=int, default=100, help="real photos")
     parser.add_argument("--samples", type=int, default=500)
     args = parser.parse_args()
-    there, missing = collect(unseen(read_list()), args.images, args.images)
+    there, missing = unseen_rows(args.images)
     detector = load_detector(threads=1)
     config = evaluate.views_of(detector)
     assert detector.calibrations

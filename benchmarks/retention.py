@@ -14,15 +14,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from images import collect, drawn, read_list, unseen
+from images import answered, drawn, unseen_rows
 from pages import ROOT
 from unseen import CLAIMED, percent, percent_fine, share, table_of
 
@@ -49,13 +47,13 @@ def detector() -> masksim.Detector:
     return masksim.load_detector(threads=1, stability=False)
 
 
-def rates_of(row: Row, images: Path) -> dict[str, float | None]:
+def rates_of(row: Row, images: Path) -> dict[str, dict[str, float | None]]:
     """Rank a file after each degradation; None where that leaves no image to analyse."""
     found: dict[str, float | None] = dict.fromkeys(ASKED)
     try:
         loaded = load_image(images / row.path)
     except masksim.MasksimError:
-        return found
+        return {"rates": found}
     for name in ASKED:
         step = GRID[name]
         format, quality = step.saved_as or (loaded.facts.format, loaded.facts.jpeg_quality)
@@ -66,25 +64,16 @@ def rates_of(row: Row, images: Path) -> dict[str, float | None]:
             continue
         assert rates is not None
         found[name] = rates.joint
-    return found
+    return {"rates": found}
 
 
 def judge(rows: Sequence[Row], images: Path, work: Path, workers: int) -> list[dict[str, Any]]:
     """Rank all files; the rates are kept."""
-    work.mkdir(parents=True, exist_ok=True)
     path = work / f"retention-{masksim.__version__}-{detector().sha256[:16]}.jsonl"
-    texts = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    answers = {answer["blob"]: answer["rates"] for answer in map(json.loads, texts)}
-    todo = [row for row in rows if row.key not in answers]
-    spawn = multiprocessing.get_context("spawn")  # a fork of ONNX Runtime's threads may hang
-    with path.open("a", encoding="utf-8") as out, ProcessPoolExecutor(workers, spawn) as pool:
-        found = pool.map(partial(rates_of, images=images), todo)
-        for row, rates in zip(todo, found, strict=True):
-            answers[row.key] = rates
-            out.write(json.dumps({"blob": row.key, "rates": rates}) + "\n")
-            out.flush()
+    files = {row.key: row for row in rows}
+    answers = answered(path, files, partial(rates_of, images=images), workers)
     return [
-        {"generator": row.generator, "source": row.source, "rates": answers[row.key]}
+        {"generator": row.generator, "source": row.source, "rates": answers[row.key]["rates"]}
         for row in rows
     ]
 
@@ -155,7 +144,7 @@ def main() -> None:
     if not given.pages:
         if not (given.images and given.work):
             parser.error("--images and --work, or --pages")
-        there, missing = collect(unseen(read_list()), given.images, given.images)
+        there, missing = unseen_rows(given.images)
         rows = drawn(there, {"*": len(there), REAL: given.real})
         found = measured(judge(rows, given.images, given.work, given.workers))
         text = json.dumps({**found, "missing": missing}, indent=1)

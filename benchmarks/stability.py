@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from images import collect, drawn, read_list, unseen
+from images import drawn, unseen_rows
 from pages import ROOT, fill
 from unseen import share
 
@@ -175,7 +175,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=Path("runs/cache"))
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()
-    there, missing = collect(unseen(read_list()), args.images, args.images)
+    there, missing = unseen_rows(args.images)
     chosen = drawn(there, {"*": args.per_class, REAL: args.real})
     detector = load_detector(threads=1)
     key = json.dumps(

@@ -118,7 +118,11 @@ def test_answers_are_kept(
     first = fresh.judge(tmp_path, tmp_path / "work", workers=1)
     assert 0 < first[0]["rate"] <= 1
     assert first[1]["failed"] == "not_an_image"
-    monkeypatch.setattr(fresh, "answer_of", None)  # is not asked again
+
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("asked again")
+
+    monkeypatch.setattr(fresh, "answer_of", never)
     assert fresh.judge(tmp_path, tmp_path / "work", workers=1) == first
 
 

@@ -174,21 +174,11 @@ def spread_over_sources(sources: Sequence[Any], keys: Sequence[str], count: int)
     list of int
         Positions, ascending.
     """
-    sizes = Counter(sources)
-    most = max(sizes.values(), default=0)
-    cap = 1
-    while cap < most and sum(min(n, cap + 1) for n in sizes.values()) <= count:
-        cap += 1
-    taken: Counter[Any] = Counter()
-    chosen = []
     order = sorted(range(len(sources)), key=lambda i: (rng_for("photo", keys[i]).random(), keys[i]))
+    taken: Counter[Any] = Counter()
+    turns = []  # the first of each source, then the second of each
     for i in order:
-        if taken[sources[i]] < cap:
-            taken[sources[i]] += 1
-            chosen.append(i)
-    rest = set(order).difference(chosen)
-    for i in order:  # what evenness leaves over: one more of some sources
-        if i in rest and len(chosen) < count and taken[sources[i]] == cap:
-            taken[sources[i]] += 1
-            chosen.append(i)
-    return sorted(chosen[:count])
+        turns.append(taken[sources[i]])
+        taken[sources[i]] += 1
+    in_turn = sorted(range(len(order)), key=turns.__getitem__)
+    return sorted(order[k] for k in in_turn[:count])
