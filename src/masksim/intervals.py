@@ -110,8 +110,8 @@ def grouped_interval(hits: NDArray[Any], sources: NDArray[Any], effect: float = 
     wider = (_t_quantile(0.975, sources_count - 1) / _t_quantile(0.975, n - 1)) ** 2
     effective = n / max(effect, design_effect(hits, sources)) / wider if n > 1 else float(n)
     effective = max(1.0, min(float(n), effective))
-    # Where all are hits the product may come out a little above the number.
-    return clopper_pearson(min(count * effective / n, effective), effective)
+    # All are all: not a little more or less, for rounding.
+    return clopper_pearson(effective if count == n else count * effective / n, effective)
 
 
 def _by_source(
@@ -150,12 +150,23 @@ def _beta_cdf(x: float, a: float, b: float) -> float:
     return front * found / a
 
 
+@lru_cache(maxsize=65536)
 def _beta_quantile(share: float, a: float, b: float) -> float:
+    """Quantile of the beta distribution by Newton's steps, kept between bounds that close in."""
     low, high = 0.0, 1.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _beta_cdf(middle, a, b) < share else (low, middle)
-    return (low + high) / 2
+    x = min(a / (a + b), 1 - 2.0**-53)
+    log_front = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b)
+    for _ in range(200):
+        over = _beta_cdf(x, a, b) - share
+        low, high = (low, x) if over >= 0 else (x, high)
+        log_slope = log_front + (a - 1) * math.log(x) + (b - 1) * math.log1p(-x)
+        after = x - over / math.exp(log_slope) if abs(log_slope) < 300 else low
+        if not low < after < high:  # too far, or the slope is lost: halve, as a last resort
+            after = (low + high) / 2
+        if abs(after - x) <= 1e-15 * x or not low < after < high:
+            return after
+        x = after
+    return x
 
 
 @lru_cache(maxsize=4096)

@@ -8,7 +8,7 @@ zero frequency in the middle (`fftshift`), axes in cycles per pixel, see `freque
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -281,11 +281,27 @@ def phase_coherence(planes: NDArray[np.float32], segment: int, hop: int) -> NDAr
     """
     window = hann_window(segment)
     corners = _corners(planes.shape[-2:], segment, hop)
-    total = np.zeros((3, segment, segment // 2 + 1), dtype=np.float32)
+    half = segment // 2 + 1
+    total = np.zeros((3, segment, half), dtype=np.float32)
+    patch = np.empty((3, segment, segment), dtype=np.float32)
+    transform = np.empty(total.shape, dtype=np.complex64)
+    real, imaginary, magnitude = (np.empty_like(total) for _ in range(3))
+    product = np.empty((segment, half), dtype=np.float32)
     for y, x in corners:
-        patch = planes[:, y : y + segment, x : x + segment] * window
-        transform = np.fft.rfft2(patch).astype(np.complex64)
-        total += phase_cosines(transform)
+        np.multiply(planes[:, y : y + segment, x : x + segment], window, out=patch)
+        _transform(patch, transform, norm=None)
+        # As `phase_cosines`, without new arrays; magnitudes are far from overflow.
+        real[...], imaginary[...] = transform.real, transform.imag
+        np.multiply(real, real, out=magnitude)
+        for plane, at in zip(imaginary, magnitude, strict=True):
+            at += np.multiply(plane, plane, out=product)
+        np.sqrt(magnitude, out=magnitude)
+        magnitude += np.float32(COHERENCE_FLOOR)
+        real /= magnitude
+        imaginary /= magnitude
+        for k, (one, other) in enumerate(((0, 1), (1, 2), (0, 2))):
+            for part in (real, imaginary):
+                total[k] += np.multiply(part[one], part[other], out=product)
     return total / np.float32(len(corners))
 
 
@@ -322,7 +338,6 @@ def _sum_in_place(
 
     Memory from the system for each of some hundred transforms takes a fifth of the time.
     """
-    fft: Any = np.fft  # `out` is not in the types of every NumPy
     segment = len(window)
     planes = residual.reshape(-1, *residual.shape[-2:])
     total = np.zeros((count, len(planes), segment, segment // 2 + 1), dtype=np.float32)
@@ -334,11 +349,7 @@ def _sum_in_place(
         power, imaginary = (np.empty(transform.shape, dtype=np.float32) for _ in range(2))
         for (y, x), part in zip(corners, parts.tolist(), strict=True):
             np.multiply(some[:, y : y + segment, x : x + segment], window, out=patch)
-            if NUMPY_CONFORMS:
-                fft.rfft(patch, axis=-1, norm="ortho", out=transform)
-                fft.fft(transform, axis=-2, norm="ortho", out=transform)
-            else:  # knows no `out`, and transforms in double precision
-                transform[...] = fft.rfftn(patch, axes=(-2, -1), norm="ortho")
+            _transform(patch, transform, norm="ortho")
             np.square(transform.real, out=power)
             np.square(transform.imag, out=imaginary)
             power += imaginary
@@ -346,6 +357,18 @@ def _sum_in_place(
             np.log(power, out=power)
             logs[part] += power
     return total.reshape(count, *residual.shape[:-2], *total.shape[2:])
+
+
+def _transform(
+    patch: NDArray[np.float32], out: NDArray[np.complex64], norm: Literal["ortho"] | None
+) -> None:
+    """Transform real planes (..., n, n) into an array that is there, (..., n, n // 2 + 1)."""
+    fft: Any = np.fft  # `out` is not in the types of every NumPy
+    if NUMPY_CONFORMS:
+        fft.rfft(patch, axis=-1, norm=norm, out=out)
+        fft.fft(out, axis=-2, norm=norm, out=out)
+    else:  # knows no `out`, and transforms in double precision
+        out[...] = fft.rfftn(patch, axes=(-2, -1), norm=norm)
 
 
 def pool_cells(half: Array, side: int) -> Array:

@@ -11,14 +11,16 @@ import numpy as np
 from masksim import augment
 from masksim.calibration import Rates
 from masksim.errors import ImageError
+from masksim.verdict import EVIDENCE
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Pixels = NDArray[np.uint8]
 
-TRIED_UP_TO = 0.25
-"""Verdicts are checked by small re-encodings up to this joint rate."""
+TRIED_UP_TO = EVIDENCE
+"""Verdicts are checked by small re-encodings up to this joint rate: above it none is changed by
+them (`masksim.verdict.lost_after`)."""
 
 _SIDE = 1600  # pixels, a multiple of 16
 
