@@ -19,16 +19,19 @@ from __future__ import annotations
 
 import io
 import os
+import pickle
 import signal
 import struct
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -442,10 +445,31 @@ def make_planted(
     return rows
 
 
+_Made = TypeVar("_Made")
+
+
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], _Made]) -> _Made:
+    """Make something that takes long once for all worker processes, in a folder of its own."""
+    root = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    kept = root / f"{name}.pickle"
+    with FileLock(kept.with_suffix(".lock")):
+        if not kept.exists():
+            (root / name).mkdir()
+            made = pickle.dumps(make(root / name))
+            kept.write_bytes(made)
+    found: _Made = pickle.loads(kept.read_bytes())
+    return found
+
+
 @pytest.fixture(scope="session")
 def planted(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     """Photos and images of two planted generators; ``val`` has scenes and sources of its own."""
-    folder = tmp_path_factory.mktemp("planted")
+    return made_once(tmp_path_factory, "planted", _make_planted_set)
+
+
+def _make_planted_set(folder: Path) -> Manifest:
     train = {REAL: 60, "grid": 32, "ring": 32}
     rows = make_planted(folder, train, "train", size=(528, 560), seed=1)
     rows += make_planted(folder, {REAL: 24, "grid": 8, "ring": 8}, "val", size=(576, 540), seed=2)
@@ -462,9 +486,13 @@ class Trained:
     config: Any
     folder: Path
     cache: Path
-    file: DetectorFile
     fit: Any
     progress: list[tuple[str, int, int]]
+
+    @cached_property
+    def file(self) -> DetectorFile:
+        """The detector, as it is read from its folder."""
+        return DetectorFile.load(self.folder)
 
 
 @pytest.fixture(scope="session")
@@ -474,7 +502,6 @@ def trained(planted: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Trai
     pytest.importorskip("sklearn")
     from masksim.training.shared import SharedConfig, train_shared
 
-    folder = tmp_path_factory.mktemp("trained")
     config = SharedConfig.from_dict(
         {
             "name": "planted",
@@ -489,15 +516,19 @@ def trained(planted: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Trai
             "features": {"segment": 64, "cell": 4},
         }
     )
-    seen: list[tuple[str, int, int]] = []
-    file, fit = train_shared(
-        planted,
-        folder / "detector",
-        config,
-        cache=folder / "cache",
-        progress=lambda *step: seen.append(step),
-    )
-    return Trained(planted, config, folder / "detector", folder / "cache", file, fit, seen)
+
+    def make(folder: Path) -> Trained:
+        seen: list[tuple[str, int, int]] = []
+        _, fit = train_shared(
+            planted,
+            folder / "detector",
+            config,
+            cache=folder / "cache",
+            progress=lambda *step: seen.append(step),
+        )
+        return Trained(planted, config, folder / "detector", folder / "cache", fit, seen)
+
+    return made_once(tmp_path_factory, "trained", make)
 
 
 def make_repositories(
@@ -568,9 +599,12 @@ def repositories(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 
     One more generator has too few images for a head, one is for the joint number alone.
     """
-    folder = tmp_path_factory.mktemp("repositories")
     counts = {REAL: (12, 6), "grid": (6, 4), "ring": (6, 4), "few": (1, 2), "joint-only": (4, 3)}
-    return Manifest(tuple(make_repositories(folder, counts, size=(304, 320), seed=5)), folder)
+
+    def make(folder: Path) -> Manifest:
+        return Manifest(tuple(make_repositories(folder, counts, size=(304, 320), seed=5)), folder)
+
+    return made_once(tmp_path_factory, "repositories", make)
 
 
 @pytest.fixture(scope="session")
@@ -580,17 +614,20 @@ def banded(repositories: Manifest, tmp_path_factory: pytest.TempPathFactory) -> 
     pytest.importorskip("sklearn")
     from masksim.training.bands import BandsConfig, train_bands
 
-    folder = tmp_path_factory.mktemp("banded")
     config = BandsConfig.from_dict(BANDED)
-    seen: list[tuple[str, int, int]] = []
-    file, fit = train_bands(
-        repositories,
-        folder / "detector",
-        config,
-        cache=folder / "cache",
-        progress=lambda *step: seen.append(step),
-    )
-    return Trained(repositories, config, folder / "detector", folder / "cache", file, fit, seen)
+
+    def make(folder: Path) -> Trained:
+        seen: list[tuple[str, int, int]] = []
+        file, fit = train_bands(
+            repositories,
+            folder / "detector",
+            config,
+            cache=folder / "cache",
+            progress=lambda *step: seen.append(step),
+        )
+        return Trained(repositories, config, folder / "detector", folder / "cache", fit, seen)
+
+    return made_once(tmp_path_factory, "banded", make)
 
 
 # ------------------------------------------------------------------- what was not installed
