@@ -1,4 +1,4 @@
-"""Do verdicts flip under small re-encodings?
+"""Do verdicts flip under small re-encodings, and how many images get evidence?
 
 usage: python benchmarks/stability.py --images FOLDER [--per-class N] [--real N] [--cache DIR]
 
@@ -10,7 +10,8 @@ inconclusive is not one. An image counts once, however many re-encodings flip it
 
 Whole verdicts are asked, with the re-encodings that the detector tries by itself: of every image as
 found, and of those re-encoded ones whose rate alone contradicts it (no other can flip). For
-comparison the same is counted from the rates alone, as a tool without abstention would answer.
+comparison the same is counted from the rates alone, as a tool without abstention would answer, and
+with other limits of what must be left after a re-encoding (`masksim.verdict.SURVIVING`).
 Writes benchmarks/results/stability.json and fills docs/tables/stability.md.
 """
 
@@ -39,12 +40,14 @@ from masksim.evaluation.degrade import MILD
 from masksim.image import load_image
 from masksim.load import load_detector
 from masksim.stability import REENCODINGS
-from masksim.verdict import BETWEEN, EVIDENCE, NONE
+from masksim.verdict import EVIDENCE, NONE, SURVIVING, Verdict, level_of
 
 TRIED = ("jpeg-75", "webp-80", "resize-0.98", "resize-1.02")  # by the detector itself
 UNTRIED = tuple(one.name for one in MILD if one.name not in TRIED)
 
 FEWEST = 8  # images of a generator in a row of its own
+
+LIMITS = (0.05, 0.07, 0.10, 0.15, 0.20, 0.25, 0.30, 0.50, 1.0)
 
 _worker: dict[str, Detector] = {}
 
@@ -54,11 +57,28 @@ def side(rate: float) -> str:
     return "evidence" if rate <= EVIDENCE else "none" if rate > NONE else "weak"
 
 
-def verdict_side(level: str) -> str:
-    """Tell what a verdict says."""
-    if level in ("strong evidence", "evidence"):
-        return "evidence"
-    return {"no evidence": "none"}.get(level, level)
+def kept(verdict: Verdict) -> dict[str, Any]:
+    """Keep what says how a verdict would be with another limit of what must be left."""
+    as_found = verdict.as_found is None
+    rate = verdict.false_positive_rate if as_found else verdict.as_found
+    rate = 1.0 if rate is None else rate
+    return {
+        "rate": rate,
+        # Of the image as found the interval is known where its own rate is the verdict's.
+        "level": level_of(rate, verdict.interval if as_found else None),
+        "worst": max((verdict.stability or {}).values(), default=0.0),
+        "reasons": [reason.code for reason in verdict.reasons],
+    }
+
+
+def judged(found: dict[str, Any], limit: float) -> str:
+    """Tell what a verdict says if a rate above a limit after a re-encoding makes it fragile."""
+    if found["reasons"]:
+        return "inconclusive"
+    if found["rate"] <= EVIDENCE and found["worst"] > limit:
+        return "fragile"
+    level = str(found["level"])
+    return {"strong evidence": "evidence", "no evidence": "none"}.get(level, level)
 
 
 def opposite(a: str, b: str) -> bool:
@@ -69,9 +89,9 @@ def opposite(a: str, b: str) -> bool:
 def judge(job: tuple[str, str, str]) -> dict[str, Any] | None:
     """Judge one image under all re-encodings; the result is kept under the target's name."""
     file, key, target = job
-    kept = Path(target)
-    if kept.exists():
-        found: dict[str, Any] | None = json.loads(kept.read_text(encoding="utf-8"))
+    there = Path(target)
+    if there.exists():
+        found: dict[str, Any] | None = json.loads(there.read_text(encoding="utf-8"))
         return found
     if "d" not in _worker:
         _worker["d"] = load_detector(threads=1)
@@ -79,13 +99,9 @@ def judge(job: tuple[str, str, str]) -> dict[str, Any] | None:
     try:
         # Of a large file the part that is analysed: re-encoding the rest would change nothing.
         loaded = load_image(file, part=detector.analysed_part)
-        before = detector.detect(loaded).verdict
+        before = kept(detector.detect(loaded).verdict)
         part = loaded.pixels
-        whole = verdict_side(before.level)
-        # Alone: what the rate says, without reasons and re-encodings.
-        rate = before.false_positive_rate if before.as_found is None else before.as_found
-        alone = side(1.0 if rate is None else rate)
-        rows = {}
+        rows: dict[str, Any] = {}
         for one in MILD:
             pixels = one.apply(part, rng_for(0, key, one.name))
             changed = load_image(pixels)
@@ -95,47 +111,67 @@ def judge(job: tuple[str, str, str]) -> dict[str, Any] | None:
             changed = replace(changed, facts=facts)
             scores, traits = detector.measure_pixels(changed.pixels, quality, format)
             rates = detector.rates(scores, traits)
-            after = side(rates.joint if rates is not None else 1.0)
-            final = "not asked"
-            if opposite(whole, after):
-                final = verdict_side(detector.detect(changed).verdict.level)
-            rows[one.name] = {"alone": after, "verdict": final}
+            rate = 1.0 if rates is None else rates.joint
+            rows[one.name] = {"rate": rate}
+            if opposite(side(before["rate"]), side(rate)):
+                rows[one.name]["verdict"] = kept(detector.detect(changed).verdict)
     except MasksimError:
         return None
-    reasons = [reason.code for reason in before.reasons]
-    result = {"verdict": whole, "alone": alone, "reasons": reasons, "after": rows}
-    fresh = kept.with_suffix(".part")
+    result = {**before, "after": rows}
+    fresh = there.with_suffix(".part")
     fresh.write_text(json.dumps(result), encoding="utf-8")
-    os.replace(fresh, kept)
+    os.replace(fresh, there)
     return result
+
+
+def flipped(found: dict[str, Any], limit: float) -> set[str]:
+    """Name the re-encodings that flip an image's verdict."""
+    verdict = judged(found, limit)
+    return {
+        name
+        for name, after in found["after"].items()
+        if "verdict" in after and opposite(verdict, judged(after["verdict"], limit))
+    }
 
 
 def count(rows: list[dict[str, Any]], sources: list[str]) -> dict[str, Any]:
     """Count flips and verdicts of some images, with the interval over their repositories."""
     n = len(rows)
-    by_rate = [any(opposite(r["alone"], a["alone"]) for a in r["after"].values()) for r in rows]
-    flips = [any(opposite(r["verdict"], a["verdict"]) for a in r["after"].values()) for r in rows]
-    others = [
-        any(opposite(r["verdict"], r["after"][name]["verdict"]) for name in UNTRIED) for r in rows
+    alone = [
+        {name for name, a in r["after"].items() if opposite(side(r["rate"]), side(a["rate"]))}
+        for r in rows
     ]
-    interval = share(np.array(flips), np.array(sources))
+    flips = [flipped(r, SURVIVING) for r in rows]
+    interval = share(np.array([bool(names) for names in flips]), np.array(sources))
     return {
         "images": n,
-        "flips_by_rate_alone": sum(by_rate),
-        "flips": sum(flips),
+        "flips_by_rate_alone": sum(map(bool, alone)),
+        "flips": sum(map(bool, flips)),
         "sources": len(set(sources)),
         "flips_interval": [interval["low"], interval["high"]],
-        "flips_by_what_the_detector_does_not_try": sum(others),
-        "verdicts": dict(Counter(r["verdict"] for r in rows)),
+        "flips_by_what_the_detector_does_not_try": sum(
+            not names.isdisjoint(UNTRIED) for names in flips
+        ),
+        "verdicts": dict(Counter(judged(r, SURVIVING) for r in rows)),
         "reasons": dict(Counter(code for r in rows for code in r["reasons"])),
-        "flips_by_reencoding": {
-            one.name: sum(opposite(r["verdict"], r["after"][one.name]["verdict"]) for r in rows)
-            for one in MILD
-        },
+        "flips_by_reencoding": {one.name: sum(one.name in f for f in flips) for one in MILD},
         "flips_by_reencoding_by_rate_alone": {
-            one.name: sum(opposite(r["alone"], r["after"][one.name]["alone"]) for r in rows)
-            for one in MILD
+            one.name: sum(one.name in f for f in alone) for one in MILD
         },
+        "limits": [with_limit(rows, limit) for limit in LIMITS],
+    }
+
+
+def with_limit(rows: list[dict[str, Any]], limit: float) -> dict[str, float]:
+    """Count evidence and flips with another limit of what must be left."""
+    evidence = [r for r in rows if judged(r, limit) == "evidence"]
+    return {
+        "limit": limit,
+        "evidence": len(evidence),
+        "flips": sum(bool(flipped(r, limit)) for r in rows),
+        # Of all re-encodings of images with evidence so many take it away altogether.
+        "evidence_reencoded": len(evidence) * len(MILD),
+        "evidence_turned_to_none": sum(len(flipped(r, limit)) for r in evidence),
     }
 
 
@@ -163,6 +199,23 @@ def markdown(measured: dict[str, Any]) -> str:
             f"{percent(row['flips'], n)} [{100 * low:.1f}, {100 * high:.1f}] | "
             f"{percent(row['flips_by_what_the_detector_does_not_try'], n)} | {shares} |"
         )
+    lines += [
+        "",
+        "| must be left at most | " + " | ".join(f"{100 * limit:g} %" for limit in LIMITS) + " |",
+        "|---|" + "---|" * len(LIMITS),
+    ]
+    for name, label in (("generated", "generated images"), ("real photos", "photos")):
+        row = measured["groups"].get(name)
+        if row is None:
+            continue
+        for what, of in (("evidence", "images"), ("flips", "images")):
+            cells = [percent(found[what], row[of]) for found in row["limits"]]
+            lines.append(f"| {label}: {what} | {' | '.join(cells)} |")
+    cells = [
+        percent(found["evidence_turned_to_none"], max(1, found["evidence_reencoded"]))
+        for found in measured["groups"].get("generated", {"limits": []})["limits"]
+    ]
+    lines.append(f"| a single re-encoding turns evidence to none | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -181,7 +234,6 @@ def main() -> None:
     key = json.dumps(
         [
             detector.sha256,
-            BETWEEN,
             [small.name for small in REENCODINGS],
             [one.does for one in MILD],
         ]

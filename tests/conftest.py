@@ -618,7 +618,7 @@ def banded(repositories: Manifest, tmp_path_factory: pytest.TempPathFactory) -> 
 
     def make(folder: Path) -> Trained:
         seen: list[tuple[str, int, int]] = []
-        file, fit = train_bands(
+        _, fit = train_bands(
             repositories,
             folder / "detector",
             config,

@@ -298,7 +298,7 @@ def test_a_wrong_name_is_seen() -> None:
     assert is_there("detector.Detector.detect")
     assert not is_there("model.whitened")
     assert not is_there("modell.whiten")
-    assert {"whiten", "BETWEEN", "Detection", "real_similarities"} <= defined()
+    assert {"whiten", "SURVIVING", "Detection", "real_similarities"} <= defined()
     assert not {"whitened_twice", "masks_or_references"} & defined()
 
 

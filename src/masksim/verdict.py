@@ -48,10 +48,11 @@ NEAR = 3.0
 EVIDENCE, NONE = LEVELS[1][0], LEVELS[-1][0]
 """Joint rates: up to the first there is evidence, above the second there is none."""
 
-BETWEEN = 0.07
+SURVIVING = 0.20
 """After a small re-encoding evidence must be left at most at this rate.
 
-In the middle between `EVIDENCE` and `NONE`: an image one more small step away has a verdict, too.
+Evidence rests on the image as found; that some of its pattern must be left afterwards only makes
+it rarer. A stricter limit flips fewer verdicts and finds fewer images: see docs/experiments.md.
 """
 
 
@@ -93,7 +94,7 @@ class Verdict:
     false_positive_rate
         Joint over all generators: the share of real photos, the image itself counted as one,
         that resemble some generator at least as much. In (0, 1]; None if uncalibrated. Where the
-        evidence does not survive a small re-encoding, the largest rate after one of them.
+        pattern does not survive a small re-encoding, the largest rate after one of them.
     sample_size
         How many real photos, or copies of them (`kind`), that was measured on.
     text
@@ -178,7 +179,7 @@ def level_of(rate: float, interval: Interval | None = None) -> Level:
 
 
 def lost_after(joint: float, after: Mapping[str, float]) -> str | None:
-    """Name the small re-encoding after which hardly any evidence is left, the worst one.
+    """Name the small re-encoding after which the pattern is all but gone, the worst one.
 
     Parameters
     ----------
@@ -193,7 +194,7 @@ def lost_after(joint: float, after: Mapping[str, float]) -> str | None:
         None where there was no evidence, or it stands after all of them.
     """
     worst = _worst(after)
-    if worst is None or joint > EVIDENCE or after[worst] <= BETWEEN:
+    if worst is None or joint > EVIDENCE or after[worst] <= SURVIVING:
         return None
     return worst
 
@@ -283,6 +284,13 @@ def decide(
         found = replace(found, likelihood_ratio=replace(ratio, words=ratio_words(ratio.value)))
     if level in ("inconclusive", "fragile", "no evidence"):
         return _worded(found)
+    worst = _worst(stability)
+    if worst is not None and stability[worst] > NONE:
+        note = (
+            f"Little of the pattern is left after {worst}: {_percent(stability[worst])} of photos "
+            "match as well then. Re-encoded copies of this image may get no evidence."
+        )
+        found = replace(found, cautions=(*found.cautions, note))
     return _worded(_attributed(found, generators, rates.own.tolist(), similarities, clarity))
 
 
