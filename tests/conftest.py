@@ -588,6 +588,7 @@ BANDED = {
     "features": {
         "window": 192, "windows": 2, "smallest": 128, "region": 288, "spacing": 64,
         "segment": 32, "hops": [24, 16], "cell": 2,
+        "kinds": ["cross difference", "clipped", "median"],
     },
 }  # fmt: skip
 """Values of a `masksim.training.bands.BandsConfig` for small images."""

@@ -7,7 +7,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from masksim.bank import BANK_GRAPH_SHA256, bank_residual
+from masksim.bank import BANK, BANK_GRAPH_SHA256, bank_residual
 from masksim.errors import ModelError, UsageError
 from masksim.residual import (
     OnnxResidual,
@@ -54,6 +54,17 @@ def test_bank_without_its_graph(shape: tuple[int, ...]) -> None:
     np.testing.assert_allclose(found, expected, atol=2e-6)
     if shape[-1] > 20:
         assert not found[..., 6 : shape[-1] // 3 - 6].any()
+
+
+@pytest.mark.parametrize(
+    "kinds", [("median",), ("normalised",), ("cross difference", "median"), ("clipped",)]
+)
+def test_some_kinds_of_the_bank(kinds: tuple[str, ...]) -> None:
+    pixels = np.random.default_rng(5).random((2, 2, 70, 40), dtype=np.float32)
+    whole = bank_residual(pixels).reshape(2, len(BANK), 2, 70, 40)
+    found = bank_residual(pixels, kinds).reshape(2, len(kinds), 2, 70, 40)
+    for k, kind in enumerate(kinds):
+        np.testing.assert_array_equal(found[:, k], whole[:, list(BANK).index(kind)])
 
 
 def test_bank_without_its_graph_against_scipy() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,10 @@ def test_a_configuration_survives_json() -> None:
         ({"floor": float("nan")}, "floor"),
         ({"floor": "x"}, "floor must be a number, got 'x'"),
         ({"coherence": 1}, "coherence must be true or false, got 1"),
+        ({"kinds": []}, "kinds of residuals must be some of"),
+        ({"kinds": ["median", "clipped"]}, "in this order"),
+        ({"kinds": ["median", "median"]}, "in this order"),
+        ({"kinds": ["sharp"]}, "must be one of"),
     ],
 )
 def test_impossible_configurations_are_refused(change: dict[str, Any], message: str) -> None:
@@ -282,6 +287,24 @@ def test_parts_and_coherence_are_the_definition(
     # The quiet part is quieter than the busy one, and coherences are cosines.
     assert found[0].mean() < found[2 * len(BANK)].mean() - 0.5
     assert np.abs(found[-3:]).max() <= 1 + 1e-5
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("own", [False, True])
+def test_some_kinds_are_some_channels(
+    bank: OnnxResidual, natural_image: Natural, parts: int, own: bool
+) -> None:
+    pixels = natural_image(300, 420, seed=15)
+    residual = bank_residual if own else bank
+    config = FeatureConfig(**{**PARTED.to_dict(), "hops": SMALL.hops, "parts": parts})
+    whole = shared_features(pixels, config, residual)[0]
+    fewer = replace(config, kinds=("cross difference", "median"))
+    found = shared_features(pixels, fewer, residual)[0]
+    assert found.shape[0] == fewer.channels == 2 * (parts + 2) + 3
+    n = len(BANK)
+    kept = [n * part + k for part in range(parts) for k in (0, 3)]
+    kept += [n * parts + 2 * k + c for k in (0, 3) for c in (0, 1)]
+    np.testing.assert_array_equal(found, whole[[*kept, -3, -2, -1]])
 
 
 def test_one_part_is_all_segments(bank: OnnxResidual, natural_image: Natural) -> None:

@@ -314,8 +314,8 @@ def test_generators_that_match_nearly_as_well_are_named() -> None:
 @pytest.mark.parametrize(
     ("joint", "after", "lost"),
     [
-        (0.05, 0.2, False),
-        (0.05, np.nextafter(0.2, 1), True),
+        (0.05, 0.15, False),
+        (0.05, np.nextafter(0.15, 1), True),
         (0.001, 0.3, True),
         (0.001, 0.001, False),
         # Without evidence there is none to lose; what comes up after a re-encoding is none, either.
@@ -333,18 +333,18 @@ def test_of_several_losses_the_worst_counts() -> None:
     assert lost_after(0.01, {"a": 0.2, "b": 0.6, "c": 0.3}) == "b"
 
 
-@pytest.mark.parametrize("survived", [0.08, 0.2])
+@pytest.mark.parametrize("survived", [0.08, 0.15])
 def test_evidence_that_lasts_has_the_rate_as_found(survived: float) -> None:
     after = {"JPEG of quality 75": rates_of(0.01), "WebP of quality 80": rates_of(survived)}
     found = verdict(0.002, after=after)
     assert (found.level, found.false_positive_rate) == ("strong evidence", 0.002)
     assert (found.as_found, found.generator) == (None, "beta")
     assert found.stability == {"JPEG of quality 75": 0.01, "WebP of quality 80": survived}
-    warned = "Little of the pattern is left after WebP of quality 80: 20 % of photos match as well"
+    warned = "Little of the pattern is left after WebP of quality 80: 15 % of photos match as well"
     assert [warned in caution for caution in found.cautions] == [True] * (survived > NONE)
 
 
-@pytest.mark.parametrize("survived", [0.25, 0.6])
+@pytest.mark.parametrize("survived", [0.16, 0.6])
 def test_fragile_evidence_has_the_rate_that_survives(survived: float) -> None:
     after = {
         "JPEG of quality 75": rates_of(0.01),

@@ -7,15 +7,17 @@ and accelerators run it. Both take their constants from here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from masksim.errors import UsageError
 
-BANK = ("cross difference", "clipped", "normalised", "median")
+BankKind: TypeAlias = Literal["cross difference", "clipped", "normalised", "median"]
+
+BANK: tuple[BankKind, ...] = ("cross difference", "clipped", "normalised", "median")
 """The residuals, in the order of the output's channels; see `masksim.residual.ResidualConfig`."""
 
 BANK_LEVELS = 255.0  # the bank works in 8-bit levels
@@ -35,17 +37,19 @@ BANK_GRAPH_SHA256 = "9fc9f9b0b72ff89bed76a9543134e8a164452d2606d5e3b7fdffeffc5dd
 _BANK_STRIP = 24576
 
 
-def bank_residual(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+def bank_residual(pixels: NDArray[np.float32], kinds: Sequence[str] = BANK) -> NDArray[np.float32]:
     """Compute the bank (see `masksim.residual.ResidualConfig`) in one thread, without its graph.
 
     Parameters
     ----------
     pixels : ndarray of float32, shape (B, C, H, W)
         In [0, 1]; H and W at least 2.
+    kinds
+        Those of `BANK` that are wanted, K of them.
 
     Returns
     -------
-    ndarray of float32, shape (B, 4 C, H, W)
+    ndarray of float32, shape (B, K C, H, W)
         In 8-bit levels.
 
     Raises
@@ -59,24 +63,27 @@ def bank_residual(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
             f"shape {tuple(pixels.shape)}"
         )
     batch, channels, height, width = pixels.shape
-    out = np.empty((batch, len(BANK), channels, height, width), dtype=np.float32)
+    out = np.empty((batch, len(kinds), channels, height, width), dtype=np.float32)
     rows = min(height, max(8, _BANK_STRIP // width))
     for b in range(batch):
         for c in range(channels):
             for top in range(0, height, rows):
-                _bank_strip(pixels[b, c], out[b, :, c, top : top + rows], top)
-    return out.reshape(batch, len(BANK) * channels, height, width)
+                strip = out[b, :, c, top : top + rows]
+                _bank_strip(pixels[b, c], dict(zip(kinds, strip, strict=True)), top)
+    return out.reshape(batch, len(kinds) * channels, height, width)
 
 
-def _bank_strip(plane: NDArray[np.float32], out: NDArray[np.float32], top: int) -> None:
-    """Fill some rows of the bank, (4, rows, W), from row `top` of a plane, (H, W).
+def _bank_strip(
+    plane: NDArray[np.float32], out: Mapping[str, NDArray[np.float32]], top: int
+) -> None:
+    """Fill some rows of kinds of the bank, each (rows, W), from row `top` of a plane, (H, W).
 
     The strip lies in one line of memory, with a margin left and right, so that a neighbour of all
     pixels is a slice of that line. What such a slice reads across the end of a row falls into the
     margin, which is cut off or set to what the border asks for.
     """
     height, width = plane.shape
-    rows = out.shape[1]
+    rows = min(len(strip) for strip in out.values())
     reach = BANK_BOX // 2
     line = width + 2 * reach
     inner = slice(reach, reach + width)
@@ -98,26 +105,31 @@ def _bank_strip(plane: NDArray[np.float32], out: NDArray[np.float32], top: int) 
     if top + rows == height:
         grid[reach + rows] = grid[reach + rows - 2]
 
+    if "median" in out:
+        np.subtract(
+            grid[reach : reach + rows, inner],
+            _median(x, (reach - 1) * line, line, rows)[:, reach - 1 : reach - 1 + width],
+            out=out["median"],
+        )
+    if out.keys() == {"median"}:
+        return
+
     cross = x[line + 1 :] + x[:size]
     cross -= x[line : line + size] + x[1 : 1 + size]
     difference = cross[: -2 * reach].reshape(-1, line)
     difference[:, :reach] = difference[:, reach + width - 1 :] = 0
     difference[: start - first] = difference[max(0, height - 1 - first) :] = 0
     kept = difference[reach : reach + rows, inner]
-    out[0] = kept
-    np.clip(kept, -BANK_CLIP, BANK_CLIP, out=out[1])
-
-    power = _nine(_nine(cross * cross, 1), line)
-    power *= np.float32(1 / BANK_BOX**2)
-    power += np.float32(BANK_FLOOR**2)
-    deviation = np.sqrt(power, out=power).reshape(rows, line)
-    np.divide(kept, deviation[:, :width], out=out[2])
-
-    np.subtract(
-        grid[reach : reach + rows, inner],
-        _median(x, (reach - 1) * line, line, rows)[:, reach - 1 : reach - 1 + width],
-        out=out[3],
-    )
+    if "cross difference" in out:
+        out["cross difference"][...] = kept
+    if "clipped" in out:
+        np.clip(kept, -BANK_CLIP, BANK_CLIP, out=out["clipped"])
+    if "normalised" in out:
+        power = _nine(_nine(cross * cross, 1), line)
+        power *= np.float32(1 / BANK_BOX**2)
+        power += np.float32(BANK_FLOOR**2)
+        deviation = np.sqrt(power, out=power).reshape(rows, line)
+        np.divide(kept, deviation[:, :width], out=out["normalised"])
 
 
 def _nine(values: NDArray[np.float32], step: int) -> NDArray[np.float32]:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from masksim import preprocess, spectrum
-from masksim.bank import BANK
 from masksim.checkpoint import Branch
 from masksim.errors import ModelError, UsageError
 from masksim.features import FeatureConfig, LumaConfig, luma_features, shared_features
@@ -184,8 +183,8 @@ class SharedBranch(_SharedBranch):
         config = branch.settings
         if branch.preprocess.get("colour") != "luma-chroma" or branch.residual.kind != "bank":
             raise ModelError("a shared branch takes luma and chroma to the residual bank")
-        # Detectors of the first edition know no parts and no coherence.
-        needed = set(FeatureConfig.__dataclass_fields__) - {"parts", "coherence"}
+        # Detectors of the first editions know no kinds, parts and coherence.
+        needed = set(FeatureConfig.__dataclass_fields__) - {"kinds", "parts", "coherence"}
         if missing := sorted(needed - set(config)):
             raise ModelError(f"the configuration of a shared branch lacks {missing}")
         try:
@@ -201,8 +200,9 @@ class SharedBranch(_SharedBranch):
         parts = PARTS.get(self.config.parts) or tuple(
             f" part {k + 1}" for k in range(self.config.parts)
         )
-        found = [(f"luma{part}, {kind}", 1.0) for part in parts for kind in BANK]
-        found += [(f"chroma {c}, {kind}", 0.5) for kind in BANK for c in ("Cb", "Cr")]
+        kinds = self.config.kinds
+        found = [(f"luma{part}, {kind}", 1.0) for part in parts for kind in kinds]
+        found += [(f"chroma {c}, {kind}", 0.5) for kind in kinds for c in ("Cb", "Cr")]
         if self.config.coherence:
             found += [(f"coherence, {pair}", 0.5) for pair in ("R and G", "G and B", "R and B")]
         return found

@@ -15,7 +15,7 @@ import numpy as np
 
 from masksim import preprocess
 from masksim.arrays import Array, array_namespace
-from masksim.bank import BANK
+from masksim.bank import BANK, BankKind, bank_residual
 from masksim.config import from_plain
 from masksim.errors import UsageError
 from masksim.preprocess import GRID
@@ -108,6 +108,8 @@ class FeatureConfig(WindowConfig):
     segment, hops, floor, cell
         Of `masksim.spectrum.welch_log_power` (one hop for luma, one for chroma) and of
         `masksim.spectrum.pool_cells`.
+    kinds
+        The residuals of the bank that are used, in its order; segments are ranked by the first.
     parts
         Luma's segments are ranked by their energy and averaged in so many groups of as many
         segments each, the quietest first: a pattern shows best where the image is quiet, and a
@@ -122,13 +124,14 @@ class FeatureConfig(WindowConfig):
     hops: tuple[int, int] = (96, 64)
     floor: float = 0.05
     cell: int = 2
+    kinds: tuple[BankKind, ...] = BANK
     parts: int = 1
     coherence: bool = False
 
     @property
     def channels(self) -> int:
         """Number C of channels of the features, with the bank as the residual."""
-        return len(BANK) * (self.parts + 2) + 3 * self.coherence
+        return len(self.kinds) * (self.parts + 2) + 3 * self.coherence
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> FeatureConfig:
@@ -156,6 +159,8 @@ class FeatureConfig(WindowConfig):
             )
         if not 0 < config.floor < math.inf:
             raise UsageError(f"the floor must be a positive number: {config}")
+        if config.kinds != tuple(k for k in BANK if k in config.kinds) or not config.kinds:
+            raise UsageError(f"the kinds of residuals must be some of {list(BANK)}, in this order")
         return config
 
 
@@ -272,7 +277,7 @@ def shared_features(
         y, x = corner
         planes = preprocess.luma_chroma(pixels[None, y : y + height, x : x + width])
         found: NDArray[np.float32] = pattern_features(
-            [residual(plane) for plane in planes],
+            [_of_kinds(plane, config.kinds, residual) for plane in planes],
             segment=config.segment,
             hops=config.hops,
             floor=config.floor,
@@ -281,6 +286,22 @@ def shared_features(
         return found
 
     return _mean_of_each(cells, corners, threads), placed
+
+
+def _of_kinds(
+    planes: NDArray[np.float32],
+    kinds: Sequence[BankKind],
+    residual: Callable[[NDArray[np.float32]], NDArray[np.float32]],
+) -> NDArray[np.float32]:
+    """Compute some residuals of the bank of planes (B, P, H, W): (B, K P, H, W)."""
+    if residual is bank_residual:
+        return bank_residual(planes, kinds)
+    found = residual(planes)
+    if len(kinds) == len(BANK):
+        return found
+    split = found.reshape(len(planes), len(BANK), -1, *planes.shape[2:])
+    chosen = split[:, [BANK.index(kind) for kind in kinds]]
+    return chosen.reshape(len(planes), -1, *planes.shape[2:])
 
 
 def luma_features(
@@ -400,13 +421,14 @@ def _in_parts(
     def residuals(corner: tuple[int, int]) -> list[NDArray[np.float32]]:
         y, x = corner
         window = pixels[None, y : y + height, x : x + width]
-        planes = [residual(plane)[0] for plane in preprocess.luma_chroma(window)]
+        planes = [
+            _of_kinds(plane, config.kinds, residual)[0] for plane in preprocess.luma_chroma(window)
+        ]
         if config.coherence:
             planes.append(preprocess.half_cross_difference(window)[0])
         return planes
 
     windows = _of_each(residuals, corners, threads)
-    # The cross difference is the bank's first channel.
     energies = np.stack([segment_energies(planes[0][0], segment, hop) for planes in windows])
     parts = part_of_each(energies.reshape(-1), config.parts).reshape(energies.shape)
 

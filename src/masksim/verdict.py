@@ -48,7 +48,7 @@ NEAR = 3.0
 EVIDENCE, NONE = LEVELS[1][0], LEVELS[-1][0]
 """Joint rates: up to the first there is evidence, above the second there is none."""
 
-SURVIVING = 0.20
+SURVIVING = 0.15
 """After a small re-encoding evidence must be left at most at this rate.
 
 Evidence rests on the image as found; that some of its pattern must be left afterwards only makes

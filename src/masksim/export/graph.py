@@ -324,6 +324,9 @@ def _features(branch: Branch, config: FeatureConfig, windows: Array, levels: Arr
     planes = preprocess.luma_chroma_of(levels)
     for k, (group, hop) in enumerate(zip(planes, config.hops, strict=True)):
         residual = xp.inline(branch.onnx, group, len(BANK) * (k + 1))
+        if config.kinds != BANK:
+            of = [BANK.index(kind) * (k + 1) + p for kind in config.kinds for p in range(k + 1)]
+            residual = xp.take(residual, np.array(of), axis=1)
         logs = spectrum.log_power(Segments(residual, config.segment, hop) * window, config.floor)
         if k == 0 and config.parts > 1:
             shares = _shares_of_parts(residual, windows, config)
@@ -353,8 +356,8 @@ def _shares_of_parts(residual: Array, windows: Array, config: FeatureConfig) -> 
     The segments of all windows of an image are ranked together.
     """
     xp, segment, hop = residual.xp, config.segment, config.hops[0]
-    cross = residual[:, :1, ...]  # the bank's first channel
-    squared = xp.matrix_transpose(cross * cross)
+    first = residual[:, :1, ...]
+    squared = xp.matrix_transpose(first * first)
     lines = xp.mean(xp.segments(squared, segment, hop), axis=3)  # (B, 1, across, H)
     energies = xp.mean(xp.segments(xp.matrix_transpose(lines), segment, hop), axis=3)
     parts = part_of_each(xp.reshape(energies, (windows.shape[0], -1)), config.parts)
