@@ -4,9 +4,10 @@ usage: python benchmarks/images.py --clones FOLDER --out FOLDER
 
 benchmarks/images.csv lists each image by repository, path and git blob, with its generator, the
 evidence for that, and what it shows; `seen_by` names the first detector that was trained on images
-of that repository, or for which something was chosen on them. FOLDER/OWNER+NAME is a git clone, bare or not. Images go to
-OUT/GENERATOR/OWNER+NAME/BLOB.EXT, unchanged, and OUT/manifest.csv lists them for the other
-benchmarks. What was not found is counted; call it again when there are more clones.
+of that repository, or for which something was chosen on them. FOLDER/OWNER+NAME is a git clone,
+bare or not. Images go to OUT/GENERATOR/OWNER+NAME/BLOB.EXT, unchanged, and OUT/manifest.csv lists
+them for the other benchmarks. What was not found is counted; call it again when there are more
+clones.
 """
 
 from __future__ import annotations
