@@ -53,8 +53,8 @@ from masksim.traits import BANDS, bands_of  # noqa: E402
 
 LEARNED = LearnedConfig(
     windows=WindowConfig(window=128, windows=2, smallest=128, region=288, spacing=64),
-    depth=2, features=4, outputs=2, segment=16, hop=12, crop=72, batch=4, steps=24, epoch_steps=12,
-    lr=5e-3, head_lr=3e-3, folds=3,
+    depth=2, features=4, outputs=2, segment=16, hop=12, scored_hop=18, crop=72, batch=4, steps=24,
+    epoch_steps=12, lr=5e-3, head_lr=3e-3, folds=3,
 )  # fmt: skip
 
 

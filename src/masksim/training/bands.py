@@ -383,7 +383,7 @@ def learn(
     )  # fmt: skip
     of_views = hashlib.sha256(windows.images.tobytes()).hexdigest()
     run = chunk_folder(
-        cache, [asdict(config.learned), asdict(config.views), config.seed, config.folds,
+        cache, [config.learned.of_training, asdict(config.views), config.seed, config.folds,
                 config.lossless, names, manifest_hash(rows), of_views], "learned-",
     )  # fmt: skip
     return learned_heads(

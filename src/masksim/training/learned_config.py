@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from masksim.errors import UsageError
 from masksim.features import LumaConfig, WindowConfig
@@ -22,6 +23,9 @@ class LearnedConfig:
         Windows of a view: what is learned from, and what detection looks at.
     segment, hop, floor
         Of `masksim.spectrum.welch_log_power`; the floor in 8-bit levels squared.
+    scored_hop
+        The hop where views are scored, and in detection: a window has more segments than a crop,
+        and with half of them its similarities are nearly the same.
     cell
         Of `masksim.spectrum.pool_cells`, in training: fewer cells, fewer free numbers.
     crop
@@ -45,6 +49,7 @@ class LearnedConfig:
     windows: WindowConfig = field(default_factory=WindowConfig)
     segment: int = 64
     hop: int = 28
+    scored_hop: int = 46
     floor: float = 0.05
     cell: int = 2
     crop: int = 128
@@ -59,7 +64,10 @@ class LearnedConfig:
 
     def __post_init__(self) -> None:
         """Raise UsageError on a value out of range."""
-        counts = (self.features, self.outputs, self.hop, self.batch, self.steps, self.epoch_steps)
+        counts = (
+            self.features, self.outputs, self.hop, self.scored_hop, self.batch, self.steps,
+            self.epoch_steps,
+        )  # fmt: skip
         if min(counts) < 1 or self.depth < 2 or self.folds < 2:
             raise UsageError(f"counts must be at least 1, depth and folds at least 2: {self}")
         if self.crop - 2 * self.margin < self.segment:
@@ -91,9 +99,16 @@ class LearnedConfig:
     def luma(self) -> LumaConfig:
         """How detection comes to the features that the heads look at."""
         return LumaConfig(
-            **vars(self.windows), segment=self.segment, hop=self.hop, floor=self.floor,
+            **vars(self.windows), segment=self.segment, hop=self.scored_hop, floor=self.floor,
             cell=self.cell,
         )  # fmt: skip
+
+    @property
+    def of_training(self) -> dict[str, Any]:
+        """What kernels depend on besides the views, as plain values."""
+        values = asdict(self)
+        del values["scored_hop"]
+        return values
 
     @property
     def residual(self) -> ResidualConfig:

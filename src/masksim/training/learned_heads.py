@@ -209,7 +209,7 @@ def _spectra(
 ) -> Matrix:
     """Features of some views, float32 (k, C, R, R // 2), kept in the folder of the run."""
     path = run / "spectra.npz"
-    made_by = hashlib.sha256((run / _MADE).read_bytes()).hexdigest()
+    made_by = hashlib.sha256((run / _MADE).read_bytes() + repr(config).encode()).hexdigest()
     if path.exists():
         with np.load(path, allow_pickle=False) as data:
             if np.array_equal(data["at"], at) and str(data["made_by"]) == made_by:

@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -295,7 +295,7 @@ def train_learned(
     rows = _Rows(views.windows, classes, config.crop)
     table = zip(views.generators, views.sources, views.chances.tolist(), strict=True)
     digest = loop.fingerprint_of("\n".join(f"{g} {s} {p:.6g}" for g, s, p in table))
-    described = json.dumps({"config": asdict(config), "views": digest}, indent=1)
+    described = json.dumps({"config": config.of_training, "views": digest}, indent=1)
     with processes(options) as ranks:
         loop.claim(run, described + "\n", ranks)
         torch.manual_seed(int(rng_for(config.seed, "learned residual").integers(2**62)))
