@@ -28,6 +28,7 @@ from unseen import CLAIMED, SIDES, percent, percent_fine, share, table_of
 import masksim
 from masksim.data.manifest import REAL
 from masksim.evaluation.measures import EVIDENT
+from masksim.verdict import SURVIVING
 
 RESULTS = ROOT / "benchmarks" / "results" / "fresh.json"
 FEWEST = 20  # images of a row of its own
@@ -38,7 +39,7 @@ def judge(
     images: Path, work: Path, workers: int, model: Path | None = None
 ) -> list[dict[str, Any]]:
     """Judge every listed image that is new to the detector; one row an image, missing ones too."""
-    path = work / f"{masksim.__version__}-{detector(model).sha256[:16]}.jsonl"
+    path = work / f"{masksim.__version__}-{detector(model).sha256[:16]}-{SURVIVING:g}.jsonl"
     listed = unseen(read_list())
     files = {line["blob"]: images / path_of(line) for line in listed}
     there = {blob: file for blob, file in files.items() if file.exists()}

@@ -70,7 +70,7 @@ def main() -> None:
     table = views_of(manifest, config, given.cache)
     learned = learn(manifest, table, config, given.cache)
     lines = [
-        "| heads | channels of the bank | own-head AUROC | as found: at 5, 1 %; photos at 5 % | "
+        "| heads | channels | own-head AUROC | as found: at 5, 1 %; photos at 5 % | "
         "all views: the same |",
         "|---|---|---|---|---|",
     ]

@@ -20,6 +20,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import shutil
 import signal
 import struct
 import zlib
@@ -456,6 +457,7 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
     kept = root / f"{name}.pickle"
     with FileLock(kept.with_suffix(".lock")):
         if not kept.exists():
+            shutil.rmtree(root / name, ignore_errors=True)  # of one that failed to make it
             (root / name).mkdir()
             made = pickle.dumps(make(root / name))
             kept.write_bytes(made)
@@ -480,12 +482,16 @@ def _make_planted_set(folder: Path) -> Manifest:
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """A training run: ``folder`` holds the detector, ``cache`` its features."""
+    """A training run: ``folder`` holds the detector, ``cache`` its features.
+
+    ``sha256`` is the digest of the detector as it was returned.
+    """
 
     manifest: Manifest
     config: Any
     folder: Path
     cache: Path
+    sha256: str
     fit: Any
     progress: list[tuple[str, int, int]]
 
@@ -519,14 +525,16 @@ def trained(planted: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Trai
 
     def make(folder: Path) -> Trained:
         seen: list[tuple[str, int, int]] = []
-        _, fit = train_shared(
+        file, fit = train_shared(
             planted,
             folder / "detector",
             config,
             cache=folder / "cache",
             progress=lambda *step: seen.append(step),
         )
-        return Trained(planted, config, folder / "detector", folder / "cache", fit, seen)
+        return Trained(
+            planted, config, folder / "detector", folder / "cache", file.sha256, fit, seen
+        )
 
     return made_once(tmp_path_factory, "trained", make)
 
@@ -619,14 +627,16 @@ def banded(repositories: Manifest, tmp_path_factory: pytest.TempPathFactory) -> 
 
     def make(folder: Path) -> Trained:
         seen: list[tuple[str, int, int]] = []
-        _, fit = train_bands(
+        file, fit = train_bands(
             repositories,
             folder / "detector",
             config,
             cache=folder / "cache",
             progress=lambda *step: seen.append(step),
         )
-        return Trained(repositories, config, folder / "detector", folder / "cache", fit, seen)
+        return Trained(
+            repositories, config, folder / "detector", folder / "cache", file.sha256, fit, seen
+        )
 
     return made_once(tmp_path_factory, "banded", make)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import numpy as np
 import pytest
 
-from masksim.bank import BANK, BANK_GRAPH_SHA256, bank_residual
+from masksim.bank import BANK, BANK_GRAPH_SHA256, BankKind, bank_residual
 from masksim.errors import ModelError, UsageError
 from masksim.residual import (
     OnnxResidual,
@@ -59,12 +60,18 @@ def test_bank_without_its_graph(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize(
     "kinds", [("median",), ("normalised",), ("cross difference", "median"), ("clipped",)]
 )
-def test_some_kinds_of_the_bank(kinds: tuple[str, ...]) -> None:
+def test_some_kinds_of_the_bank(kinds: tuple[BankKind, ...]) -> None:
     pixels = np.random.default_rng(5).random((2, 2, 70, 40), dtype=np.float32)
     whole = bank_residual(pixels).reshape(2, len(BANK), 2, 70, 40)
     found = bank_residual(pixels, kinds).reshape(2, len(kinds), 2, 70, 40)
     for k, kind in enumerate(kinds):
-        np.testing.assert_array_equal(found[:, k], whole[:, list(BANK).index(kind)])
+        np.testing.assert_array_equal(found[:, k], whole[:, BANK.index(kind)])
+
+
+@pytest.mark.parametrize("kinds", [(), ("sharp",), ("median", "median")])
+def test_kinds_that_the_bank_has_not(kinds: Any) -> None:
+    with pytest.raises(UsageError, match="each once"):
+        bank_residual(np.zeros((1, 1, 8, 8), np.float32), kinds)
 
 
 def test_bank_without_its_graph_against_scipy() -> None:

@@ -35,6 +35,7 @@ from masksim.results import Detection
 from masksim.spectrum import frequencies
 from masksim.stability import REENCODINGS, middle
 from masksim.traits import TRAITS
+from masksim.verdict import EVIDENCE
 
 Natural = Callable[..., NDArray[np.uint8]]
 
@@ -457,9 +458,14 @@ def test_a_verdict_is_checked_by_small_reencodings(
     assert set(found.stability.values()) == {found.false_positive_rate}
     quick = Detector(replace(file, calibration=arrays), stability=False)
     assert quick.detect(own).verdict.stability is None
+    # What is no evidence needs no second look.
+    for rate in (EVIDENCE, np.nextafter(EVIDENCE, 1)):
+        always = Rates(np.full(2, rate), rate, Interval(0.0, 0.09), 60, 6, np.full(2, 60), "all")
+        monkeypatch.setattr(detector, "rates", lambda *args, always=always: always)
+        assert (detector.detect(own).verdict.stability is None) == (rate > EVIDENCE)
     # Evidence that a re-encoding takes away has the rate that is left.
     answers = iter(
-        Rates(np.full(2, rate), rate, Interval(0.0, 0.9), 60, 6, np.full(2, 60), "all")
+        Rates(np.full(2, rate), rate, Interval(0.0, 0.09), 60, 6, np.full(2, 60), "all")
         for rate in (0.02, 0.02, 0.5, 0.03, 0.02)
     )
     monkeypatch.setattr(detector, "rates", lambda *args: next(answers))

@@ -68,6 +68,7 @@ def test_a_configuration_survives_json() -> None:
         ({"kinds": ["median", "clipped"]}, "in this order"),
         ({"kinds": ["median", "median"]}, "in this order"),
         ({"kinds": ["sharp"]}, "must be one of"),
+        ({"kinds": ["median"], "parts": 3}, "kinds must include it"),
     ],
 )
 def test_impossible_configurations_are_refused(change: dict[str, Any], message: str) -> None:

@@ -14,14 +14,25 @@ from masksim.intervals import _t_quantile, clopper_pearson, design_effect, group
 
 
 @pytest.mark.parametrize(
-    ("count", "size"), [(0, 10), (3, 10), (10, 10), (17, 1744), (0, 300), (2.7, 55.3), (1, 1)]
+    ("count", "size"),
+    [
+        (0, 10),
+        (3, 10),
+        (10, 10),
+        (17, 1744),
+        (0, 300),
+        (2.7, 55.3),
+        (1, 1),
+        (0.02, 40.5),
+        (0.6, 2500.0),
+    ],
 )
 def test_clopper_pearson_is_scipys(count: float, size: float) -> None:
     found = clopper_pearson(count, size)
     low = 0.0 if count == 0 else stats.beta.ppf(0.025, count, size - count + 1)
     high = 1.0 if count == size else stats.beta.ppf(0.975, count + 1, size - count)
-    assert found.low == pytest.approx(low, abs=1e-9)
-    assert found.high == pytest.approx(high, abs=1e-9)
+    assert found.low == pytest.approx(low, rel=1e-9, abs=1e-15)
+    assert found.high == pytest.approx(high, rel=1e-9)
     wide = clopper_pearson(count, size, confidence=0.99)
     assert wide.low <= found.low
     assert wide.high >= found.high

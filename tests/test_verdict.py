@@ -329,6 +329,13 @@ def test_evidence_must_survive_small_reencodings(joint: float, after: float, los
     assert lost_after(joint, {}) is None
 
 
+def test_what_is_no_evidence_as_found_is_not_fragile() -> None:
+    """Of a few photos an interval reaches too far for any word."""
+    wide = Interval(0.001, 0.25)
+    found = verdict(0.04, 30, interval=wide, after={"JPEG of quality 75": rates_of(0.5)})
+    assert (found.level, found.false_positive_rate, found.as_found) == ("no evidence", 0.04, None)
+
+
 def test_of_several_losses_the_worst_counts() -> None:
     assert lost_after(0.01, {"a": 0.2, "b": 0.6, "c": 0.3}) == "b"
 

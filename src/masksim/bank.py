@@ -37,7 +37,9 @@ BANK_GRAPH_SHA256 = "9fc9f9b0b72ff89bed76a9543134e8a164452d2606d5e3b7fdffeffc5dd
 _BANK_STRIP = 24576
 
 
-def bank_residual(pixels: NDArray[np.float32], kinds: Sequence[str] = BANK) -> NDArray[np.float32]:
+def bank_residual(
+    pixels: NDArray[np.float32], kinds: Sequence[BankKind] = BANK
+) -> NDArray[np.float32]:
     """Compute the bank (see `masksim.residual.ResidualConfig`) in one thread, without its graph.
 
     Parameters
@@ -55,8 +57,10 @@ def bank_residual(pixels: NDArray[np.float32], kinds: Sequence[str] = BANK) -> N
     Raises
     ------
     UsageError
-        If `pixels` has another type or shape.
+        If `pixels` has another type or shape, or `kinds` are not some of `BANK`, each once.
     """
+    if not kinds or len(set(kinds)) < len(kinds) or not set(kinds) <= set(BANK):
+        raise UsageError(f"kinds must be some of {list(BANK)}, each once, got {list(kinds)}")
     if pixels.ndim != 4 or pixels.dtype != np.float32 or min(pixels.shape[2:]) < 2:
         raise UsageError(
             f"pixels must be float32 of shape (B, C, H, W), at least 2 x 2, got {pixels.dtype} of "
@@ -83,7 +87,7 @@ def _bank_strip(
     margin, which is cut off or set to what the border asks for.
     """
     height, width = plane.shape
-    rows = min(len(strip) for strip in out.values())
+    rows = next(iter(out.values())).shape[0]
     reach = BANK_BOX // 2
     line = width + 2 * reach
     inner = slice(reach, reach + width)

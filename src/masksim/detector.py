@@ -52,7 +52,7 @@ class Detector:
     providers
         Execution providers of ONNX Runtime; by default the processor's.
     stability
-        Check verdicts near evidence by small re-encodings (`masksim.stability`): it costs as many
+        Check evidence by small re-encodings (`masksim.stability`): it costs as many
         further analyses, for images with a joint rate up to `TRIED_UP_TO`.
     population
         Which photos rates are measured on: ``"auto"`` for all that the file has, of which the

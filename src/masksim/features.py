@@ -109,11 +109,11 @@ class FeatureConfig(WindowConfig):
         Of `masksim.spectrum.welch_log_power` (one hop for luma, one for chroma) and of
         `masksim.spectrum.pool_cells`.
     kinds
-        The residuals of the bank that are used, in its order; segments are ranked by the first.
+        The residuals of the bank that are used, in its order.
     parts
-        Luma's segments are ranked by their energy and averaged in so many groups of as many
-        segments each, the quietest first: a pattern shows best where the image is quiet, and a
-        texture is no pattern. 1: all together.
+        Luma's segments are ranked by the energy of their cross difference and averaged in so many
+        groups of as many segments each, the quietest first: a pattern shows best where the image
+        is quiet, and a texture is no pattern. 1: all together.
     coherence
         Whether `masksim.spectrum.phase_coherence` of R, G and B at half the resolution is a
         feature as well.
@@ -161,6 +161,8 @@ class FeatureConfig(WindowConfig):
             raise UsageError(f"the floor must be a positive number: {config}")
         if config.kinds != tuple(k for k in BANK if k in config.kinds) or not config.kinds:
             raise UsageError(f"the kinds of residuals must be some of {list(BANK)}, in this order")
+        if config.parts > 1 and "cross difference" not in config.kinds:
+            raise UsageError("parts are ranked by the cross difference: kinds must include it")
         return config
 
 
@@ -429,6 +431,7 @@ def _in_parts(
         return planes
 
     windows = _of_each(residuals, corners, threads)
+    # The first kind is the cross difference: configurations with parts must include it.
     energies = np.stack([segment_energies(planes[0][0], segment, hop) for planes in windows])
     parts = part_of_each(energies.reshape(-1), config.parts).reshape(energies.shape)
 

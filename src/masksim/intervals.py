@@ -158,6 +158,8 @@ def _beta_quantile(share: float, a: float, b: float) -> float:
     log_front = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b)
     for _ in range(200):
         over = _beta_cdf(x, a, b) - share
+        if over == 0:
+            return x
         low, high = (low, x) if over >= 0 else (x, high)
         log_slope = log_front + (a - 1) * math.log(x) + (b - 1) * math.log1p(-x)
         after = x - over / math.exp(log_slope) if abs(log_slope) < 300 else low

@@ -49,10 +49,10 @@ EVIDENCE, NONE = LEVELS[1][0], LEVELS[-1][0]
 """Joint rates: up to the first there is evidence, above the second there is none."""
 
 SURVIVING = 0.15
-"""After a small re-encoding evidence must be left at most at this rate.
+"""Evidence survives a small re-encoding if the joint rate after it is at most this.
 
-Evidence rests on the image as found; that some of its pattern must be left afterwards only makes
-it rarer. A stricter limit flips fewer verdicts and finds fewer images: see docs/experiments.md.
+Evidence rests on the image as found; that some of its pattern must survive only makes it rarer. A
+stricter limit flips fewer verdicts and finds fewer images: see docs/experiments.md.
 """
 
 
@@ -254,7 +254,9 @@ def decide(
     if len(rates.own) != len(generators):
         raise UsageError("a verdict needs one rate for each generator")
     stability = {name: found.joint for name, found in (after or {}).items()}
-    lost = lost_after(rates.joint, stability)
+    # An image whose interval is too wide for any evidence has none to lose.
+    word = level_of(rates.joint, rates.interval)
+    lost = None if word == "no evidence" else lost_after(rates.joint, stability)
     shown = rates if lost is None or after is None else after[lost]
     level = level_of(shown.joint, shown.interval)
     if level == "no evidence" and lost is not None:
@@ -288,7 +290,7 @@ def decide(
     if worst is not None and stability[worst] > NONE:
         note = (
             f"Little of the pattern is left after {worst}: {_percent(stability[worst])} of photos "
-            "match as well then. Re-encoded copies of this image may get no evidence."
+            "match as well then. Re-encoded copies of this image may show no evidence."
         )
         found = replace(found, cautions=(*found.cautions, note))
     return _worded(_attributed(found, generators, rates.own.tolist(), similarities, clarity))

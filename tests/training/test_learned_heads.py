@@ -53,8 +53,8 @@ from masksim.traits import BANDS, bands_of  # noqa: E402
 
 LEARNED = LearnedConfig(
     windows=WindowConfig(window=128, windows=2, smallest=128, region=288, spacing=64),
-    depth=2, features=4, outputs=2, segment=16, hop=12, scored_hop=18, crop=72, batch=4, steps=24,
-    epoch_steps=12, lr=5e-3, head_lr=3e-3, folds=3,
+    depth=2, features=4, outputs=2, segment=16, hop=12, inference_hop=18, crop=72, batch=4,
+    steps=24, epoch_steps=12, lr=5e-3, head_lr=3e-3, folds=3,
 )  # fmt: skip
 
 
@@ -153,6 +153,8 @@ def test_training_and_detection_see_the_same_features(run: Any, banded: Any) -> 
     assert branch.preprocess["colour"] == "luma"
     written = {k: v for k, v in {**branch.preprocess, **branch.spectrum}.items() if k != "colour"}
     assert LumaConfig.from_dict(written) == config
+    assert branch.spectrum["hop"] == LEARNED.inference_hop != LEARNED.hop
+    assert "inference_hop" not in LEARNED.of_training
 
 
 def views_of_run(run: Any, banded: Any) -> LearningViews:
@@ -272,6 +274,9 @@ def test_other_weights_make_other_spectra(run: Any, banded: Any, tmp_path: Path)
     zeros = lambda pixels: residual(pixels * 0)  # noqa: E731
     kept = heads_module._spectra(views, at, LEARNED.luma, zeros, tmp_path / "all")
     np.testing.assert_array_equal(kept, first)
+    sparse = replace(LEARNED.luma, hop=LEARNED.luma.hop * 2)
+    others = heads_module._spectra(views, at, sparse, residual, tmp_path / "all")
+    assert not np.array_equal(others, first)
     (tmp_path / "all" / "learned.npz").write_bytes(b"of other weights")
     assert not np.array_equal(
         heads_module._spectra(views, at, LEARNED.luma, zeros, tmp_path / "all"), first

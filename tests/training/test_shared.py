@@ -113,7 +113,7 @@ def test_the_fingerprint_lies_where_it_was_planted(trained: Any, detector: Detec
 
 def test_the_file_says_what_it_was_made_of(trained: Any) -> None:
     file = DetectorFile.load(trained.folder)
-    assert file.sha256 == trained.file.sha256
+    assert file.sha256 == trained.sha256
     strata = file.config["strata"]
     assert file.config == {"name": "planted", "recipe": "shared", "strata": strata}
     assert [trait for trait, _ in strata["bands"]][:2] == ["energy", "distance"]

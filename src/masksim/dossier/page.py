@@ -346,7 +346,7 @@ def _stability(detection: Mapping[str, Any]) -> str:
     rows = [(_e(name), _rate(rate, None)) for name, rate in verdict["stability"].items()]
     return (
         "<p>The image was changed a little, and the rate measured again. Evidence should last: "
-        "where a change takes it away, the largest rate is given.</p>"
+        "where a change lifts the rate above {100 * SURVIVING:g} %, the largest rate is given.</p>"
         + _table("Rate after each small change", ("Change", "Real photos as high"), rows)
     )
 

@@ -25,7 +25,7 @@ from masksim.intervals import Interval, clopper_pearson, grouped_interval
 from masksim.load import bundled_path, load_detector
 from masksim.metrics import Estimate
 from masksim.show.tables import Cell, Column, Table
-from masksim.verdict import LEVELS
+from masksim.verdict import LEVELS, SURVIVING
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -264,7 +264,7 @@ def audit(
     lines, failures = in_pieces(
         _work, (), manifest, rows,
         cache=cache,
-        key=("audit-", [detector.sha256, manifest_hash(rows), population, stability]),
+        key=("audit-", [detector.sha256, manifest_hash(rows), population, stability, SURVIVING]),
         workers=workers, start=(_start_worker, (os.fspath(path), population, stability)),
         progress=staged(progress, "photos"),
     )  # fmt: skip

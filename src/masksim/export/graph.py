@@ -356,8 +356,8 @@ def _shares_of_parts(residual: Array, windows: Array, config: FeatureConfig) -> 
     The segments of all windows of an image are ranked together.
     """
     xp, segment, hop = residual.xp, config.segment, config.hops[0]
-    first = residual[:, :1, ...]
-    squared = xp.matrix_transpose(first * first)
+    cross = residual[:, :1, ...]  # the first kind
+    squared = xp.matrix_transpose(cross * cross)
     lines = xp.mean(xp.segments(squared, segment, hop), axis=3)  # (B, 1, across, H)
     energies = xp.mean(xp.segments(xp.matrix_transpose(lines), segment, hop), axis=3)
     parts = part_of_each(xp.reshape(energies, (windows.shape[0], -1)), config.parts)

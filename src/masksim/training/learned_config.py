@@ -23,7 +23,7 @@ class LearnedConfig:
         Windows of a view: what is learned from, and what detection looks at.
     segment, hop, floor
         Of `masksim.spectrum.welch_log_power`; the floor in 8-bit levels squared.
-    scored_hop
+    inference_hop
         The hop where views are scored, and in detection: a window has more segments than a crop,
         and with half of them its similarities are nearly the same.
     cell
@@ -49,7 +49,7 @@ class LearnedConfig:
     windows: WindowConfig = field(default_factory=WindowConfig)
     segment: int = 64
     hop: int = 28
-    scored_hop: int = 46
+    inference_hop: int = 46
     floor: float = 0.05
     cell: int = 2
     crop: int = 128
@@ -65,7 +65,7 @@ class LearnedConfig:
     def __post_init__(self) -> None:
         """Raise UsageError on a value out of range."""
         counts = (
-            self.features, self.outputs, self.hop, self.scored_hop, self.batch, self.steps,
+            self.features, self.outputs, self.hop, self.inference_hop, self.batch, self.steps,
             self.epoch_steps,
         )  # fmt: skip
         if min(counts) < 1 or self.depth < 2 or self.folds < 2:
@@ -99,7 +99,7 @@ class LearnedConfig:
     def luma(self) -> LumaConfig:
         """How detection comes to the features that the heads look at."""
         return LumaConfig(
-            **vars(self.windows), segment=self.segment, hop=self.scored_hop, floor=self.floor,
+            **vars(self.windows), segment=self.segment, hop=self.inference_hop, floor=self.floor,
             cell=self.cell,
         )  # fmt: skip
 
@@ -107,7 +107,7 @@ class LearnedConfig:
     def of_training(self) -> dict[str, Any]:
         """What kernels depend on besides the views, as plain values."""
         values = asdict(self)
-        del values["scored_hop"]
+        del values["inference_hop"]
         return values
 
     @property
