@@ -501,6 +501,26 @@ class Trained:
         return DetectorFile.load(self.folder)
 
 
+def trained_once(
+    factory: pytest.TempPathFactory,
+    name: str,
+    train: Callable[..., Any],
+    manifest: Manifest,
+    config: Any,
+) -> Trained:
+    """Train a detector once for all worker processes."""
+
+    def make(folder: Path) -> Trained:
+        detector, cache = folder / "detector", folder / "cache"
+        seen: list[tuple[str, int, int]] = []
+        file, fit = train(
+            manifest, detector, config, cache=cache, progress=lambda *step: seen.append(step)
+        )
+        return Trained(manifest, config, detector, cache, file.sha256, fit, seen)
+
+    return made_once(factory, name, make)
+
+
 @pytest.fixture(scope="session")
 def trained(planted: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """A detector trained on ``planted``; skipped without what training needs."""
@@ -522,21 +542,7 @@ def trained(planted: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Trai
             "features": {"segment": 64, "cell": 4},
         }
     )
-
-    def make(folder: Path) -> Trained:
-        seen: list[tuple[str, int, int]] = []
-        file, fit = train_shared(
-            planted,
-            folder / "detector",
-            config,
-            cache=folder / "cache",
-            progress=lambda *step: seen.append(step),
-        )
-        return Trained(
-            planted, config, folder / "detector", folder / "cache", file.sha256, fit, seen
-        )
-
-    return made_once(tmp_path_factory, "trained", make)
+    return trained_once(tmp_path_factory, "trained", train_shared, planted, config)
 
 
 def make_repositories(
@@ -624,21 +630,7 @@ def banded(repositories: Manifest, tmp_path_factory: pytest.TempPathFactory) -> 
     from masksim.training.bands import BandsConfig, train_bands
 
     config = BandsConfig.from_dict(BANDED)
-
-    def make(folder: Path) -> Trained:
-        seen: list[tuple[str, int, int]] = []
-        file, fit = train_bands(
-            repositories,
-            folder / "detector",
-            config,
-            cache=folder / "cache",
-            progress=lambda *step: seen.append(step),
-        )
-        return Trained(
-            repositories, config, folder / "detector", folder / "cache", file.sha256, fit, seen
-        )
-
-    return made_once(tmp_path_factory, "banded", make)
+    return trained_once(tmp_path_factory, "banded", train_bands, repositories, config)
 
 
 # ------------------------------------------------------------------- what was not installed

@@ -281,27 +281,13 @@ def phase_coherence(planes: NDArray[np.float32], segment: int, hop: int) -> NDAr
     """
     window = hann_window(segment)
     corners = _corners(planes.shape[-2:], segment, hop)
-    half = segment // 2 + 1
-    total = np.zeros((3, segment, half), dtype=np.float32)
+    total = np.zeros((3, segment, segment // 2 + 1), dtype=np.float32)
     patch = np.empty((3, segment, segment), dtype=np.float32)
     transform = np.empty(total.shape, dtype=np.complex64)
-    real, imaginary, magnitude = (np.empty_like(total) for _ in range(3))
-    product = np.empty((segment, half), dtype=np.float32)
     for y, x in corners:
         np.multiply(planes[:, y : y + segment, x : x + segment], window, out=patch)
         _transform(patch, transform, norm=None)
-        # As `phase_cosines`, without new arrays; magnitudes are far from overflow.
-        real[...], imaginary[...] = transform.real, transform.imag
-        np.multiply(real, real, out=magnitude)
-        for plane, at in zip(imaginary, magnitude, strict=True):
-            at += np.multiply(plane, plane, out=product)
-        np.sqrt(magnitude, out=magnitude)
-        magnitude += np.float32(COHERENCE_FLOOR)
-        real /= magnitude
-        imaginary /= magnitude
-        for k, (one, other) in enumerate(((0, 1), (1, 2), (0, 2))):
-            for part in (real, imaginary):
-                total[k] += np.multiply(part[one], part[other], out=product)
+        total += phase_cosines(transform)
     return total / np.float32(len(corners))
 
 

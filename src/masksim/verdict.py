@@ -255,11 +255,10 @@ def decide(
         raise UsageError("a verdict needs one rate for each generator")
     stability = {name: found.joint for name, found in (after or {}).items()}
     # An image whose interval is too wide for any evidence has none to lose.
-    word = level_of(rates.joint, rates.interval)
-    lost = None if word == "no evidence" else lost_after(rates.joint, stability)
+    level = level_of(rates.joint, rates.interval)
+    lost = None if level == "no evidence" else lost_after(rates.joint, stability)
     shown = rates if lost is None or after is None else after[lost]
-    level = level_of(shown.joint, shown.interval)
-    if level == "no evidence" and lost is not None:
+    if lost is not None:
         level = "fragile"
     against = tuple(r for r in reasons if r.hides or level != "no evidence")
     if against:

@@ -149,3 +149,10 @@ def test_nothing_from_outside_runs(detector: Detector) -> None:
     assert "\x1b" not in page.text
     assert "\u202e" not in page.text
     assert verify_report(made.html, detector, data).passed
+
+
+def test_the_limit_of_small_changes_is_named() -> None:
+    text = pages._stability({"verdict": {"stability": {"JPEG of quality 75": 0.12}}})
+    assert "above 15&nbsp;%, the largest is given" in text
+    assert "12&nbsp;%" in text
+    assert "{" not in text

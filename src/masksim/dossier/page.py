@@ -21,7 +21,7 @@ from masksim.provenance import origin as origins
 from masksim.provenance.untrusted_text import escaped as _e
 from masksim.show.colours import diverging_colours
 from masksim.show.text import MEANING, UNCALIBRATED, channel_words, rarity, window_words
-from masksim.verdict import format_rate, telling
+from masksim.verdict import SURVIVING, format_rate, telling
 
 __all__ = ["SEAL", "UnreadableError", "embedded", "render", "seal_of"]
 
@@ -346,7 +346,7 @@ def _stability(detection: Mapping[str, Any]) -> str:
     rows = [(_e(name), _rate(rate, None)) for name, rate in verdict["stability"].items()]
     return (
         "<p>The image was changed a little, and the rate measured again. Evidence should last: "
-        "where a change lifts the rate above {100 * SURVIVING:g} %, the largest rate is given.</p>"
+        f"where a change lifts the rate above {_rate(SURVIVING, None)}, the largest is given.</p>"
         + _table("Rate after each small change", ("Change", "Real photos as high"), rows)
     )
 
