@@ -14,10 +14,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from kinds import with_all_channels
 from pages import ROOT, fill
+from unseen import config_of
 
 from masksim import metrics
-from masksim.config import read_toml
 from masksim.data.manifest import REAL, read_manifest
 from masksim.training.bands import (
     BandsConfig,
@@ -73,8 +74,7 @@ def main() -> None:
     parser.add_argument("--band", type=int, default=2)
     parser.add_argument("--views", type=int, default=3600)
     given = parser.parse_args()
-    values = {k: v for k, v in read_toml(given.config).items() if k != "recipe"}
-    config = replace(BandsConfig.from_dict(values), borrowed=0.0)
+    config = replace(with_all_channels(config_of(given.config)), borrowed=0.0)
     table = views_of(read_manifest(given.manifest), config, given.cache)
     names = generators_with_heads(table, config)
     own = bands_of(table.traits, len(BANDS)) == given.band

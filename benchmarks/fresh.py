@@ -56,14 +56,11 @@ def detector(model: Path | None) -> masksim.Detector:
 def answer_of(file: Path, model: Path | None) -> dict[str, float | str]:
     """Judge a file."""
     try:
-        found = detector(model).detect(file)
+        verdict = detector(model).detect(file).verdict
     except masksim.MasksimError as error:
         return {"failed": error.code}
-    rate = found.verdict.as_found
-    if rate is None:  # nothing was lost by a re-encoding
-        rate = found.verdict.false_positive_rate
-    assert rate is not None
-    return {"rate": rate, "level": found.verdict.level}
+    assert verdict.rate_as_found is not None
+    return {"rate": verdict.rate_as_found, "level": verdict.level}
 
 
 def shares_of(rows: Sequence[Mapping[str, Any]], model: Path | None = None) -> dict[str, Any]:

@@ -2,9 +2,9 @@
 
 usage: python benchmarks/kinds.py CONFIG --manifest MANIFEST --cache CACHE
 
-CONFIG has all kinds and coherence, so the features of fewer are some of its channels. Of each
-choice the heads are fitted and scored as in benchmarks/unseen.py, with and without the learned
-residual. Writes the table of docs/tables/kinds.md.
+Features are made of all kinds and coherence, whatever CONFIG has of them: those of fewer are some
+of their channels. Of each choice the heads are fitted and scored as in benchmarks/unseen.py, with
+and without the learned residual. Writes the table of docs/tables/kinds.md.
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ from pathlib import Path
 
 import numpy as np
 from pages import ROOT, fill
-from unseen import as_found, left_out_rates
+from unseen import as_found, config_of, left_out_rates
 
 from masksim.bank import BANK
-from masksim.config import read_toml
 from masksim.data.manifest import REAL, read_manifest
 from masksim.training.bands import BandsConfig, BandsFit, fit_bands, learn, views_of
 from masksim.training.feature_table import FeatureTable
@@ -39,6 +38,11 @@ def channels(kinds: Sequence[str], coherence: bool, parts: int) -> list[int]:
     chroma = [n * parts + 2 * k + c for k in each for c in (0, 1)]
     rest = n * (parts + 2)
     return [*luma, *chroma, *(range(rest, rest + 3) if coherence else ())]
+
+
+def with_all_channels(config: BandsConfig) -> BandsConfig:
+    """Take all kinds of the bank and coherence in."""
+    return replace(config, features=replace(config.features, kinds=BANK, coherence=True))
 
 
 def row(label: str, table: FeatureTable, fit: BandsFit, config: BandsConfig) -> str:
@@ -64,8 +68,7 @@ def main() -> None:
     parser.add_argument("--manifest", type=Path, required=True)
     parser.add_argument("--cache", type=Path, required=True)
     given = parser.parse_args()
-    values = {k: v for k, v in read_toml(given.config).items() if k != "recipe"}
-    config = BandsConfig.from_dict(values)
+    config = with_all_channels(config_of(given.config))
     manifest = read_manifest(given.manifest)
     table = views_of(manifest, config, given.cache)
     learned = learn(manifest, table, config, given.cache)

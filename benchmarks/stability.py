@@ -59,13 +59,11 @@ def side(rate: float) -> str:
 
 def kept(verdict: Verdict) -> dict[str, Any]:
     """Keep what says how a verdict would be with another limit of what must be left."""
-    as_found = verdict.as_found is None
-    rate = verdict.false_positive_rate if as_found else verdict.as_found
-    rate = 1.0 if rate is None else rate
+    rate = 1.0 if verdict.rate_as_found is None else verdict.rate_as_found
     return {
         "rate": rate,
         # Of the image as found the interval is known where its own rate is the verdict's.
-        "level": level_of(rate, verdict.interval if as_found else None),
+        "level": level_of(rate, verdict.interval if verdict.as_found is None else None),
         "worst": max((verdict.stability or {}).values(), default=0.0),
         "reasons": [reason.code for reason in verdict.reasons],
     }

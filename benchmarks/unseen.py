@@ -163,6 +163,7 @@ def of_photos(table: FeatureTable, fit: BandsFit, config: BandsConfig) -> dict[s
         real & ~first & (formats == "PNG") & np.isin(table.histories, ["jpeg", "shared"])
     )
     groups |= {f"band {name}": real & (band == b) for b, name in enumerate(BANDS)}
+    groups |= {f"band {name}, as found": real & first & (band == b) for b, name in enumerate(BANDS)}
     groups |= {f"format {name}": real & (formats == name) for name in np.unique(formats[real])}
     groups |= {f"kind {name}": real & (kinds == name) for name in np.unique(kinds[real])}
     groups |= {
@@ -343,6 +344,11 @@ def write_pages(found: dict[str, Any]) -> None:
         fill(ROOT / name, "unseen", summary(found))
 
 
+def config_of(path: Path) -> BandsConfig:
+    """Read a configuration of the recipe `bands`."""
+    return BandsConfig.from_dict({k: v for k, v in read_toml(path).items() if k != "recipe"})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("config", type=Path, nargs="?")
@@ -363,8 +369,7 @@ def main() -> None:
         return
     if not (given.config and given.manifest and given.cache):
         parser.error("CONFIG, --manifest and --cache are needed")
-    values = {k: v for k, v in read_toml(given.config).items() if k != "recipe"}
-    config = BandsConfig.from_dict(values)
+    config = config_of(given.config)
     manifest = read_manifest(given.manifest)
     table = views_of(manifest, config, given.cache, workers=given.workers)
     learned = None

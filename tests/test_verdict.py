@@ -346,6 +346,7 @@ def test_evidence_that_lasts_has_the_rate_as_found(survived: float) -> None:
     found = verdict(0.002, after=after)
     assert (found.level, found.false_positive_rate) == ("strong evidence", 0.002)
     assert (found.as_found, found.generator) == (None, "beta")
+    assert found.rate_as_found == found.false_positive_rate
     assert found.stability == {"JPEG of quality 75": 0.01, "WebP of quality 80": survived}
     warned = "Little of the pattern is left after WebP of quality 80: 15 % of photos match as well"
     assert [warned in caution for caution in found.cautions] == [True] * (survived > NONE)
@@ -359,7 +360,7 @@ def test_fragile_evidence_has_the_rate_that_survives(survived: float) -> None:
     }
     found = verdict(0.002, after=after)
     assert (found.level, found.false_positive_rate) == ("fragile", survived)
-    assert (found.as_found, found.generator) == (0.002, None)
+    assert (found.as_found, found.rate_as_found, found.generator) == (0.002, 0.002, None)
     assert (found.sample_size, found.stratum, found.kind) == (500, "noisy", "photos with noise")
     assert found.stability == {"JPEG of quality 75": 0.01, "WebP of quality 80": survived}
     assert found.explanation.startswith(

@@ -155,6 +155,11 @@ class Verdict:
     population: str = ""
     as_found: float | None = None
 
+    @property
+    def rate_as_found(self) -> float | None:
+        """The joint rate of the image itself, whatever `false_positive_rate` is of."""
+        return self.false_positive_rate if self.as_found is None else self.as_found
+
 
 def level_of(rate: float, interval: Interval | None = None) -> Level:
     """Find the word for a rate.

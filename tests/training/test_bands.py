@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 
 from conftest import BANDED, make_repositories
 from masksim import metrics
+from masksim.bank import BANK
 from masksim.calibration import Calibration, Joint
 from masksim.checkpoint import DetectorFile
 from masksim.config import read_toml
 from masksim.data.manifest import REAL, Manifest, Row
 from masksim.detector import Detector
 from masksim.errors import DataError, MasksimError, UsageError
+from masksim.load import bundled_path
 from masksim.model import heads_by_band, whiten
 from masksim.training.bands import (
     BandsConfig,
@@ -192,7 +194,7 @@ def test_defaults_are_those_of_the_class() -> None:
     assert BandsConfig.from_dict({"heads": {"pooled": 0.4}}).heads.ridge == 5.0
 
 
-def test_the_committed_configuration_is_valid() -> None:
+def test_the_committed_configuration_is_that_of_the_detector_in_the_package() -> None:
     path = Path(__file__).parents[2] / "configs" / "bundled.toml"
     if not path.exists():
         pytest.skip("not a checkout")
@@ -201,7 +203,15 @@ def test_the_committed_configuration_is_valid() -> None:
     config = BandsConfig.from_dict(values)
     assert config.per_source[REAL] < config.per_source["*"]
     assert config.views.ways.first_qualities == config.views.first_qualities
-    assert config.features.coherence
+    file = DetectorFile.load(bundled_path())
+    bank, learned = file.branches
+    assert file.config["name"] == config.name
+    assert bank.spectrum.get("kinds", list(BANK)) == list(config.features.kinds)
+    for key in ("parts", "coherence", "segment", "floor", "cell"):
+        assert bank.spectrum[key] == getattr(config.features, key)
+    assert config.learned is not None
+    assert learned.spectrum["hop"] == config.learned.inference_hop
+    assert file.provenance["calibration"]["for_enrolling"] == config.photos
 
 
 # --- the fit, on made-up features ----------------------------------------------------------------

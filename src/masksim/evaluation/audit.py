@@ -211,8 +211,7 @@ def _work(target: str, files: Sequence[str], rows: Sequence[Row]) -> None:
             continue
         reasons = [reason.code for reason in verdict.reasons]
         # A fragile verdict has the rate after a re-encoding; what is claimed is that as found.
-        rate = verdict.false_positive_rate if verdict.as_found is None else verdict.as_found
-        lines.append([row.source, rate, verdict.level, verdict.stratum, reasons])
+        lines.append([row.source, verdict.rate_as_found, verdict.level, verdict.stratum, reasons])
     write_piece(target, lines, failures)
 
 
