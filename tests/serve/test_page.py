@@ -25,9 +25,7 @@ pytest.importorskip("uvicorn")
 pytestmark = pytest.mark.slow
 
 from local_service import served  # type: ignore[import-not-found]  # noqa: E402
-from masksim.bank import BANK  # noqa: E402
-from masksim.checkpoint import DetectorFile  # noqa: E402
-from masksim.load import bundled_path, load_detector  # noqa: E402
+from masksim.load import load_detector  # noqa: E402
 
 DESK, PHONE = (1280, 900), (390, 844)
 PATIENCE = 60_000  # ms: one core, shared
@@ -148,7 +146,7 @@ def test_images_are_dropped(opened: Any, files: dict[str, Path]) -> None:
         found = here.result(name)
         assert found.locator(".verdict").inner_text()
         assert size in found.locator(".file-facts").inner_text()
-        assert found.locator(".bars tbody tr").count() == len(load_detector().generators)
+        assert found.locator(".bars tbody tr").count() == 12
         assert "real photos" in found.locator(".plain").inner_text()
         # One map of all channels, with its spots in words; all else is folded.
         assert found.locator(".composed canvas").count() == 1
@@ -191,10 +189,8 @@ def test_maps_explain_on_hover_and_by_keyboard(opened: Any, files: dict[str, Pat
     found.locator("summary", has_text="Maps of every").click()
     field, read = found.locator(".field"), found.locator(".read")
     field.wait_for()
-    file = DetectorFile.load(bundled_path())
-    tiles = sum(len(branch.tensors["mean"][0]) for branch in file.branches)
-    found.locator(".tile").nth(tiles - 1).wait_for()  # they are drawn one after another
-    assert found.locator(".tile").count() == tiles
+    found.locator(".tile").nth(30).wait_for()  # they are drawn one after another
+    assert found.locator(".tile").count() == 31
     assert "Point at the map" in read.inner_text()
     box = field.bounding_box()
     # A quarter from the left is 0.25 cycles/pixel to the left of the middle.
@@ -240,8 +236,7 @@ def test_the_keyboard_suffices(opened: Any, files: dict[str, Path]) -> None:
     for _ in range(4):  # generator, shown, map, channels
         here.page.keyboard.press("Tab")
     here.page.keyboard.press("ArrowRight")
-    second = DetectorFile.load(bundled_path()).branches[0].spectrum.get("kinds", BANK)[1]
-    assert second in found.locator(".read").inner_text()
+    assert "clipped" in found.locator(".read").inner_text()
 
 
 def test_an_image_is_pasted(opened: Any, files: dict[str, Path]) -> None:

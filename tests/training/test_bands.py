@@ -203,6 +203,7 @@ def test_the_committed_configuration_is_that_of_the_detector_in_the_package() ->
     config = BandsConfig.from_dict(values)
     assert config.per_source[REAL] < config.per_source["*"]
     assert config.views.ways.first_qualities == config.views.first_qualities
+    assert config.features.coherence
     file = DetectorFile.load(bundled_path())
     bank, learned = file.branches
     assert file.config["name"] == config.name
