@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from pages import ROOT, fill
-from unseen import as_found, config_of, left_out_rates
+from unseen import config_of, left_out_rates
 
 from masksim.bank import BANK
 from masksim.data.manifest import REAL, read_manifest
@@ -48,7 +48,7 @@ def with_all_channels(config: BandsConfig) -> BandsConfig:
 def row(label: str, table: FeatureTable, fit: BandsFit, config: BandsConfig) -> str:
     """Measure: one row of the table."""
     joint = left_out_rates(table, fit, config)[1]
-    generators, first = table.generators, as_found(table)
+    generators, first = table.generators, table.first
     cells = [f"{np.mean(list(fit.auroc.values())):.3f}"]
     for some in (first, np.ones_like(first)):
         found = [

@@ -38,6 +38,7 @@ from masksim.training.bands import (
     views_of,
 )
 from masksim.training.feature_table import FeatureTable
+from masksim.training.recipe import ranked_among
 from masksim.traits import BANDS, TRAITS, bands_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -59,7 +60,6 @@ def left_out_rates(
     kept = np.array([name != without for name in fit.generators])
     scores = fit.similarities[:, kept].astype(np.float64)
     band = bands_of(fit.traits, len(BANDS))
-    real = table.generators == REAL
     own, joint = np.zeros(scores.shape), np.zeros(len(scores))
     for k in range(config.folds):
         held, rest = fit.folds == k, fit.folds != k
@@ -72,7 +72,7 @@ def left_out_rates(
             learned = fit_joint(
                 scores[used], table.generators[used], band[used], len(BANDS), config.joint_strength
             )
-        photos = rest & real
+        photos = rest & ranked_among(table, config)
         calibration = Calibration(
             scores[photos], fit.traits[photos], table.sources[photos], config.division, learned
         )
@@ -99,7 +99,7 @@ def of_generators(
     own, joint = left_out_rates(table, fit, config)
     band = bands_of(fit.traits, len(BANDS))
     real = table.generators == REAL
-    first = as_found(table)
+    first = table.first
     statistic = -np.log(joint)
     rows = {}
     for name in np.unique(table.generators[~real]).tolist():
@@ -132,20 +132,13 @@ def of_generators(
     return rows
 
 
-def as_found(table: FeatureTable) -> NDArray[np.bool_]:
-    """Tell which views are files as found: the first of each image."""
-    first = np.ones(len(table.images), bool)
-    first[1:] = table.images[1:] != table.images[:-1]
-    return first
-
-
 def of_photos(table: FeatureTable, fit: BandsFit, config: BandsConfig) -> dict[str, Any]:
     """Realised alarms of real photos by what they are and went through."""
     joint = left_out_rates(table, fit, config)[1]
     real = table.generators == REAL
     side = fit.traits[:, TRAITS.index("side")]
     band = bands_of(fit.traits, len(BANDS))
-    first = as_found(table)
+    first = table.first
     kinds = np.array([kind_of(table.rows[i].extra) for i in table.images])
     formats = np.array(
         [

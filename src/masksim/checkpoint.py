@@ -438,6 +438,10 @@ def population_arrays(k: int) -> tuple[str, str, str]:
     return f"{prefix}_similarities", f"{prefix}_traits", f"{prefix}_sources"
 
 
+RANKED_ARRAY = "real_ranked"
+"""Name in `DetectorFile.calibration` of which photos of the training images are ranked among."""
+
+
 def _graph_part(index: int) -> str:
     return f"residual-{index}.onnx"
 

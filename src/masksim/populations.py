@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from masksim.calibration import Calibration, Joint, Rates, scored_for_all
-from masksim.checkpoint import DetectorFile, population_arrays
+from masksim.checkpoint import RANKED_ARRAY, DetectorFile, population_arrays
 from masksim.errors import ModelError, UsageError
 from masksim.intervals import design_effect
 from masksim.likelihood import LikelihoodRatios
@@ -103,7 +103,7 @@ def read_calibrations(file: DetectorFile) -> dict[str, Calibration]:
     names = [BUILT_IN, *_added_populations(file)]
     if len(set(names)) != len(names):
         raise ModelError(f"two calibrations have one name: {names}")
-    known = {*OWN_ARRAYS, *JOINT_ARRAYS}
+    known = {RANKED_ARRAY, *OWN_ARRAYS, *JOINT_ARRAYS}
     known.update(*(population_arrays(k) for k in range(len(names))))
     if unknown := sorted(set(arrays) - known):
         raise ModelError(f"unknown calibration: {unknown}")
@@ -122,6 +122,12 @@ def read_calibrations(file: DetectorFile) -> dict[str, Calibration]:
             raise ModelError(f"unknown calibration: {sorted(arrays)}")
         _check_similarities(similarities, len(file.generators))
         traits = None if traits is None else with_all_traits(traits)
+        if k == 0 and RANKED_ARRAY in arrays:
+            ranked = _ranked(arrays[RANKED_ARRAY], similarities)
+            similarities = similarities[ranked]
+            traits, sources = (
+                None if array is None else array[ranked] for array in (traits, sources)
+            )
         found[name] = Calibration(
             similarities,
             traits,
@@ -151,6 +157,18 @@ def _added_populations(file: DetectorFile) -> list[str]:
         if not isinstance(population, Mapping) or not isinstance(population.get("name"), str):
             raise ModelError(f"invalid description of a calibration: {population}")
     return [population["name"] for population in populations]
+
+
+def _ranked(ranked: NDArray[Any], similarities: NDArray[Any]) -> NDArray[np.bool_]:
+    """Tell which photos images are ranked among, those that are no copies: (n,)."""
+    if ranked.shape != similarities.shape[:1]:
+        raise ModelError(
+            f"{RANKED_ARRAY} of shape {ranked.shape} for {len(similarities)} calibration photos"
+        )
+    chosen: NDArray[np.bool_] = ranked != 0
+    if not len(scored_for_all(similarities[chosen])):
+        raise ModelError("the calibration ranks among no photo with a score for every head")
+    return chosen
 
 
 def _check_similarities(similarities: NDArray[Any], heads: int) -> None:

@@ -15,16 +15,18 @@ from conftest import BANDED, make_repositories
 from masksim import metrics
 from masksim.bank import BANK
 from masksim.calibration import Calibration, Joint
-from masksim.checkpoint import DetectorFile
+from masksim.checkpoint import RANKED_ARRAY, DetectorFile
 from masksim.config import read_toml
 from masksim.data.manifest import REAL, Manifest, Row
 from masksim.detector import Detector
-from masksim.errors import DataError, MasksimError, UsageError
-from masksim.load import bundled_path
+from masksim.errors import DataError, MasksimError, ModelError, UsageError
+from masksim.load import bundled_path, describe
 from masksim.model import heads_by_band, whiten
+from masksim.populations import BUILT_IN, read_calibrations
 from masksim.training.bands import (
     BandsConfig,
     Space,
+    file_of,
     find_basis,
     fit_bands,
     fit_joint,
@@ -127,6 +129,42 @@ def test_the_file_says_what_it_was_made_of(banded: Any, table: FeatureTable) -> 
     assert np.bincount(arrays["own_generators"][images.rows]).tolist() == [12, 12]
 
 
+def test_images_are_ranked_among_files_as_found(
+    banded: Any, table: FeatureTable, tmp_path: Path
+) -> None:
+    config = replace(banded.config, ranked="first")
+    file = file_of(table, banded.fit, config).save(tmp_path / "first")
+    found = DetectorFile.load(tmp_path / "first")
+    calibration = read_calibrations(found)[BUILT_IN]
+    real = table.generators == REAL
+    first = real & np.r_[True, np.diff(table.images) > 0]
+    assert first.sum() == 72
+    np.testing.assert_array_equal(calibration.real_scores, banded.fit.similarities[first])
+    np.testing.assert_array_equal(calibration.traits, banded.fit.traits[first])
+    assert len(np.unique(calibration.sources)) == 12
+    assert not calibration.copies
+    # What generators are enrolled with is as it was, and has both kinds.
+    arrays = found.calibration
+    assert arrays is not None
+    np.testing.assert_array_equal(arrays["real_similarities"], banded.fit.similarities[real])
+    photos, _ = unpack(found.photos())  # type: ignore[misc]
+    share = arrays[RANKED_ARRAY][photos.rows].mean()
+    assert 0.2 < share <= 0.5  # a band may have few
+    assert len(np.unique(photos.rows)) == len(photos.rows) > 100
+    facts = describe(Detector(file, threads=1))
+    assert facts["calibration"]["photos"] == facts["calibration"]["sample_size"] == 72
+    assert found.provenance["calibration"]["views"] == 72
+    whole = Detector(banded.file, threads=1)
+    assert (whole.photos, whole.sample_size) == (72, 4 * 72)
+
+
+@pytest.mark.parametrize("ranked", [np.ones(5), np.zeros(4 * 72)])
+def test_which_photos_count_must_be_said_of_each(banded: Any, ranked: NDArray[Any]) -> None:
+    arrays = {**banded.file.calibration, RANKED_ARRAY: ranked.astype(np.uint8)}
+    with pytest.raises(ModelError, match=r"real_ranked of shape|ranks among no photo"):
+        read_calibrations(replace(banded.file, calibration=arrays))
+
+
 def test_progress_counts_to_the_end(banded: Any) -> None:
     stages = [stage for stage, _, _ in banded.progress]
     assert list(dict.fromkeys(stages)) == ["features of views", "basis", "band"]
@@ -173,6 +211,7 @@ def test_neither_the_order_of_rows_nor_a_kill_changes_the_file(banded: Any, tmp_
         ({"per_source": 3}, "per_source must be a table"),
         ({"folds": 1}, "two folds"),
         ({"photos": -1}, "negative"),
+        ({"ranked": "odd"}, r"one of \['all', 'first'\]"),
         ({"photo_step": 3.0}, "photo_step"),
         ({"borrowed": 1.5}, "out of range"),
         ({"lossless": 0.0}, "out of range"),

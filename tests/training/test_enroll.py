@@ -15,7 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from conftest import make_natural, make_repositories, plant
-from masksim.checkpoint import DetectorFile
+from masksim.checkpoint import RANKED_ARRAY, DetectorFile
 from masksim.cli.main import app
 from masksim.data.manifest import REAL
 from masksim.detector import Detector
@@ -23,6 +23,7 @@ from masksim.errors import DataError, ModelError, UsageError
 from masksim.image import load_image
 from masksim.metrics import auroc
 from masksim.model import heads_by_band
+from masksim.populations import BUILT_IN, read_calibrations
 from masksim.training.enroll import EnrollConfig, Enrollment, enroll
 from masksim.training.grow import forget
 from masksim.training.stored_features import ReferencePhotos, pack, unpack
@@ -572,6 +573,17 @@ def test_own_photos_in_bands(plain: DetectorFile, small: Path, cache: Path, tmp_
     assert np.isfinite(table[before:, 2]).all()
     assert len(np.unique(made.calibration["real_traits"][before:, TRAITS.index("band")])) > 2  # type: ignore[index]
     Detector(made, threads=1)
+    # Where images are ranked among some of the views, those given now are ranked among, too.
+    ranked = np.arange(before) % 4 == 0
+    arrays = {**plain.calibration, RANKED_ARRAY: ranked.astype(np.uint8)}  # type: ignore[dict-item]
+    grown, _ = enroll(
+        replace(plain, calibration=arrays), "stripes", [small], real=[tmp_path / "own"],
+        cache=cache, config=BANDS_CONFIG,
+    )  # fmt: skip
+    after = grown.calibration[RANKED_ARRAY]  # type: ignore[index]
+    np.testing.assert_array_equal(after, np.r_[ranked, np.ones(60)])
+    scores = read_calibrations(grown)[BUILT_IN].real_scores
+    np.testing.assert_array_equal(scores, table[after != 0])
     # Views are no photos: 15 of one's own are too few however often each is drawn.
     bare = replace(plain, photos=None, calibration=None)
     with pytest.raises(DataError, match="15 real photos") as caught:

@@ -54,6 +54,11 @@ class FeatureTable:
     rows: tuple[Row, ...]
     failures: Mapping[str, str]
 
+    @property
+    def first(self) -> NDArray[np.bool_]:
+        """Tell which views are the first of their image, (n,): of ``"met"`` the file as found."""
+        return np.r_[True, self.images[1:] != self.images[:-1]][: len(self.images)]
+
     def take(self, views: NDArray[Any]) -> FeatureTable:
         """Give some of the views, by number or by a mask (n,)."""
         columns = ("features", "traits", "generators", "sources", "histories", "processing",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from masksim.checkpoint import Branch, DetectorFile, population_arrays
+from masksim.checkpoint import RANKED_ARRAY, Branch, DetectorFile, population_arrays
 from masksim.data.manifest import REAL
 from masksim.errors import UsageError
 from masksim.populations import JOINT_ARRAYS
@@ -179,6 +179,8 @@ def _photo_arrays(
         after = int(numbers.max(initial=-1)) + 1
         names = np.unique(photos.all.sources[~listed], return_inverse=True)[1]
         found["real_sources"] = np.concatenate([numbers, after + names]).astype(np.int32)
+    if RANKED_ARRAY in before:
+        found[RANKED_ARRAY] = np.pad(before[RANKED_ARRAY], (0, len(more)), constant_values=1)
     return found
 
 

@@ -10,12 +10,12 @@ import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
 from masksim import __version__
-from masksim.checkpoint import Branch, DetectorFile, HeadKind
+from masksim.checkpoint import RANKED_ARRAY, Branch, DetectorFile, HeadKind
 from masksim.config import from_plain
 from masksim.data.manifest import REAL, manifest_hash
 from masksim.data.views import ViewConfig
@@ -59,6 +59,10 @@ class RecipeConfig:
         bands of as many photos each, or the cuts themselves), see `masksim.strata.Strata`.
     stratum_photos, stratum_sources
         Fewest photos, and sources of them, of a stratum.
+    ranked
+        Which views of photos images are ranked among: ``"all"``, or the ``"first"`` of each photo
+        alone, which is the file as found where views are as people meet them. Files as found
+        resemble generators more often than copies of them do.
     views, features, heads
         See their classes.
     """
@@ -75,6 +79,7 @@ class RecipeConfig:
     strata: tuple[tuple[str, int | tuple[float, ...]], ...] = ()
     stratum_photos: int = 300
     stratum_sources: int = 20
+    ranked: Literal["all", "first"] = "all"
     views: ViewConfig = field(default_factory=ViewConfig)
     features: FeatureConfig = field(default_factory=FeatureConfig)
     heads: HeadConfig = field(default_factory=HeadConfig)
@@ -209,6 +214,12 @@ def software() -> dict[str, str]:
     }
 
 
+def ranked_among(table: FeatureTable, config: RecipeConfig) -> NDArray[np.bool_]:
+    """Tell which views are those that images are ranked among: (n,), photos only."""
+    real = table.generators == REAL
+    return real & table.first if config.ranked == "first" else real
+
+
 def image_keys(table: FeatureTable) -> list[str]:
     """Name the image of each view by its content."""
     return [table.rows[image].key for image in table.images.tolist()]
@@ -255,8 +266,14 @@ def kept_for_enrolling(
     bands = bands_of(table.traits, len(heads.sets))
     masks = sorted((real & (bands == b) for b in range(len(heads.sets))), key=np.count_nonzero)
     chosen: list[int] = []
+    ranked = ranked_among(table, config)
     for left, mask in zip(range(len(masks), 0, -1), masks, strict=True):
-        chosen += spread(mask, (config.photos - len(chosen)) // left)
+        most = (config.photos - len(chosen)) // left
+        # Half of them are ranked among, so that what is enrolled has a rate, too.
+        half = spread(mask & ranked, -(-most // 2)) if config.ranked == "first" else []
+        others = mask.copy()
+        others[half] = False
+        chosen += half + spread(others, most - len(half))
     photos = keep(sorted(chosen))
     if not config.images:
         return photos, None
@@ -293,6 +310,7 @@ def detector_file(
     number = {name: k for k, name in enumerate(fit.generators)}
     heads = HeadsByBand.of(kind, fit.tensors, config.heads.limit)
     kept = kept_for_enrolling(calibrated, fit, heads, config)
+    ranked = ranked_among(calibrated, config)
     masks = {name: table.generators == name for name in names}
     sources = np.unique(calibrated.sources[real], return_inverse=True)
     return DetectorFile(
@@ -305,6 +323,7 @@ def detector_file(
             "real_similarities": fit.similarities[real],
             "real_traits": fit.traits[real],
             "real_sources": sources[1].astype(np.int32),
+            **({} if ranked[real].all() else {RANKED_ARRAY: ranked[real].astype(np.uint8)}),
             "own_similarities": fit.similarities[own],
             "own_generators": np.array(
                 [number[name] for name in calibrated.generators[own].tolist()], np.int32
@@ -321,7 +340,7 @@ def detector_file(
             "views": int(np.isin(table.generators, names).sum()),
             "calibration": {
                 "photos": len(np.unique(calibrated.images[real])),
-                "views": int(real.sum()),
+                "views": int(ranked.sum()),
                 "sources": len(sources[0]),
                 "for_enrolling": 0 if kept is None else len(kept[0].features),
                 "how": how,
