@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,13 @@ def of_photos(table: FeatureTable, fit: BandsFit, config: BandsConfig) -> dict[s
     groups |= {f"format {name}": real & (formats == name) for name in np.unique(formats[real])}
     groups |= {f"kind {name}": real & (kinds == name) for name in np.unique(kinds[real])}
     groups |= {
+        f"kind {name}, as found": real & first & (kinds == name) for name in np.unique(kinds[real])
+    }
+    groups |= {
+        f"format {name}, as found": real & first & (formats == name)
+        for name in np.unique(formats[real])
+    }
+    groups |= {
         f"history {name}": real & (table.histories == name)
         for name in np.unique(table.histories[real])
     }
@@ -181,6 +189,36 @@ def of_photos(table: FeatureTable, fit: BandsFit, config: BandsConfig) -> dict[s
             if own.sum() >= SMALLEST
         ]
         found["sources"][f"{c:g}"] = {"kept": int(np.sum(kept)), "of": len(kept)}
+    return found
+
+
+def by_ranking(table: FeatureTable, fit: BandsFit, config: BandsConfig) -> dict[str, Any]:
+    """What is found as found, and alarms of files as found and of copies, by who is ranked among.
+
+    Where all views count, a stratum is as large as by default.
+    """
+    real, first = table.generators == REAL, table.first
+    found = {}
+    for ranked in ("all", "first"):
+        photos = config.stratum_photos if ranked == config.ranked else BandsConfig.stratum_photos
+        as_ranked = replace(config, ranked=ranked, stratum_photos=photos)
+        joint = left_out_rates(table, fit, as_ranked)[1]
+        found[ranked] = {
+            label: {f"{c:g}": share(joint[at] <= c, table.sources[at]) for c in CLAIMED}
+            for label, at in (("as found", real & first), ("copies", real & ~first))
+        } | {
+            "found": {
+                f"{c:g}": float(
+                    np.mean(
+                        [
+                            (joint[first & (table.generators == name)] <= c).mean()
+                            for name in fit.generators
+                        ]
+                    )
+                )
+                for c in CLAIMED
+            }
+        }
     return found
 
 
@@ -292,7 +330,30 @@ Share of real photos, in per cent, whose joint rate is at most the claimed one.
 {table_of(["photos", "images", "repositories", "at 1 %", "at 5 %", "at 10 %"], alarms)}
 
 Sources of {SMALLEST} views or more whose interval does not exceed the claim: {kept}.
+
+## Ranked among copies, or among files as found
+
+The same scores ranked among all views of the photos, or among the files as found alone: shares of
+photos and, mean of the generators with heads, of generated images as found, in per cent.
+
+{rankings(found["by_ranking"])}
 """
+
+
+def rankings(found: dict[str, Any]) -> str:
+    """Write the table of `by_ranking`."""
+    words = {"all": "all views", "first": "files as found"}
+    rows = [
+        [words[ranked], *(percent_fine(values[label][f"{c:g}"])
+                          for label in ("as found", "copies") for c in CLAIMED),
+         *(f"{100 * values['found'][f'{c:g}']:.1f}" for c in CLAIMED[:2])]
+        for ranked, values in found.items()
+    ]  # fmt: skip
+    levels = [f"at {100 * c:g} %" for c in CLAIMED]
+    head = ["ranked among", *(f"photos as found {level}" for level in levels),
+            *(f"copies of photos {level}" for level in levels),
+            *(f"generated {level}" for level in levels[:2])]  # fmt: skip
+    return table_of(head, rows)
 
 
 def percent_fine(value: dict[str, float]) -> str:
@@ -386,6 +447,7 @@ def main() -> None:
         "repositories": len(np.unique(table.sources)),
         "generators": of_generators(table, fit, config),
         "photos": of_photos(table, fit, config),
+        "by_ranking": by_ranking(table, fit, config),
     }
     if given.bank:
         path = given.json.with_name("unseen_bank.json")

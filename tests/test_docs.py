@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import importlib
-import json
 import re
 import shlex
 import sys
@@ -18,7 +17,10 @@ import pytest
 from typer.main import get_command
 
 import masksim
+from masksim.checkpoint import RANKED_ARRAY, DetectorFile
 from masksim.cli.main import app
+from masksim.load import bundled_path
+from masksim.training.stored_features import unpack
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -338,8 +340,11 @@ def test_the_configuration_of_the_page_is_the_default() -> None:
 
 
 def test_the_page_on_enrolling_knows_how_many_photos_are_kept() -> None:
-    text = (ROOT / "src/masksim/weights/default/detector.json").read_text(encoding="utf-8")
-    kept = int(json.loads(text)["provenance"]["calibration"]["for_enrolling"])
+    file = DetectorFile.load(bundled_path())
+    assert file.photos is not None
+    assert file.calibration is not None
+    ranked = file.calibration[RANKED_ARRAY][unpack(file.photos())[0].rows] != 0
     page = (ROOT / "docs/enroll.md").read_text(encoding="utf-8")
-    assert f"these are {kept}**" in page
-    assert f"one in {kept + 1}" in page
+    assert f"these are {ranked.sum()}**" in page
+    assert f"one in {ranked.sum() + 1}" in page
+    assert abs(int((~ranked).sum()) - int(ranked.sum())) < 10  # "about as many"

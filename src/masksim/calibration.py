@@ -306,6 +306,9 @@ class Calibration:
         The statistic whose rank is the joint rate; by default the best of the generators' ranks.
     copies
         A photo is there several times, each copy processed in another way: words speak of copies.
+    seen
+        Traits (m, T) and sources (m,) of all views of the photos that were scored, where images are
+        ranked among some of them: `limits` are theirs.
 
     Attributes
     ----------
@@ -327,6 +330,7 @@ class Calibration:
         learned: Joint | None = None,
         *,
         copies: bool = False,
+        seen: tuple[NDArray[np.float64], NDArray[Any]] | None = None,
     ) -> None:
         real = np.asarray(real_scores, dtype=np.float64)
         if real.ndim != 2 or not len(real):
@@ -351,6 +355,7 @@ class Calibration:
             )
         self.learned = learned
         self.copies = copies
+        self.seen = (self.traits, self.sources) if seen is None else seen
         self.strata = Strata() if strata is None or traits is None else strata
         complete = np.asarray(~np.isnan(real).any(axis=1), dtype=np.bool_)
         self.tree = grow(self.strata, self.traits, self.sources, complete, np.arange(n))
@@ -367,6 +372,7 @@ class Calibration:
             self.strata,
             None if self.learned is None else self.learned.only(generators),
             copies=self.copies,
+            seen=self.seen,
         )
 
     def _stratum(self, traits: NDArray[Any] | None) -> _Stratum:
@@ -484,20 +490,21 @@ class Calibration:
         return _rate(hits), grouped_interval(hits, photos.ranked_sources, photos.effect)
 
     def limits(self, trait: str) -> tuple[float, float]:
-        """Range of a trait among the photos, the most extreme source in twenty left out.
+        """Range of a trait among the photos seen, the most extreme source in twenty left out.
 
         Returns
         -------
         low, high
             Infinite where fewer than three sources have the trait.
         """
-        values = self.traits[:, TRAITS.index(trait)]
+        traits, sources = self.seen
+        values = traits[:, TRAITS.index(trait)]
         known = ~np.isnan(values)
-        names = np.unique(self.sources[known])
+        names = np.unique(sources[known])
         if len(names) < 3:
             return -math.inf, math.inf
         k = math.ceil(len(names) / _ODD)
-        parts = [values[known & (self.sources == name)] for name in names]
+        parts = [values[known & (sources == name)] for name in names]
         return (
             float(np.sort([part.min() for part in parts])[k - 1]),
             float(np.sort([part.max() for part in parts])[-k]),

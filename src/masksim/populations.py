@@ -122,8 +122,11 @@ def read_calibrations(file: DetectorFile) -> dict[str, Calibration]:
             raise ModelError(f"unknown calibration: {sorted(arrays)}")
         _check_similarities(similarities, len(file.generators))
         traits = None if traits is None else with_all_traits(traits)
+        seen = None
         if k == 0 and RANKED_ARRAY in arrays:
             ranked = _ranked(arrays[RANKED_ARRAY], similarities)
+            if traits is not None and sources is not None:
+                seen = np.asarray(traits, np.float64), sources
             similarities = similarities[ranked]
             traits, sources = (
                 None if array is None else array[ranked] for array in (traits, sources)
@@ -135,6 +138,7 @@ def read_calibrations(file: DetectorFile) -> dict[str, Calibration]:
             strata,
             joint,
             copies=k == 0 and photos_in_copies(file) is not None,
+            seen=seen,
         )
     return found
 

@@ -27,9 +27,8 @@ def test_the_page_says_what_was_found(report: Report) -> None:
     assert "a folder" not in page.text + page.hidden  # where the image lies is nobody's business
     assert verdict.headline in page.text
     assert verdict.explanation in page.text.replace("\xa0", " ")
-    assert (
-        f"{verdict.sample_size} copies of real photos from {verdict.sources} sources" in page.text
-    )
+    assert f"{verdict.sample_size} real photos from {verdict.sources} sources" in page.text
+    assert pages._measured_on({"kind": "large copies of photos"}) == "copies of real photos"
     for score in report.detection.scores:
         assert f"{score.similarity:.4f}" in page.text
         assert score.generator in page.text

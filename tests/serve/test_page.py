@@ -146,7 +146,7 @@ def test_images_are_dropped(opened: Any, files: dict[str, Path]) -> None:
         found = here.result(name)
         assert found.locator(".verdict").inner_text()
         assert size in found.locator(".file-facts").inner_text()
-        assert found.locator(".bars tbody tr").count() == 12
+        assert found.locator(".bars tbody tr").count() == 15
         assert "real photos" in found.locator(".plain").inner_text()
         # One map of all channels, with its spots in words; all else is folded.
         assert found.locator(".composed canvas").count() == 1
@@ -189,8 +189,8 @@ def test_maps_explain_on_hover_and_by_keyboard(opened: Any, files: dict[str, Pat
     found.locator("summary", has_text="Maps of every").click()
     field, read = found.locator(".field"), found.locator(".read")
     field.wait_for()
-    found.locator(".tile").nth(30).wait_for()  # they are drawn one after another
-    assert found.locator(".tile").count() == 31
+    found.locator(".tile").nth(22).wait_for()  # they are drawn one after another
+    assert found.locator(".tile").count() == 23
     assert "Point at the map" in read.inner_text()
     box = field.bounding_box()
     # A quarter from the left is 0.25 cycles/pixel to the left of the middle.

@@ -143,6 +143,11 @@ def test_images_are_ranked_among_files_as_found(
     np.testing.assert_array_equal(calibration.traits, banded.fit.traits[first])
     assert len(np.unique(calibration.sources)) == 12
     assert not calibration.copies
+    # A copy that is smaller than all files as found is no size unheard of.
+    every = read_calibrations(banded.file)[BUILT_IN]
+    for trait in ("side", "sharpness"):
+        assert calibration.limits(trait) == every.limits(trait)
+    assert calibration.limits("side")[0] < calibration.traits[:, TRAITS.index("side")].min()
     # What generators are enrolled with is as it was, and has both kinds.
     arrays = found.calibration
     assert arrays is not None
@@ -242,7 +247,7 @@ def test_the_committed_configuration_is_that_of_the_detector_in_the_package() ->
     config = BandsConfig.from_dict(values)
     assert config.per_source[REAL] < config.per_source["*"]
     assert config.views.ways.first_qualities == config.views.first_qualities
-    assert config.features.coherence
+    assert not config.features.coherence
     file = DetectorFile.load(bundled_path())
     bank, learned = file.branches
     assert file.config["name"] == config.name
