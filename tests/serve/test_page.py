@@ -236,7 +236,7 @@ def test_the_keyboard_suffices(opened: Any, files: dict[str, Path]) -> None:
     for _ in range(4):  # generator, shown, map, channels
         here.page.keyboard.press("Tab")
     here.page.keyboard.press("ArrowRight")
-    assert "clipped" in found.locator(".read").inner_text()
+    assert "normalised" in found.locator(".read").inner_text()
 
 
 def test_an_image_is_pasted(opened: Any, files: dict[str, Path]) -> None:
