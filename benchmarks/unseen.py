@@ -203,22 +203,11 @@ def by_ranking(table: FeatureTable, fit: BandsFit, config: BandsConfig) -> dict[
         photos = config.stratum_photos if ranked == config.ranked else BandsConfig.stratum_photos
         as_ranked = replace(config, ranked=ranked, stratum_photos=photos)
         joint = left_out_rates(table, fit, as_ranked)[1]
+        made = [joint[first & (table.generators == name)] for name in fit.generators]
         found[ranked] = {
             label: {f"{c:g}": share(joint[at] <= c, table.sources[at]) for c in CLAIMED}
             for label, at in (("as found", real & first), ("copies", real & ~first))
-        } | {
-            "found": {
-                f"{c:g}": float(
-                    np.mean(
-                        [
-                            (joint[first & (table.generators == name)] <= c).mean()
-                            for name in fit.generators
-                        ]
-                    )
-                )
-                for c in CLAIMED
-            }
-        }
+        } | {"found": {f"{c:g}": float(np.mean([(j <= c).mean() for j in made])) for c in CLAIMED}}
     return found
 
 

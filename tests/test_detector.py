@@ -805,12 +805,15 @@ def test_graphics_are_never_evidence() -> None:
     assert "inconclusive" in levels
 
 
-def test_copies_of_photos_are_not_called_photos(banded: Any) -> None:
+def test_copies_of_photos_are_not_called_photos(banded: Any, trained: Any) -> None:
     detector = Detector(banded.file)
     assert (detector.photos, detector.sample_size) == (72, 4 * 72)
     verdict = detector.detect(make_natural(304, 320, seed=4)).verdict
     assert "copies of photos" in verdict.kind
     assert f" of {verdict.sample_size} copies of real photos" in verdict.text
+    alone = Detector(trained.file)
+    assert alone.photos == alone.sample_size
+    assert "copies" not in alone.detect(make_natural(560, 576, seed=4)).verdict.text
     # The detector in the package ranks among files as found.
     detector = load_detector()
     assert detector.photos == 4091 == detector.sample_size

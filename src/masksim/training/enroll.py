@@ -321,7 +321,7 @@ class _Training:
         """
         if self.by_band:
             return np.ones(len(own.images), dtype=np.bool_)
-        return np.concatenate([[True], own.images[1:] != own.images[:-1]])
+        return own.first
 
 
 def _settings(file: DetectorFile, branch: Branch, config: EnrollConfig) -> _Training:
