@@ -18,7 +18,7 @@ from PIL import Image
 import make_original_fixture as fixture  # type: ignore[import-not-found]
 import masksim
 from conftest import make_natural, plant  # type: ignore[import-not-found]
-from masksim.augment import encode
+from masksim.augment import encode, reencode
 from masksim.bank import BANK
 from masksim.calibration import Rates, most_telling
 from masksim.checkpoint import Branch, DetectorFile
@@ -35,7 +35,7 @@ from masksim.results import Detection
 from masksim.spectrum import frequencies
 from masksim.stability import REENCODINGS, middle
 from masksim.traits import TRAITS
-from masksim.verdict import EVIDENCE
+from masksim.verdict import EVIDENCE, level_of
 
 Natural = Callable[..., NDArray[np.uint8]]
 
@@ -814,10 +814,23 @@ def test_copies_of_photos_are_not_called_photos(banded: Any, trained: Any) -> No
     alone = Detector(trained.file)
     assert alone.photos == alone.sample_size
     assert "copies" not in alone.detect(make_natural(560, 576, seed=4)).verdict.text
-    # The detector in the package ranks among files as found.
+    # The detector in the package ranks among files as found, but for JPEGs of low quality.
     detector = load_detector()
-    assert detector.photos == 4091 == detector.sample_size
-    assert "copies" not in detector.detect(make_natural(600, 640, seed=4)).verdict.text
+    assert (detector.photos, detector.sample_size) == (3383, 4955)
+    pixels = make_natural(600, 640, seed=4)
+    assert "copies" not in detector.detect(pixels).verdict.text
+    low = reencode(pixels, "JPEG", 55)
+    rates = detector.rates(*detector.measure_pixels(low, 55, "JPEG"))
+    assert rates is not None
+    assert rates.kind == (
+        "copies of photos saved as JPEG of low quality (size and noise allowed for)"
+    )
+
+
+def test_every_word_is_within_reach_in_the_package() -> None:
+    for calibration in load_detector().calibrations.values():
+        for leaf in calibration.tree.leaves():
+            assert level_of(*calibration.rate_of(leaf, 0)) == "strong evidence", leaf.words
 
 
 def test_equal_rates_are_parted_by_similarity_everywhere() -> None:

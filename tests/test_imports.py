@@ -20,7 +20,7 @@ ROUTE = (
     *("errors", "files", "config", "arrays", "metrics"),
     *("containers", "tiff", "jpeg", "decoders", "pixels", "image"),
     *("augment", "preprocess", "bank", "residual", "spectrum", "traits", "features", "model"),
-    *("intervals", "strata", "calibration", "likelihood", "attribution", "verdict"),
+    *("intervals", "strata", "usual", "calibration", "likelihood", "attribution", "verdict"),
     *("checkpoint", "populations", "limits", "stability"),
     *("provenance", "results", "show", "branches", "analysis"),
     *("detector", "load"),

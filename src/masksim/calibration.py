@@ -9,7 +9,8 @@ one.
 
 Photos are not all alike: noisy ones resemble generators more often than smooth ones. `Calibration`
 ranks an image among the photos of its own kind (`Strata`), told by traits that the image itself
-shows (`masksim.traits`), and says how sure the rate is with photos grouped by source.
+shows (`masksim.traits`), and says how sure the rate is with photos grouped by source. With
+`masksim.usual.UsualScores` it ranks how far scores are from what such photos usually have.
 
 Not every photo need have a score for every generator (NaN): one that was enrolled later is
 calibrated on fewer photos. A generator's own rate ranks among the photos scored for it, the joint
@@ -28,6 +29,7 @@ from masksim.errors import ModelError
 from masksim.intervals import Interval, design_effect, grouped_interval
 from masksim.strata import Node, Strata, grow
 from masksim.traits import TRAITS, bands_of
+from masksim.usual import UsualScores
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -220,10 +222,13 @@ class Joint:
         float64 (B, G): of each generator's similarity, for each band of compression.
     offsets
         float64 (B,).
+    usual
+        What photos usually have, of one kind of score: the number is relative to it.
     """
 
     weights: NDArray[np.float64]
     offsets: NDArray[np.float64]
+    usual: UsualScores | None = None
 
     def __post_init__(self) -> None:
         if self.weights.ndim != 2 or self.offsets.shape != self.weights.shape[:1]:
@@ -233,18 +238,22 @@ class Joint:
             )
         if not (np.isfinite(self.weights).all() and np.isfinite(self.offsets).all()):
             raise ModelError("joint weights are not finite", code="model_invalid")
+        if self.usual is not None and len(self.usual.median) != 1:
+            raise ModelError("a joint number has one usual score", code="model_invalid")
 
     def __call__(
         self, scores: NDArray[np.float64], traits: NDArray[np.float64]
     ) -> NDArray[np.float64]:
-        """Give the log-odds of images with similarities (n, G) and traits (n, T): (n,)."""
+        """Give the number of images with similarities (n, G) and traits (n, T): (n,)."""
         band = bands_of(traits, len(self.offsets))
         found: NDArray[np.float64] = (scores * self.weights[band]).sum(-1) + self.offsets[band]
+        if self.usual is not None:
+            found = self.usual.relative(found[:, None], traits)[:, 0]
         return found
 
     def only(self, generators: NDArray[np.bool_]) -> Joint:
         """Leave the other generators' terms out, a mask (G,)."""
-        return Joint(self.weights[:, generators], self.offsets)
+        return Joint(self.weights[:, generators], self.offsets, self.usual)
 
 
 # --- rates among the photos of a kind ----------------------------------------------------------
@@ -305,10 +314,13 @@ class Calibration:
     learned
         The statistic whose rank is the joint rate; by default the best of the generators' ranks.
     copies
-        A photo is there several times, each copy processed in another way: words speak of copies.
+        bool (n,), or one for all: copies of photos, processed in some way. A photo may be there
+        several times; words speak of copies where a stratum has some.
     seen
         Traits (m, T) and sources (m,) of all views of the photos that were scored, where images are
         ranked among some of them: `limits` are theirs.
+    usual
+        What photos usually score, of each generator: scores are ranked relative to it.
 
     Attributes
     ----------
@@ -329,8 +341,9 @@ class Calibration:
         strata: Strata | None = None,
         learned: Joint | None = None,
         *,
-        copies: bool = False,
+        copies: NDArray[np.bool_] | bool = False,
         seen: tuple[NDArray[np.float64], NDArray[Any]] | None = None,
+        usual: UsualScores | None = None,
     ) -> None:
         real = np.asarray(real_scores, dtype=np.float64)
         if real.ndim != 2 or not len(real):
@@ -353,10 +366,16 @@ class Calibration:
                 f"joint weights of {learned.weights.shape[1]} generators for {real.shape[1]}",
                 code="model_invalid",
             )
+        if usual is not None and len(usual.median) != real.shape[1]:
+            raise ModelError(
+                f"usual scores of {len(usual.median)} generators for {real.shape[1]}",
+                code="model_invalid",
+            )
         self.learned = learned
-        self.copies = copies
+        self.copies = np.broadcast_to(np.asarray(copies, np.bool_), n)
         self.seen = (self.traits, self.sources) if seen is None else seen
         self.strata = Strata() if strata is None or traits is None else strata
+        self.usual = None if traits is None else usual
         complete = np.asarray(~np.isnan(real).any(axis=1), dtype=np.bool_)
         self.tree = grow(self.strata, self.traits, self.sources, complete, np.arange(n))
         self._ready: dict[Node, _Stratum] = {}
@@ -373,6 +392,7 @@ class Calibration:
             None if self.learned is None else self.learned.only(generators),
             copies=self.copies,
             seen=self.seen,
+            usual=None if self.usual is None else self.usual.only(generators),
         )
 
     def _stratum(self, traits: NDArray[Any] | None) -> _Stratum:
@@ -385,23 +405,43 @@ class Calibration:
         if node not in self._ready:  # not by words: cuts that lie close read alike
             at = node.members
             self._ready[node] = _Stratum(
-                self.real_scores[at],
+                self.relative(self.real_scores[at], self.traits[at]),
                 self.statistics(self.real_scores[at], self.traits[at]),
                 self.sources[at],
                 node.words,
-                node.kind.replace("photos", "copies of photos", 1) if self.copies else node.kind,
+                self._kind(node),
             )
         return self._ready[node]
+
+    def _kind(self, node: Node) -> str:
+        """Name the photos of a stratum as a person would."""
+        kind = node.kind
+        if self.copies[node.members].any():
+            kind = kind.replace("photos", "copies of photos", 1)
+        relative = self.usual if self.learned is None else self.learned.usual
+        return kind if relative is None else f"{kind} (size and noise allowed for)"
+
+    def relative(
+        self, scores: NDArray[np.float64], traits: NDArray[np.float64] | None
+    ) -> NDArray[np.float64]:
+        """Give what each generator's own rate ranks: the scores (n, G), relative or as they are."""
+        if self.usual is None:
+            return scores
+        if scores.shape[1] != self.real_scores.shape[1]:
+            raise ModelError(
+                f"{scores.shape[1]} scores for a calibration of {self.real_scores.shape[1]} "
+                "generators",
+                code="model_invalid",
+            )
+        return self.usual.relative(scores, _or_unknown(traits, len(scores)))
 
     def statistics(
         self, scores: NDArray[np.float64], traits: NDArray[np.float64] | None
     ) -> NDArray[np.float64]:
-        """Give what the joint rate ranks: the scores (n, G), or one learned number each (n, 1)."""
+        """Give what the joint rate ranks: as `relative`, or one learned number each (n, 1)."""
         if self.learned is None:
-            return scores
-        if traits is None:
-            traits = np.full((len(scores), len(TRAITS)), np.nan)
-        return self.learned(scores, traits)[:, None]
+            return self.relative(scores, traits)
+        return self.learned(scores, _or_unknown(traits, len(scores)))[:, None]
 
     def rates(self, scores: NDArray[Any], traits: NDArray[Any] | None = None) -> Rates:
         """Rank one image among the photos of its kind.
@@ -424,7 +464,9 @@ class Calibration:
         """
         tested = np.asarray(scores, dtype=np.float64)
         shown = None if traits is None else np.asarray(traits, np.float64)[None]
-        return self._stratum(traits).rates(tested, self.statistics(tested[None], shown)[0])
+        return self._stratum(traits).rates(
+            self.relative(tested[None], shown)[0], self.statistics(tested[None], shown)[0]
+        )
 
     def all_rates(
         self, scores: NDArray[Any], traits: NDArray[Any] | None = None
@@ -441,11 +483,11 @@ class Calibration:
         tested = np.asarray(scores, dtype=np.float64)
         own, joint = np.empty(tested.shape), np.empty(len(tested))
         shown = None if traits is None else np.asarray(traits, dtype=np.float64)
-        statistics = self.statistics(tested, shown)
+        relative, statistics = self.relative(tested, shown), self.statistics(tested, shown)
         found = [self._stratum(None if shown is None else shown[k]) for k in range(len(tested))]
         for stratum in set(found):
             at = [k for k, other in enumerate(found) if other is stratum]
-            own[at] = false_positive_rate(tested[at], stratum.real)
+            own[at] = false_positive_rate(relative[at], stratum.real)
             joint[at] = [stratum.ranked.rate(row) for row in statistics[at]]
         return own, joint
 
@@ -470,7 +512,8 @@ class Calibration:
                     self.sources[rest],
                     self.strata,
                     self.learned,
-                    copies=self.copies,
+                    copies=self.copies[rest],
+                    usual=self.usual,
                 )
                 out[own] = others.all_rates(self.real_scores[own], self.traits[own])[1]
         return out
@@ -509,6 +552,10 @@ class Calibration:
             float(np.sort([part.min() for part in parts])[k - 1]),
             float(np.sort([part.max() for part in parts])[-k]),
         )
+
+
+def _or_unknown(traits: NDArray[np.float64] | None, count: int) -> NDArray[np.float64]:
+    return np.full((count, len(TRAITS)), np.nan) if traits is None else traits
 
 
 class _Stratum:

@@ -439,7 +439,14 @@ def population_arrays(k: int) -> tuple[str, str, str]:
 
 
 RANKED_ARRAY = "real_ranked"
-"""Name in `DetectorFile.calibration` of which photos of the training images are ranked among."""
+"""Name in `DetectorFile.calibration` of which photos of the training images are ranked among.
+
+uint8 (n,): 0 for those that are not, `AS_FOUND` and `COPY` for those that are."""
+
+AS_FOUND, COPY = 1, 2
+
+OWN_RANKED_ARRAY = "own_ranked"
+"""The same of the generators' own images: which of them are compared with those photos."""
 
 
 def _graph_part(index: int) -> str:

@@ -14,12 +14,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from masksim.calibration import Calibration, Joint, Rates, scored_for_all
-from masksim.checkpoint import RANKED_ARRAY, DetectorFile, population_arrays
+from masksim.checkpoint import (
+    AS_FOUND,
+    COPY,
+    OWN_RANKED_ARRAY,
+    RANKED_ARRAY,
+    DetectorFile,
+    population_arrays,
+)
 from masksim.errors import ModelError, UsageError
 from masksim.intervals import design_effect
 from masksim.likelihood import LikelihoodRatios
 from masksim.strata import Strata
 from masksim.traits import TRAITS, with_all_traits
+from masksim.usual import USUAL_ARRAYS, UsualScores
 from masksim.verdict import NONE
 
 if TYPE_CHECKING:
@@ -103,14 +111,18 @@ def read_calibrations(file: DetectorFile) -> dict[str, Calibration]:
     names = [BUILT_IN, *_added_populations(file)]
     if len(set(names)) != len(names):
         raise ModelError(f"two calibrations have one name: {names}")
-    known = {RANKED_ARRAY, *OWN_ARRAYS, *JOINT_ARRAYS}
+    known = {RANKED_ARRAY, OWN_RANKED_ARRAY, *OWN_ARRAYS, *JOINT_ARRAYS, *USUAL_ARRAYS}
     known.update(*(population_arrays(k) for k in range(len(names))))
     if unknown := sorted(set(arrays) - known):
         raise ModelError(f"unknown calibration: {unknown}")
     for array in arrays:
         if array.endswith("_traits") and np.isinf(arrays[array]).any():
             raise ModelError(f"{array} of the calibration are not finite")
-    joint = _joint_of(arrays)
+    joint = joint_in(arrays)
+    heads = len(file.generators)
+    usual = UsualScores.read(arrays, heads if joint is None else heads + 1)
+    if usual is not None and joint is not None:
+        joint = replace(joint, usual=usual.only(slice(heads, None)))
     strata = Strata.from_dict(file.config["strata"]) if "strata" in file.config else None
     found = {}
     for k, name in enumerate(names):
@@ -120,14 +132,17 @@ def read_calibrations(file: DetectorFile) -> dict[str, Calibration]:
             if k == 0 and len(names) > 1 and not set(arrays) & set(population_arrays(0)):
                 continue
             raise ModelError(f"unknown calibration: {sorted(arrays)}")
-        _check_similarities(similarities, len(file.generators))
+        _check_similarities(similarities, heads)
         traits = None if traits is None else with_all_traits(traits)
         seen = None
+        copies = np.full(len(similarities), k == 0 and photos_in_copies(file) is not None)
         if k == 0 and RANKED_ARRAY in arrays:
-            ranked = _ranked(arrays[RANKED_ARRAY], similarities)
-            if traits is not None and sources is not None:
-                seen = np.asarray(traits, np.float64), sources
-            similarities = similarities[ranked]
+            views = _ranked(arrays[RANKED_ARRAY], similarities)
+            ranked = views > 0
+            if traits is not None:
+                of = np.arange(len(traits)) if sources is None else sources
+                seen = np.asarray(traits, np.float64), of
+            similarities, copies = similarities[ranked], views[ranked] == COPY
             traits, sources = (
                 None if array is None else array[ranked] for array in (traits, sources)
             )
@@ -137,8 +152,9 @@ def read_calibrations(file: DetectorFile) -> dict[str, Calibration]:
             sources,
             strata,
             joint,
-            copies=k == 0 and photos_in_copies(file) is not None,
+            copies=copies,
             seen=seen,
+            usual=None if usual is None else usual.only(slice(heads)),
         )
     return found
 
@@ -163,16 +179,20 @@ def _added_populations(file: DetectorFile) -> list[str]:
     return [population["name"] for population in populations]
 
 
-def _ranked(ranked: NDArray[Any], similarities: NDArray[Any]) -> NDArray[np.bool_]:
-    """Tell which photos images are ranked among, those that are no copies: (n,)."""
-    if ranked.shape != similarities.shape[:1]:
-        raise ModelError(
-            f"{RANKED_ARRAY} of shape {ranked.shape} for {len(similarities)} calibration photos"
-        )
-    chosen: NDArray[np.bool_] = ranked != 0
-    if not len(scored_for_all(similarities[chosen])):
+def _ranked(ranked: NDArray[Any], similarities: NDArray[Any]) -> NDArray[np.uint8]:
+    """Tell which photos images are ranked among, and as what: (n,)."""
+    found = _checked(ranked, len(similarities), RANKED_ARRAY)
+    if not len(scored_for_all(similarities[found > 0])):
         raise ModelError("the calibration ranks among no photo with a score for every head")
-    return chosen
+    return found
+
+
+def _checked(ranked: NDArray[Any], count: int, name: str) -> NDArray[np.uint8]:
+    if ranked.shape != (count,):
+        raise ModelError(f"{name} of shape {ranked.shape} for {count} images of the calibration")
+    if not np.isin(ranked, (0, AS_FOUND, COPY)).all():
+        raise ModelError(f"{name} has values other than 0, {AS_FOUND} and {COPY}")
+    return ranked.astype(np.uint8)
 
 
 def _check_similarities(similarities: NDArray[Any], heads: int) -> None:
@@ -184,8 +204,8 @@ def _check_similarities(similarities: NDArray[Any], heads: int) -> None:
         raise ModelError("the calibration has no photo with a score for every head")
 
 
-def _joint_of(arrays: Mapping[str, NDArray[Any]]) -> Joint | None:
-    """Read the learned joint number, if the file has one."""
+def joint_in(arrays: Mapping[str, NDArray[Any]]) -> Joint | None:
+    """Read the learned joint number of a calibration, as it is; None where it has none."""
     found = [arrays[name] for name in JOINT_ARRAYS if name in arrays]
     if not found:
         return None
@@ -206,11 +226,15 @@ class OwnImages:
         int (k,): whose image each is.
     traits
         float64 (k, T), or None if the file has none.
+    ranked
+        bool (k,): those that are of the same views as the photos that images are ranked among; None
+        where the file does not tell.
     """
 
     similarities: NDArray[Any]
     generators: NDArray[Any]
     traits: NDArray[Any] | None
+    ranked: NDArray[np.bool_] | None = None
 
     @classmethod
     def read(cls, file: DetectorFile) -> OwnImages | None:
@@ -233,7 +257,10 @@ class OwnImages:
         traits = None if traits is None else with_all_traits(traits)
         if traits is not None and traits.shape != (len(scores), len(TRAITS)):
             raise ModelError(f"traits of own images have the shape {traits.shape}")
-        return cls(scores, of, traits)
+        ranked = arrays.get(OWN_RANKED_ARRAY)
+        if ranked is not None:
+            ranked = _checked(ranked, len(scores), OWN_RANKED_ARRAY) > 0
+        return cls(scores, of, traits, ranked)
 
     def usual(self) -> NDArray[np.float64]:
         """Range of each trait in which 90 % of each generator's images lie: (2, G, T).
@@ -260,6 +287,8 @@ def likelihood_ratios(own: OwnImages, photos: Calibration) -> LikelihoodRatios:
         Too few images have a score of every head.
     """
     complete = ~np.isnan(own.similarities).any(axis=1)
+    if own.ranked is not None:
+        complete &= own.ranked
     scores, of = own.similarities[complete].astype(np.float64), own.generators[complete]
     made = photos.all_rates(scores, None if own.traits is None else own.traits[complete])[1]
     # As a photo of a new source would be ranked; among themselves none would be rare enough.

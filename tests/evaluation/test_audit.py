@@ -460,7 +460,7 @@ def test_photos_of_ones_own_with_a_learned_number(
         assert found.verdict.false_positive_rate == pytest.approx(expected, abs=1 / 28 + 1e-9)
         both = auto.detect(path).verdict
         known = load_detector(banded.folder, threads=1).detect(path).verdict
-        assert both.false_positive_rate >= known.false_positive_rate  # type: ignore[operator]
+        assert both.rate_as_found >= known.rate_as_found  # type: ignore[operator]
 
 
 def test_an_audit_with_a_learned_number(banded: Any, band_photos: Path, tmp_path: Path) -> None:
@@ -470,6 +470,6 @@ def test_an_audit_with_a_learned_number(banded: Any, band_photos: Path, tmp_path
     assert found.whole.claims[-1].rate <= found.whole.claims[-1].claimed + 0.35
     assert not found.failures
     detector = load_detector(banded.folder, threads=1)
-    rates = [detector.detect(images.file(row)).verdict.false_positive_rate for row in images.rows]
+    rates = [detector.detect(images.file(row)).verdict.rate_as_found for row in images.rows]
     for claim in found.whole.claims:
         assert claim.alarms == sum(rate <= claim.claimed for rate in rates)  # type: ignore[operator]

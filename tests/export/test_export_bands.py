@@ -30,6 +30,7 @@ from masksim.preprocess import luma_chroma
 from masksim.residual import OPSET
 from masksim.spectrum import segment_energies
 from masksim.traits import BANDS, TRAITS, compression_band
+from masksim.usual import USUAL_ARRAYS
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("sklearn")
@@ -318,6 +319,7 @@ def test_a_learned_number_equal_to_a_photos_counts(bands: Bands, tmp_path: Path)
 def test_without_a_learned_number_the_best_rank_counts(bands: Bands, tmp_path: Path) -> None:
     assert bands.file.calibration is not None
     arrays = {k: v for k, v in bands.file.calibration.items() if not k.startswith("joint_")}
+    arrays |= {name: arrays[name][: len(bands.file.generators)] for name in USUAL_ARRAYS[:2]}
     detector = changed(bands, calibration=arrays)
     graph = run_on(detector, tmp_path)
     pixels = plant(make_natural(150, 130, seed=10), "ring")

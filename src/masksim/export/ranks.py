@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from masksim import verdict
+from masksim.usual import terms
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -22,9 +23,11 @@ if TYPE_CHECKING:
     from masksim.export.graph import Traits
     from masksim.export.trace import Array
     from masksim.strata import Node
+    from masksim.usual import UsualScores
 
 _LOWEST = float(np.finfo(np.float32).min)
 _TIE = 1e-12  # relative
+_CLOSE = 1e-9  # of scores relative to what is usual
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +37,7 @@ class _Ranks:
     Attributes
     ----------
     real
-        float32 (S, n, G): scores; the lowest number where there is none.
+        float32 or float64 (S, n, G): scores; the lowest number where there is none.
     complete
         float32 (S, n, 1): 1 for photos scored for all generators.
     among
@@ -44,18 +47,20 @@ class _Ranks:
         float32 (S, G) and (S,): scored photos.
     """
 
-    real: NDArray[np.float32]
+    real: NDArray[np.floating[Any]]
     complete: NDArray[np.float32]
     among: NDArray[np.float32]
     counts: NDArray[np.float32]
     complete_counts: NDArray[np.float32]
 
 
-def _ranks(strata: Sequence[NDArray[np.float64]]) -> _Ranks:
+def _ranks(
+    strata: Sequence[NDArray[np.float64]], dtype: type[np.floating[Any]] = np.float32
+) -> _Ranks:
     """Make tables of the scores (n_s, G) of the photos of each stratum."""
     rows, columns = max(len(real) for real in strata), strata[0].shape[1]
     shape = (len(strata), rows, columns)
-    real_scores = np.full(shape, _LOWEST, dtype=np.float32)
+    real_scores = np.full(shape, _LOWEST, dtype=dtype)
     among = np.full(shape, 4.0 * rows + 4, dtype=np.float32)
     complete = np.zeros((*shape[:2], 1), dtype=np.float32)
     for s, real in enumerate(strata):
@@ -187,10 +192,17 @@ def rates(
         """Of the photos that are hits, (images, n, ...), the image itself counted as one more."""
         return (xp.sum(xp.astype(hits, np.float32), axis=1) + 1) / (of_stratum(counts) + 1)
 
-    scores = calibration.real_scores
-    tables = _ranks([scores[node.members] for node in calibration.tree.leaves()])
+    scores = calibration.relative(calibration.real_scores, calibration.traits)
+    relative, tie = calibration.usual is not None, 0.0
+    tables = _ranks(
+        [scores[node.members] for node in calibration.tree.leaves()],
+        np.float64 if relative else np.float32,
+    )
     real, score = of_stratum(tables.real), similarity[:, None, :]
-    at_least = real >= score  # (images, n, G)
+    if calibration.usual is not None:
+        score = _relative(calibration.usual, similarity, traits)[:, None, :]
+        tie = _CLOSE  # computed here and there in another order: equal ones must stay equal
+    at_least = real >= score - tie  # (images, n, G)
     own = share(at_least, tables.counts)
     if calibration.learned is not None:
         weights, offsets = calibration.learned.weights, calibration.learned.offsets
@@ -202,13 +214,26 @@ def rates(
         else:
             terms = terms * weights
         mine = xp.sum(terms, axis=1) + offset
+        if calibration.learned.usual is not None:
+            mine = _relative(calibration.learned.usual, mine[:, None], traits)[:, 0]
         reached = of_stratum(_statistics(calibration)) >= mine[:, None]
         return own, share(reached, tables.complete_counts)
     if np.isnan(scores).any():
         at_least = at_least & (of_stratum(tables.complete) > 0)
     rank = xp.sum(xp.astype(at_least, np.float32), axis=1)[:, None, :] + 1  # (images, 1, G)
-    others = of_stratum(tables.among) + xp.astype(real <= score, np.float32)
+    others = of_stratum(tables.among) + xp.astype(real <= score + tie, np.float32)
     return own, share(_as_extreme(others, rank, scores.shape[1]), tables.complete_counts)
+
+
+def _relative(usual: UsualScores, scores: Array, traits: Traits) -> Array:
+    """Put scores (images, K) in relation to those of photos like the images: float64."""
+    xp = traits.xp
+    band, side, energy = (
+        xp.astype(traits.get(name), np.float64) for name in ("band", "side", "energy")
+    )
+    shown = terms(band, side, energy, usual.energy)
+    found: Array = usual.relative_to(shown, xp.astype(scores, np.float64))
+    return found
 
 
 def _statistics(calibration: Calibration) -> NDArray[np.float64]:
@@ -220,7 +245,8 @@ def _statistics(calibration: Calibration) -> NDArray[np.float64]:
         found = calibration.statistics(scores, calibration.traits[leaf.members])[:, 0]
         complete = ~np.isnan(found)
         # An image's own number is summed up in another order: equal ones must stay equal.
-        row[: complete.sum()] = found[complete] + _TIE * (1 + np.abs(found[complete]))
+        tie = _TIE if calibration.learned is None or calibration.learned.usual is None else _CLOSE
+        row[: complete.sum()] = found[complete] + tie * (1 + np.abs(found[complete]))
     return table
 
 

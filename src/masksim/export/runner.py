@@ -149,18 +149,23 @@ class GraphRunner:
         if threads:
             config["INFERENCE_NUM_THREADS"] = threads
         compiled = core.compile_model(model, "CPU", config)
-        described = json.loads(metadata.get("outputs", "{}"))
         # A value may have further names, of nodes that were folded into it.
-        names = [
-            next((name for name in value.get_names() if name in described), value.get_any_name())
-            for value in compiled.outputs
-        ]
+        names, inputs = (
+            [
+                next((n for n in value.get_names() if n in described), value.get_any_name())
+                for value in values
+            ]
+            for described, values in (
+                (json.loads(metadata.get("outputs", "{}")), compiled.outputs),
+                (json.loads(metadata.get("inputs", "{}")), compiled.inputs),
+            )
+        )
 
         def run(feed: Mapping[str, Any]) -> Outputs:
             found = compiled(dict(feed))
             return {name: np.array(found[k]) for k, name in enumerate(names)}
 
-        return metadata, tuple(value.get_any_name() for value in compiled.inputs), run
+        return metadata, tuple(inputs), run
 
     def __call__(
         self,

@@ -3,7 +3,8 @@
 A file itself shows how it was last compressed (`masksim.traits.BANDS`). So each band has its own
 statistics of real photos and its own directions, learned from images of that band and calibrated on
 them. The spectrum is whitened first: directions in which photos and generated images vary alike
-count less. Last, one number for "some generator" is learned from the scores of all heads.
+count less. Last, one number for "some generator" is learned from the scores of all heads, and what
+photos usually score, given their size, noise and compression (`masksim.usual`).
 
 Wherever something is measured or calibrated, whole repositories are left out, of photos and of
 generated images. Two exceptions: the mean and deviation of the features are those of all photos,
@@ -33,6 +34,7 @@ from masksim.data.weights import repository_folds, weights_by_band
 from masksim.errors import DataError, UsageError
 from masksim.features import FeatureConfig
 from masksim.model import standardise
+from masksim.populations import JOINT_ARRAYS
 from masksim.training.feature_table import FeatureTable, compute_features
 from masksim.training.heads import (
     HeadsByBand,
@@ -57,9 +59,12 @@ from masksim.training.recipe import (
     classes_of,
     detector_file,
     generators_with_heads,
+    ranked_among,
 )
 from masksim.training.stored_windows import compute_windows
+from masksim.training.usual_scores import fit_usual_scores
 from masksim.traits import BANDS, bands_of
+from masksim.usual import UsualScores
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -91,17 +96,15 @@ class BandsConfig(RecipeConfig):
         from few repositories of photos.
     joint_strength
         Inverse regularisation of the joint number.
+    relative
+        Scores are ranked relative to what photos of such size, noise and compression usually have.
     learned
         Of heads on a learned residual, whose similarities are added; None: on the bank alone.
     """
 
     smallest_class: int = 25
     photos: int = 600
-    strata: tuple[tuple[str, int | tuple[float, ...]], ...] = (
-        ("band", (0.5, 1.5, 2.5, 3.5)),
-        ("side", (512.0, 1024.0)),
-        ("energy", 3),
-    )
+    strata: tuple[tuple[str, int | tuple[float, ...]], ...] = (("band", (0.5, 1.5, 2.5, 3.5)),)
     views: ViewConfig = field(default_factory=lambda: ViewConfig(views={"*": 5}))
     features: FeatureConfig = field(default_factory=lambda: FeatureConfig(parts=3, coherence=True))
     per_source: Mapping[str, int] = field(default_factory=lambda: {"*": 30})
@@ -110,6 +113,7 @@ class BandsConfig(RecipeConfig):
     borrowed: float = 0.2
     lossless: float = 0.1
     joint_strength: float = 0.1
+    relative: bool = True
     learned: LearnedConfig | None = None
 
     def __post_init__(self) -> None:
@@ -139,12 +143,15 @@ class BandsFit(Fit):
         int64 (n,).
     learned
         The branch of the heads on a learned residual, if there is one.
+    usual
+        What photos usually score, of each generator, if scores are ranked relative to it.
     """
 
     joint: Joint
     fold_joints: tuple[Joint, ...]
     folds: NDArray[np.int64]
     learned: Branch | None = None
+    usual: UsualScores | None = None
 
 
 class Space:
@@ -465,18 +472,56 @@ def fit_bands(
         parts = {"a": tensors["a"], "b": tensors["b"], "share": 1 - tensors["share"]}
         second = replace(learned.branch, tensors={**learned.branch.tensors, **parts})
 
-    def joint(used: NDArray[np.bool_]) -> Joint:
-        return fit_joint(
-            scores[used], table.generators[used], space.band[used], len(BANDS),
-            config.joint_strength,
-        )  # fmt: skip
-
     kept = stored(tensors)
+    traits = HeadsByBand.of("bands", kept, config.heads.limit).traits(table)
+    ranked = ranked_among(table, config)
+
+    def joint(used: NDArray[np.bool_]) -> Joint:
+        return joint_number(scores, table.generators, traits, used, ranked, config)
+
     return BandsFit(
-        names, kept, scores, HeadsByBand.of("bands", kept, config.heads.limit).traits(table),
-        _aurocs(table, names, scores), joint(np.ones(len(scores), bool)),
+        names, kept, scores, traits, _aurocs(table, names, scores),
+        joint(np.ones(len(scores), bool)),
         tuple(joint(space.folds != k) for k in range(config.folds)), space.folds, second,
+        fit_usual_scores(scores[ranked], traits[ranked]) if config.relative else None,
     )  # fmt: skip
+
+
+def joint_number(
+    similarities: NDArray[Any],
+    generators: NDArray[np.str_],
+    traits: NDArray[Any],
+    used: NDArray[np.bool_],
+    ranked: NDArray[np.bool_],
+    config: BandsConfig,
+) -> Joint:
+    """Learn the joint number of some views, and what photos usually have of it.
+
+    Parameters
+    ----------
+    similarities, generators, traits
+        (n, G), (n,) and (n, T), see `fit_joint`.
+    used
+        bool (n,): the views it is learned from.
+    ranked
+        bool (n,): the photos that images are ranked among; those of them that are used tell what is
+        usual.
+    config
+        The run.
+
+    Returns
+    -------
+    Joint
+    """
+    found = fit_joint(
+        similarities[used], generators[used], bands_of(traits[used], len(BANDS)), len(BANDS),
+        config.joint_strength,
+    )  # fmt: skip
+    if not config.relative:
+        return found
+    photos = used & ranked
+    numbers = found(similarities[photos].astype(np.float64), traits[photos])
+    return replace(found, usual=fit_usual_scores(numbers[:, None], traits[photos]))
 
 
 def _probabilities(space: Space, scores: NDArray[np.float32]) -> tuple[Matrix, Matrix]:
@@ -585,12 +630,23 @@ def file_of(table: FeatureTable, fit: BandsFit, config: BandsConfig) -> Detector
         "bands", config, fit, table, table,
         names=(REAL, *np.unique(table.generators[table.generators != REAL]).tolist()),
         how=f"whole repositories left out, {config.folds} folds",
-        arrays={
-            "joint_weights": fit.joint.weights.astype(np.float32),
-            "joint_offsets": fit.joint.offsets.astype(np.float32),
-        },
+        arrays=calibration_arrays(fit.joint, fit.usual),
         more=() if fit.learned is None else (fit.learned,),
     )  # fmt: skip
+
+
+def calibration_arrays(joint: Joint, usual: UsualScores | None) -> dict[str, NDArray[Any]]:
+    """Give the arrays of a detector file that hold a joint number, and usual scores."""
+    arrays: dict[str, NDArray[Any]] = dict(
+        zip(
+            JOINT_ARRAYS,
+            (joint.weights.astype(np.float32), joint.offsets.astype(np.float32)),
+            strict=True,
+        )
+    )
+    if usual is not None and joint.usual is not None:
+        arrays |= usual.and_also(joint.usual).to_arrays()
+    return arrays
 
 
 def train_bands(

@@ -48,7 +48,9 @@ from masksim.training.grow import (
     Column,
     Photos,
     joint_of,
+    ranked_in,
     shared_branch,
+    usual_of,
     with_branch,
     with_column,
     with_head,
@@ -258,18 +260,21 @@ def enroll(
         None if others is None else (others.rows, _score(others, fit.tensors)),
         np.column_stack([earlier, fit.similarity[n:][counted]]),
         heads.traits(new),
+        own.first[counted],
     )
     outcome = _outcome(name, own, photos.all, fit, skipped, config)
     outcome = replace(outcome, known=_known(file, branch, column.own[:, :-1]))
     outcome = replace(outcome, warnings=_warnings(file, outcome, own, photos.all))
     branches = with_branch(file, at, with_head(branch, name, fit.tensors))
     calibration = with_column(file, at, photos, column)
+    calibration |= joint_of(file, branches, calibration)
+    calibration |= usual_of(file, branches, calibration)
     made = replace(
         file,
         branches=branches,
         # Photos of one's own have no score for the new head, and no features to give them one.
         config={key: value for key, value in file.config.items() if key != "populations"},
-        calibration=calibration | joint_of(file, branches, calibration),
+        calibration=calibration,
         provenance=_provenance(file, outcome, rows, config),
         photos=None if kit is None else partial(pack, kit, _kept(file, others, new, heads)),
         sha256="",
@@ -426,6 +431,7 @@ def _photos(
     """Give the photos to compare with: those of the detector, and those that were given now."""
     photos, scored = kit, None
     traits: NDArray[np.float32] = np.zeros((0, len(TRAITS)), np.float32)
+    first = np.zeros(0, np.bool_)
     count = 0 if kit is None else len(kit.features)
     if rows:
         table = compute(rows, "real photos")
@@ -433,7 +439,7 @@ def _photos(
         z = heads.compared(table.features, table.traits)
         names = np.unique(table.sources, return_inverse=True)[1]
         own = ReferencePhotos(z, 0.0, np.full(len(z), -1), names, table.histories)
-        traits = heads.traits(table)
+        traits, first = heads.traits(table), table.first
         if kit is None:
             photos, scored = own, scores(table)
         else:
@@ -450,7 +456,7 @@ def _photos(
             "of their own",
             code="manifest_invalid",
         )
-    return Photos(photos, scored, traits)
+    return Photos(photos, scored, traits, first)
 
 
 @dataclass(frozen=True, eq=False)
@@ -581,7 +587,8 @@ def _known(file: DetectorFile, branch: Branch, scores: NDArray[np.float64]) -> d
     if file.calibration is None:
         return {}
     columns = [file.generators.index(name) for name in branch.generators]
-    rates = false_positive_rate(scores, file.calibration["real_similarities"][:, columns])
+    among = ranked_in(file.calibration)
+    rates = false_positive_rate(scores, file.calibration["real_similarities"][among][:, columns])
     return {
         name: round(float((rates[:, g] <= EXPLAINED).mean()), 4)
         for g, name in enumerate(branch.generators)

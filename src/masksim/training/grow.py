@@ -12,13 +12,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from masksim.checkpoint import RANKED_ARRAY, Branch, DetectorFile, population_arrays
+from masksim.checkpoint import (
+    AS_FOUND,
+    OWN_RANKED_ARRAY,
+    RANKED_ARRAY,
+    Branch,
+    DetectorFile,
+    population_arrays,
+)
 from masksim.data.manifest import REAL
 from masksim.errors import UsageError
-from masksim.populations import JOINT_ARRAYS
+from masksim.populations import JOINT_ARRAYS, joint_in
 from masksim.training.bands import fit_joint
 from masksim.training.stored_features import ReferencePhotos, pack, unpack
+from masksim.training.usual_scores import fit_usual_scores
 from masksim.traits import TRAITS, bands_of
+from masksim.usual import UsualScores
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -104,11 +113,14 @@ class Photos:
         float32 (m, G): what earlier heads gave to those given now; None if they were not scored.
     traits
         float32 (m, T): of those given now.
+    first
+        bool (m,): the first view of each of those given now.
     """
 
     all: ReferencePhotos
     scored: NDArray[np.float32] | None
     traits: NDArray[np.float32]
+    first: NDArray[np.bool_]
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,12 +137,15 @@ class Column:
         (k, G + 1): of the new generator's images, by all heads of its branch.
     own_traits
         float32 (k, T).
+    own_first
+        bool (k,): the first view of each of them.
     """
 
     photos: NDArray[np.float64]
     others: tuple[NDArray[np.int64], NDArray[np.float64]] | None
     own: NDArray[np.float64]
     own_traits: NDArray[np.float32]
+    own_first: NDArray[np.bool_]
 
 
 def with_column(
@@ -180,7 +195,9 @@ def _photo_arrays(
         names = np.unique(photos.all.sources[~listed], return_inverse=True)[1]
         found["real_sources"] = np.concatenate([numbers, after + names]).astype(np.int32)
     if RANKED_ARRAY in before:
-        found[RANKED_ARRAY] = np.pad(before[RANKED_ARRAY], (0, len(more)), constant_values=1)
+        found[RANKED_ARRAY] = np.concatenate(
+            [before[RANKED_ARRAY], photos.first * AS_FOUND]
+        ).astype(np.uint8)
     return found
 
 
@@ -205,6 +222,9 @@ def _own_arrays(
     if not len(of) or "own_traits" in before:
         shown = _earlier(before, "own_traits", len(TRAITS))
         found["own_traits"] = np.concatenate([shown, column.own_traits]).astype(np.float32)
+    if OWN_RANKED_ARRAY in before:
+        both = [before[OWN_RANKED_ARRAY], column.own_first * AS_FOUND]
+        found[OWN_RANKED_ARRAY] = np.concatenate(both).astype(np.uint8)
     return found
 
 
@@ -265,6 +285,51 @@ def joint_of(
     )
 
 
+def ranked_in(calibration: Mapping[str, NDArray[Any]]) -> NDArray[np.bool_]:
+    """Tell which photos of the training images are ranked among, (n,)."""
+    everyone = np.ones(len(calibration["real_similarities"]))
+    return np.asarray(calibration.get(RANKED_ARRAY, everyone) != 0)
+
+
+def usual_of(
+    file: DetectorFile,
+    branches: Sequence[Branch],
+    calibration: Mapping[str, NDArray[Any]],
+) -> dict[str, NDArray[Any]]:
+    """Give the usual scores of other heads than a file has, if it has them.
+
+    Those of heads that stay are as they were; those of a new head, and of the joint number, are
+    told from the photos that are scored and that images are ranked among.
+
+    Parameters
+    ----------
+    file
+        With the heads of before.
+    branches, calibration
+        Of the heads of now, the joint number included.
+    """
+    joint = joint_in(calibration)
+    before = UsualScores.read(
+        file.calibration or {}, len(file.generators) + (0 if joint is None else 1)
+    )
+    if before is None:
+        return {}
+    names = list(dict.fromkeys(name for branch in branches for name in branch.generators))
+    among = ranked_in(calibration)
+    scores = calibration["real_similarities"][among].astype(np.float64)
+    traits = calibration["real_traits"][among]
+    if joint is not None:
+        scores = np.column_stack([scores, joint(scores, traits)])
+    kinds = [*names] if joint is None else [*names, ""]
+    new = [k for k, name in enumerate(kinds) if name not in file.generators]
+    lines = {name: (before.median[g], before.high[g]) for g, name in enumerate(file.generators)}
+    if new:
+        fitted = fit_usual_scores(scores[:, new], traits, before.energy)
+        lines |= {kinds[k]: (fitted.median[i], fitted.high[i]) for i, k in enumerate(new)}
+    median, high = (np.stack([lines[name][i] for name in kinds]) for i in range(2))
+    return dict(UsualScores(median, high, before.energy).to_arrays())
+
+
 def forget(file: DetectorFile, name: str) -> DetectorFile:
     """Take a generator out of a detector, of the recipes of `enroll`: its inverse.
 
@@ -302,6 +367,7 @@ def forget(file: DetectorFile, name: str) -> DetectorFile:
             photos = partial(pack, kit, None if others is None else _without(others, of != column))
         calibration = _without_column(file, column)
         calibration |= joint_of(file, branches, calibration)
+        calibration |= usual_of(file, branches, calibration)
     return replace(file, branches=branches, calibration=calibration, photos=photos, sha256="")
 
 
@@ -328,7 +394,7 @@ def _without_column(file: DetectorFile, column: int) -> dict[str, NDArray[Any]]:
         of = found["own_generators"]
         found["own_similarities"] = np.delete(found["own_similarities"], column, axis=1)
         found["own_generators"] = of - (of > column)
-        for key in ("own_similarities", "own_generators", "own_traits"):
+        for key in ("own_similarities", "own_generators", "own_traits", OWN_RANKED_ARRAY):
             if key in found:
                 found[key] = found[key][of != column]
     return found

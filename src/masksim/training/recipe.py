@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import numpy as np
 
 from masksim import __version__
-from masksim.checkpoint import RANKED_ARRAY, Branch, DetectorFile, HeadKind
+from masksim.checkpoint import (
+    AS_FOUND,
+    COPY,
+    OWN_RANKED_ARRAY,
+    RANKED_ARRAY,
+    Branch,
+    DetectorFile,
+    HeadKind,
+)
 from masksim.config import from_plain
 from masksim.data.manifest import REAL, manifest_hash
 from masksim.data.views import ViewConfig
@@ -26,7 +34,7 @@ from masksim.strata import Strata
 from masksim.training.feature_table import FeatureTable
 from masksim.training.heads import HeadConfig, HeadsByBand
 from masksim.training.stored_features import ReferencePhotos, pack, spread_over_sources
-from masksim.traits import bands_of
+from masksim.traits import BANDS, bands_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -63,6 +71,13 @@ class RecipeConfig:
         Which views of photos images are ranked among: ``"all"``, or the ``"first"`` of each photo
         alone, which is the file as found where views are as people meet them. Files as found
         resemble generators more often than copies of them do.
+    unranked
+        Kinds of photos, ``kind`` in the manifest, that images are not ranked among: series and
+        collections that people seldom ask about, and that resemble generators less often than
+        what they do ask about.
+    ranked_least
+        Where only the first views count, so many photos a band of compression needs; of one with
+        fewer all views count, since few files are found that way.
     views, features, heads
         See their classes.
     """
@@ -80,6 +95,8 @@ class RecipeConfig:
     stratum_photos: int = 300
     stratum_sources: int = 20
     ranked: Literal["all", "first"] = "all"
+    unranked: tuple[str, ...] = ()
+    ranked_least: int = 300
     views: ViewConfig = field(default_factory=ViewConfig)
     features: FeatureConfig = field(default_factory=FeatureConfig)
     heads: HeadConfig = field(default_factory=HeadConfig)
@@ -216,8 +233,20 @@ def software() -> dict[str, str]:
 
 def ranked_among(table: FeatureTable, config: RecipeConfig) -> NDArray[np.bool_]:
     """Tell which views are those that images are ranked among: (n,), photos only."""
-    real = table.generators == REAL
-    return real & table.first if config.ranked == "first" else real
+    return (table.generators == REAL) & (_ranked_views(table, config) > 0)
+
+
+def _ranked_views(table: FeatureTable, config: RecipeConfig) -> NDArray[np.uint8]:
+    """Tell of views (n,) of either class how they count, see `masksim.checkpoint.RANKED_ARRAY`."""
+    first, real = table.first, table.generators == REAL
+    kinds = np.array([str(row.extra.get("kind", "")) for row in table.rows])[table.images]
+    usual = ~(real & np.isin(kinds, config.unranked))
+    copies = np.ones(len(first), np.bool_)
+    if config.ranked == "first":
+        band, photos = bands_of(table.traits, len(BANDS)), real & first & usual
+        few = [b for b in range(len(BANDS)) if (photos & (band == b)).sum() < config.ranked_least]
+        copies = np.isin(band, few)
+    return np.select([usual & first, usual & copies], [AS_FOUND, COPY], 0).astype(np.uint8)
 
 
 def image_keys(table: FeatureTable) -> list[str]:
@@ -310,7 +339,9 @@ def detector_file(
     number = {name: k for k, name in enumerate(fit.generators)}
     heads = HeadsByBand.of(kind, fit.tensors, config.heads.limit)
     kept = kept_for_enrolling(calibrated, fit, heads, config)
-    ranked = ranked_among(calibrated, config)
+    views = _ranked_views(calibrated, config)
+    ranked = real & (views > 0)
+    which = {RANKED_ARRAY: views[real], OWN_RANKED_ARRAY: views[own]}
     masks = {name: table.generators == name for name in names}
     sources = np.unique(calibrated.sources[real], return_inverse=True)
     return DetectorFile(
@@ -323,7 +354,7 @@ def detector_file(
             "real_similarities": fit.similarities[real],
             "real_traits": fit.traits[real],
             "real_sources": sources[1].astype(np.int32),
-            **({} if ranked[real].all() else {RANKED_ARRAY: ranked[real].astype(np.uint8)}),
+            **({} if ranked[real].all() else which),
             "own_similarities": fit.similarities[own],
             "own_generators": np.array(
                 [number[name] for name in calibrated.generators[own].tolist()], np.int32
@@ -339,9 +370,9 @@ def detector_file(
             "sources": {name: len(np.unique(table.sources[own])) for name, own in masks.items()},
             "views": int(np.isin(table.generators, names).sum()),
             "calibration": {
-                "photos": len(np.unique(calibrated.images[real])),
+                "photos": len(np.unique(calibrated.images[ranked])),
                 "views": int(ranked.sum()),
-                "sources": len(sources[0]),
+                "sources": len(np.unique(calibrated.sources[ranked])),
                 "for_enrolling": 0 if kept is None else len(kept[0].features),
                 "how": how,
             },
