@@ -1,14 +1,17 @@
 """What the detector finds, and how often it is wrong, on images of repositories it has not seen.
 
-usage: python benchmarks/unseen.py CONFIG --manifest MANIFEST --cache CACHE [--workers N]
-       python benchmarks/unseen.py CONFIG --manifest MANIFEST --cache CACHE --bank
+usage: python benchmarks/unseen.py CONFIG [--detector FOLDER]
+       python benchmarks/unseen.py CONFIG --manifest MANIFEST --cache CACHE [--workers N] [--bank]
        python benchmarks/unseen.py --pages
 
-Trains as ``masksim train CONFIG`` does, and measures every view with heads, a joint number and
-calibration photos that know nothing of its repository (whole repositories left out, both classes).
-Writes benchmarks/results/unseen.json, docs/tables/unseen.md and the tables of README.md and
-MODEL_CARD.md; with --pages only the pages anew, from that file; with --bank the same without the
-learned residual, for comparison.
+Every view of the training images is measured with heads, a joint number and calibration photos
+that know nothing of its repository (whole repositories left out, both classes). The first form
+needs no image: it takes the left-out scores that a detector carries, by default the one in the
+package, which are of the images of benchmarks/images.csv and were made by CONFIG; of generators
+without a head there are none. The second trains as ``masksim train CONFIG`` does. Both write
+benchmarks/results/unseen.json, docs/tables/unseen.md and the tables of README.md and MODEL_CARD.md;
+with --pages only the pages anew, from that file; with --bank the same without the learned residual,
+for comparison.
 """
 
 from __future__ import annotations
@@ -21,30 +24,36 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from left_out import read_left_out
 from numpy.typing import NDArray
 from pages import fill
 
 from masksim import metrics
 from masksim.calibration import Calibration
+from masksim.checkpoint import DetectorFile
 from masksim.config import read_toml
 from masksim.data.manifest import REAL, read_manifest
 from masksim.intervals import grouped_interval
+from masksim.load import bundled_path
 from masksim.training.bands import (
     BandsConfig,
     BandsFit,
     file_of,
     fit_bands,
-    fit_joint,
+    joint_number,
     learn,
     views_of,
 )
 from masksim.training.feature_table import FeatureTable
 from masksim.training.recipe import ranked_among
+from masksim.training.usual_scores import fit_usual_scores
 from masksim.traits import BANDS, TRAITS, bands_of
+from masksim.usual import UsualScores
 
 ROOT = Path(__file__).resolve().parents[1]
 CLAIMED = (0.01, 0.05, 0.10)
 SIDES = ((0, 512, "256 to 511"), (512, 1024, "512 to 1,023"), (1024, 1e9, "1,024 and more"))
+PARTED = (("side", (512.0, 1024.0)), ("energy", 3))
 SMALLEST = 20  # views of a source that is counted among those that keep a claim
 
 
@@ -60,25 +69,40 @@ def left_out_rates(
     """
     kept = np.array([name != without for name in fit.generators])
     scores = fit.similarities[:, kept].astype(np.float64)
-    band = bands_of(fit.traits, len(BANDS))
     own, joint = np.zeros(scores.shape), np.zeros(len(scores))
+    ranked = ranked_among(table, config)
     for k in range(config.folds):
         held, rest = fit.folds == k, fit.folds != k
+        photos = rest & ranked
         learned = fit.fold_joints[k]
+        if not config.relative:
+            learned = replace(learned, usual=None)
         if without is not None:
             kin = {without, f"{without}-edit"}
             if without in ("imagen", "gemini-image"):  # of which images it is not known
                 kin.add("google-unsure")
             used = rest & ~np.isin(table.generators, list(kin))
-            learned = fit_joint(
-                scores[used], table.generators[used], band[used], len(BANDS), config.joint_strength
-            )
-        photos = rest & ranked_among(table, config)
+            learned = joint_number(scores, table.generators, fit.traits, used, ranked, config)
+        usual = None
+        if config.relative and without is None:  # without one, only the joint rate is asked for
+            usual = usual_scores(k, table, fit, config)
         calibration = Calibration(
-            scores[photos], fit.traits[photos], table.sources[photos], config.division, learned
-        )
+            scores[photos], fit.traits[photos], table.sources[photos], config.division, learned,
+            usual=usual,
+        )  # fmt: skip
         own[held], joint[held] = calibration.all_rates(scores[held], fit.traits[held])
     return own, joint
+
+
+_USUAL: dict[tuple[int, str], UsualScores] = {}
+
+
+def usual_scores(fold: int, table: FeatureTable, fit: BandsFit, config: BandsConfig) -> UsualScores:
+    """Learn what photos of the other folds usually score; once a fold."""
+    if (fold, config.ranked) not in _USUAL:
+        photos = (fit.folds != fold) & ranked_among(table, config)
+        _USUAL[fold, config.ranked] = fit_usual_scores(fit.similarities[photos], fit.traits[photos])
+    return _USUAL[fold, config.ranked]
 
 
 def share(hits: NDArray[np.bool_], sources: NDArray[np.str_]) -> dict[str, float]:
@@ -153,6 +177,12 @@ def of_photos(table: FeatureTable, fit: BandsFit, config: BandsConfig) -> dict[s
     for low, high, name in SIDES:
         groups[f"side {name}"] = real & (side >= low) & (side < high)
         groups[f"side {name}, as found"] = real & first & (side >= low) & (side < high)
+    energy = fit.traits[:, TRAITS.index("energy")]
+    third = np.searchsorted(np.quantile(energy[real & first], (1 / 3, 2 / 3)), energy, "right")
+    for k, name in enumerate(("smooth", "middle", "noisy")):
+        groups[f"{name} third"] = real & (third == k)
+        groups[f"{name} third, as found"] = real & first & (third == k)
+    groups["band low, copies"] = real & ~first & (band == BANDS.index("low"))
     groups["JPEG pixels saved as PNG"] = (
         real & ~first & (formats == "PNG") & np.isin(table.histories, ["jpeg", "shared"])
     )
@@ -193,21 +223,30 @@ def of_photos(table: FeatureTable, fit: BandsFit, config: BandsConfig) -> dict[s
 
 
 def by_ranking(table: FeatureTable, fit: BandsFit, config: BandsConfig) -> dict[str, Any]:
-    """What is found as found, and alarms of files as found and of copies, by who is ranked among.
+    """What is found, and alarms of files as found and of copies, by who is ranked among, and how.
 
-    Where all views count, a stratum is as large as by default.
+    Before scores were relative, photos were parted by side and noise as well.
     """
     real, first = table.generators == REAL, table.first
+    parted = replace(config, relative=False, strata=(*config.strata, *PARTED))
+    ways = {
+        "all views, parted by side and noise": replace(parted, ranked="all", stratum_photos=300),
+        "files as found, parted by side and noise": replace(parted, ranked="first"),
+        "files as found, relative to what is usual": config,
+    }
     found = {}
-    for ranked in ("all", "first"):
-        photos = config.stratum_photos if ranked == config.ranked else BandsConfig.stratum_photos
-        as_ranked = replace(config, ranked=ranked, stratum_photos=photos)
+    for words, as_ranked in ways.items():
         joint = left_out_rates(table, fit, as_ranked)[1]
-        made = [joint[first & (table.generators == name)] for name in fit.generators]
-        found[ranked] = {
+        found[words] = {
             label: {f"{c:g}": share(joint[at] <= c, table.sources[at]) for c in CLAIMED}
             for label, at in (("as found", real & first), ("copies", real & ~first))
-        } | {"found": {f"{c:g}": float(np.mean([(j <= c).mean() for j in made])) for c in CLAIMED}}
+        }
+        for label, views in (("found", first), ("found as met", ~first)):
+            made = [joint[views & (table.generators == name)] for name in fit.generators]
+            found[words][label] = {
+                f"{c:g}": {"value": float(np.mean([(j <= c).mean() for j in made]))}
+                for c in CLAIMED
+            }
     return found
 
 
@@ -282,9 +321,10 @@ of other repositories. There are {found["folds"]} folds of whole repositories an
 photos and generated images alike; [method.md](../method.md#the-bands-recipe) says what is not
 nested. Brackets are 95 % intervals over repositories.
 
-Made by `python benchmarks/unseen.py configs/bundled.toml --manifest MANIFEST --cache CACHE` from
-{found["images"]:,} images of {found["repositories"]} repositories, {found["views"]:,} views: each
-file as found, and four times as people meet it. In short: [results.md](../results.md).
+Made by `python benchmarks/unseen.py configs/bundled.toml`, which needs no image, from the scores of
+{found["images"]:,} images of {found["repositories"]} repositories that the detector carries,
+{found["views"]:,} views: each file as found, and four times as people meet it. In short:
+[results.md](../results.md).
 
 ## What is found
 
@@ -320,10 +360,10 @@ Share of real photos, in per cent, whose joint rate is at most the claimed one.
 
 Sources of {SMALLEST} views or more whose interval does not exceed the claim: {kept}.
 
-## Ranked among copies, or among files as found
+## How images are ranked
 
-The same scores ranked among all views of the photos, or among the files as found alone: shares of
-photos and, mean of the generators with heads, of generated images as found, in per cent.
+The same scores ranked in other ways: shares of photos and, mean of the generators with heads, of
+generated images, in per cent.
 
 {rankings(found["by_ranking"])}
 """
@@ -331,17 +371,18 @@ photos and, mean of the generators with heads, of generated images as found, in 
 
 def rankings(found: dict[str, Any]) -> str:
     """Write the table of `by_ranking`."""
-    words = {"all": "all views", "first": "files as found"}
     rows = [
-        [words[ranked], *(percent_fine(values[label][f"{c:g}"])
-                          for label in ("as found", "copies") for c in CLAIMED),
-         *(f"{100 * values['found'][f'{c:g}']:.1f}" for c in CLAIMED[:2])]
-        for ranked, values in found.items()
+        [words, *(percent_fine(values[label][f"{c:g}"])
+                  for label in ("as found", "copies") for c in CLAIMED),
+         *(f"{100 * values[label][f'{c:g}']['value']:.1f}"
+           for label in ("found", "found as met") for c in CLAIMED[:2])]
+        for words, values in found.items()
     ]  # fmt: skip
     levels = [f"at {100 * c:g} %" for c in CLAIMED]
     head = ["ranked among", *(f"photos as found {level}" for level in levels),
             *(f"copies of photos {level}" for level in levels),
-            *(f"generated {level}" for level in levels[:2])]  # fmt: skip
+            *(f"generated {level}" for level in levels[:2]),
+            *(f"generated, as met {level}" for level in levels[:2])]  # fmt: skip
     return table_of(head, rows)
 
 
@@ -392,11 +433,22 @@ def config_of(path: Path) -> BandsConfig:
     return BandsConfig.from_dict({k: v for k, v in read_toml(path).items() if k != "recipe"})
 
 
+def trained(given: argparse.Namespace, config: BandsConfig) -> tuple[FeatureTable, BandsFit]:
+    """Train heads, each fold without a part of the repositories."""
+    manifest = read_manifest(given.manifest)
+    table = views_of(manifest, config, given.cache, workers=given.workers)
+    learned = None
+    if not given.bank:
+        learned = learn(manifest, table, config, given.cache, workers=given.workers)
+    return table, fit_bands(table, config, learned)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("config", type=Path, nargs="?")
     parser.add_argument("--manifest", type=Path)
     parser.add_argument("--cache", type=Path)
+    parser.add_argument("--detector", type=Path, default=bundled_path())
     parser.add_argument("--pages", action="store_true", help="Only write the pages again.")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--out", type=Path, help="Also write the detector, as `masksim train`.")
@@ -410,15 +462,13 @@ def main() -> None:
     if given.pages:
         write_pages(json.loads(given.json.read_text(encoding="utf-8")))
         return
-    if not (given.config and given.manifest and given.cache):
-        parser.error("CONFIG, --manifest and --cache are needed")
+    if not given.config or (given.manifest is None) != (given.cache is None):
+        parser.error("CONFIG is needed, and --manifest and --cache together")
     config = config_of(given.config)
-    manifest = read_manifest(given.manifest)
-    table = views_of(manifest, config, given.cache, workers=given.workers)
-    learned = None
-    if not given.bank:
-        learned = learn(manifest, table, config, given.cache, workers=given.workers)
-    fit = fit_bands(table, config, learned)
+    if given.manifest is None:
+        table, fit = read_left_out(DetectorFile.load(given.detector), config)
+    else:
+        table, fit = trained(given, config)
     if given.out:
         file_of(table, fit, config).save(given.out, overwrite=True)
     if given.scores:
