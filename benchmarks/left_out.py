@@ -135,6 +135,8 @@ def _check(views: Sequence[View], shown: NDArray[Any]) -> None:
     side = np.array([min(view.pixels.shape[:2]) for view in views])
     band = np.array([view.band for view in views])
     there = shown[:, [TRAITS.index("side"), TRAITS.index("band")]]
+    if len(views) != len(there):
+        raise SystemExit(f"{len(there)} views were scored, and {len(views)} drawn: other images")
     if not np.array_equal(np.column_stack([side, band]), there):
         wrong = int((np.column_stack([side, band]) != there).any(axis=1).sum())
         raise SystemExit(f"{wrong} of {len(views)} views have another size or band: other images")

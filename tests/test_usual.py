@@ -87,6 +87,8 @@ def test_kinds_of_scores_are_chosen_and_joined() -> None:
     assert UsualScores.read({}, 2) is None
     with pytest.raises(ModelError, match="of 3 scores"):
         UsualScores.read(two.to_arrays(), 3)
+    with pytest.raises(ModelError, match="of 2 scores"):
+        UsualScores.read({**two.to_arrays(), USUAL_ARRAYS[0]: np.array(1.0)}, 2)
     some = {name: values for name, values in two.to_arrays().items() if name != USUAL_ARRAYS[1]}
     with pytest.raises(ModelError, match="usual_high"):
         UsualScores.read(some, 2)
@@ -130,8 +132,25 @@ def test_few_photos_have_one_median() -> None:
     np.testing.assert_array_equal(usual.median[0, 1:], 0)
     assert usual.median[0, 0] == pytest.approx(np.median(scores))
     assert usual.high[0, 0] == pytest.approx(np.quantile(scores, 0.95))
-    same = fit_usual_scores(np.zeros((200, 1)), photos(200)[1])
-    np.testing.assert_array_equal(same.relative(np.zeros((1, 1)), shown[:1]), [[0]])
+    assert usual.flat
+    for column in (
+        np.zeros(200),
+        40 + 1e-9 * np.arange(200),
+    ):  # no spread, none in single precision
+        same = fit_usual_scores(column[:, None], photos(200)[1])
+        assert UsualScores.read(same.to_arrays(), 1) is not None
+        np.testing.assert_allclose(same.relative(column[:1, None], shown[:1]), 0, atol=1e-4)
+
+
+def test_rates_among_few_photos_hold() -> None:
+    """Lines of their own would lie close to the largest scores of the few (6 % instead of 5)."""
+    below = []
+    for seed in range(10):
+        scores, shown = photos(400, seed)
+        calibration = Calibration(scores, shown, usual=fit_usual_scores(scores, shown))
+        below.append(calibration.all_rates(*photos(4000, seed + 100))[1] <= 0.05)
+        assert calibration.rates(scores[0], shown[0]).kind == "photos"
+    assert np.mean(below) < 0.054
 
 
 def test_rates_hold_for_every_size_where_scores_are_relative() -> None:
@@ -156,16 +175,21 @@ def test_rates_hold_for_every_size_where_scores_are_relative() -> None:
 
 
 def test_a_relative_joint_number() -> None:
-    scores, shown = photos(1000)
+    scores, shown = photos(FEWEST)
     two = np.column_stack([scores, -scores])
     plain = Joint(np.array([[1.0, 0.0]]), np.zeros(1))
     usual = fit_usual_scores(scores, shown)
     joint = Joint(plain.weights, plain.offsets, usual)
     np.testing.assert_allclose(joint(two, shown), usual.relative(scores, shown)[:, 0])
-    assert joint.only(np.array([True, False])).usual is usual
+    assert joint.only(np.array([True, True])).usual is usual
+    # What is usual for a sum is not so for a part of it.
+    assert joint.only(np.array([True, False])).usual is None
+    unknown = Calibration(two, learned=joint)  # nothing is known of the photos
+    assert unknown.learned is not None
+    assert unknown.learned.usual is None
     found = Calibration(two, shown, strata=Strata(), learned=joint)
     number = joint(two, shown)
-    expected = (1 + (number >= number[7]).sum()) / 1001
+    expected = (1 + (number >= number[7]).sum()) / (FEWEST + 1)
     assert found.rates(two[7], shown[7]).joint == pytest.approx(expected)
     with pytest.raises(ModelError, match="one usual score"):
         Joint(plain.weights, plain.offsets, usual.and_also(usual))

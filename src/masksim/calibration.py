@@ -20,7 +20,7 @@ rate among those scored for all.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -214,7 +214,7 @@ def _check(scores: NDArray[Any], real_scores: NDArray[Any]) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Joint:
-    """One number for "made by some generator": the log-odds of a logistic regression.
+    """One number for "made by some generator", from the log-odds of a logistic regression.
 
     Attributes
     ----------
@@ -253,7 +253,9 @@ class Joint:
 
     def only(self, generators: NDArray[np.bool_]) -> Joint:
         """Leave the other generators' terms out, a mask (G,)."""
-        return Joint(self.weights[:, generators], self.offsets, self.usual)
+        # What is usual for a sum is not so for a part of it.
+        usual = self.usual if generators.all() else None
+        return Joint(self.weights[:, generators], self.offsets, usual)
 
 
 # --- rates among the photos of a kind ----------------------------------------------------------
@@ -315,7 +317,7 @@ class Calibration:
         The statistic whose rank is the joint rate; by default the best of the generators' ranks.
     copies
         bool (n,), or one for all: copies of photos, processed in some way. A photo may be there
-        several times; words speak of copies where a stratum has some.
+        several times; words speak of copies where most of a stratum are.
     seen
         Traits (m, T) and sources (m,) of all views of the photos that were scored, where images are
         ranked among some of them: `limits` are theirs.
@@ -371,6 +373,8 @@ class Calibration:
                 f"usual scores of {len(usual.median)} generators for {real.shape[1]}",
                 code="model_invalid",
             )
+        if traits is None and learned is not None:
+            learned = replace(learned, usual=None)
         self.learned = learned
         self.copies = np.broadcast_to(np.asarray(copies, np.bool_), n)
         self.seen = (self.traits, self.sources) if seen is None else seen
@@ -416,10 +420,11 @@ class Calibration:
     def _kind(self, node: Node) -> str:
         """Name the photos of a stratum as a person would."""
         kind = node.kind
-        if self.copies[node.members].any():
+        if self.copies[node.members].mean() > 0.5:
             kind = kind.replace("photos", "copies of photos", 1)
-        relative = self.usual if self.learned is None else self.learned.usual
-        return kind if relative is None else f"{kind} (size and noise allowed for)"
+        usual = self.usual if self.learned is None else self.learned.usual
+        allowed = usual is not None and not usual.flat
+        return f"{kind} (size and noise allowed for)" if allowed else kind
 
     def relative(
         self, scores: NDArray[np.float64], traits: NDArray[np.float64] | None

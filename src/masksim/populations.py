@@ -226,15 +226,14 @@ class OwnImages:
         int (k,): whose image each is.
     traits
         float64 (k, T), or None if the file has none.
-    ranked
-        bool (k,): those that are of the same views as the photos that images are ranked among; None
-        where the file does not tell.
+    as_found
+        bool (k,): those that are no copies; None where the file does not tell.
     """
 
     similarities: NDArray[Any]
     generators: NDArray[Any]
     traits: NDArray[Any] | None
-    ranked: NDArray[np.bool_] | None = None
+    as_found: NDArray[np.bool_] | None = None
 
     @classmethod
     def read(cls, file: DetectorFile) -> OwnImages | None:
@@ -259,7 +258,7 @@ class OwnImages:
             raise ModelError(f"traits of own images have the shape {traits.shape}")
         ranked = arrays.get(OWN_RANKED_ARRAY)
         if ranked is not None:
-            ranked = _checked(ranked, len(scores), OWN_RANKED_ARRAY) > 0
+            ranked = _checked(ranked, len(scores), OWN_RANKED_ARRAY) == AS_FOUND
         return cls(scores, of, traits, ranked)
 
     def usual(self) -> NDArray[np.float64]:
@@ -281,19 +280,23 @@ class OwnImages:
 def likelihood_ratios(own: OwnImages, photos: Calibration) -> LikelihoodRatios:
     """Fit likelihood ratios of joint rates to the generators' own images and to photos.
 
+    Of both only files as found count, where the file tells which these are.
+
     Raises
     ------
     UsageError
         Too few images have a score of every head.
     """
     complete = ~np.isnan(own.similarities).any(axis=1)
-    if own.ranked is not None:
-        complete &= own.ranked
+    if own.as_found is not None:
+        complete &= own.as_found
     scores, of = own.similarities[complete].astype(np.float64), own.generators[complete]
     made = photos.all_rates(scores, None if own.traits is None else own.traits[complete])[1]
     # As a photo of a new source would be ranked; among themselves none would be rare enough.
     real = photos.left_out()
     kept = ~np.isnan(real)
+    if own.as_found is not None:  # like is compared with like
+        kept &= ~photos.copies
     if not len(made) or not kept.any():
         raise UsageError("too few images were scored by all heads for likelihood ratios")
     counts = np.bincount(of)

@@ -1,10 +1,11 @@
 """What photos usually score, given what an image shows: its size, noise and compression.
 
-Small and noisy photos resemble generators more often than large and smooth ones. Scores are ranked
-after the usual score of photos like the image was taken away and the rest divided by how far such
-photos usually exceed it, so that all photos of a stratum tell of each image of it: locally weighted
+How often photos resemble generators depends on their size and noise. So what is ranked is how far a
+score is from the usual one of photos like the image, in units of how far such photos usually exceed
+it; then every photo of a stratum can be compared with every image in it. That is locally weighted
 conformal prediction (Lei et al., JASA 113, 2018), with linear quantile regressions (Koenker and
-Bassett, Econometrica 46, 1978).
+Bassett, Econometrica 46, 1978). The lines are fitted to the photos that are ranked: of thousands it
+changes next to nothing, of hundreds rates would be too small.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ USUAL_ARRAYS = ("usual_median", "usual_high", "usual_energy")
 """Names of the fields in `masksim.checkpoint.DetectorFile.calibration`."""
 
 _SHOWN: tuple[Trait, ...] = ("band", "side", "energy")
-_LEAST = 0.1  # of the middling spread: what lines that come close or cross are kept apart by
+_LEAST = 0.1  # of the median spread: what lines that come close or cross are kept apart by
 
 
 def terms(band: Array, side: Array, energy: Array, energies: NDArray[Any]) -> Array:
@@ -110,8 +111,13 @@ class UsualScores:
             raise ModelError("usual scores do not spread", code="model_invalid")
 
     @property
+    def flat(self) -> bool:
+        """Whether they are the same for all photos, whatever these show."""
+        return not (self.median[:, 1:].any() or self.high[:, 1:].any())
+
+    @property
     def least(self) -> NDArray[np.float64]:
-        """Smallest spread that is divided by, (K,): a tenth of the middling one."""
+        """Smallest spread that is divided by, (K,): a tenth of its median over kinds of photos."""
         corners = np.array(list(product(range(len(BANDS)), (0.0, *SIDES), self.energy)))
         band, side, energy = corners.T
         spread = terms(band, side, energy, self.energy) @ (self.high - self.median).T
@@ -168,7 +174,7 @@ class UsualScores:
         found = [np.asarray(arrays[name], np.float64) for name in USUAL_ARRAYS if name in arrays]
         if not found:
             return None
-        if len(found) != len(USUAL_ARRAYS) or len(found[0]) != kinds:
+        if len(found) != len(USUAL_ARRAYS) or found[0].shape[:1] != (kinds,):
             raise ModelError(
                 f"the calibration needs {', '.join(USUAL_ARRAYS)} of {kinds} scores",
                 code="model_invalid",

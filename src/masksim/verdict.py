@@ -116,7 +116,7 @@ class Verdict:
     stratum
         Which photos the rate was measured on, by what they show, with numbers; ``"all"`` for all.
     kind
-        The same as a person would say it: ``"large photos with little noise"``.
+        The same as a person would say it: ``"photos saved as JPEG of high quality"``.
     sources
         How many sources they are of.
     reasons

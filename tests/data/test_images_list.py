@@ -6,13 +6,16 @@ import csv
 import hashlib
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
-from masksim.data.manifest import read_manifest
+from conftest import make_natural
+from masksim.data.manifest import Row, read_manifest
+from masksim.data.views import views_of_file
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
@@ -161,3 +164,32 @@ def test_shares_count_what_is_fragile_by_its_rate_as_found(
     assert set(found["photos"]) == {"all"}  # no group of two
     assert "| flux1 | 8 | 3 | 75.0 [" in fresh.markdown(found)
     assert "flux1" not in fresh.summary(found)  # too few images for the short table
+
+
+def test_views_are_drawn_again_without_the_image(tmp_path: Path) -> None:
+    """What benchmarks/left_out.py says of views is what training made of the file."""
+    pytest.importorskip("sklearn")
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        from left_out import views_of  # type: ignore[import-not-found,unused-ignore]
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+    from masksim.training.bands import BandsConfig
+
+    config = BandsConfig.from_dict({"views": {"views": {"*": 8}, "ways": {"sharpened": 0.5}}})
+    ways = set()
+    for number, (size, suffix) in enumerate([((700, 520), "jpg"), ((900, 1400), "png")]):
+        file = tmp_path / f"{number}.{suffix}"
+        Image.fromarray(make_natural(*size, seed=number)).save(file, quality=88)
+        blob = hashlib.sha1(file.read_bytes()).hexdigest()
+        row = Row(file.name, "real", "a/b", "train", "", size[1], size[0], extra={"blob": blob})
+        made = [view for _, view in views_of_file(file, row, "met", config.views, config.seed)]
+        row = replace(row, format={"jpg": "JPEG", "png": "PNG"}[suffix])
+        drawn = views_of(row, made[0].quality, config)
+        assert len(drawn) == len(made) == 8
+        for mine, view in zip(drawn, made, strict=True):
+            assert mine.pixels.shape == view.pixels.shape
+            for name in ("history", "processing", "quality", "format", "way", "band"):
+                assert getattr(mine, name) == getattr(view, name), name
+            ways.add(view.way)
+    assert len(ways) > 3

@@ -30,7 +30,7 @@ from masksim.preprocess import luma_chroma
 from masksim.residual import OPSET
 from masksim.spectrum import segment_energies
 from masksim.traits import BANDS, TRAITS, compression_band
-from masksim.usual import USUAL_ARRAYS
+from masksim.usual import TERMS, USUAL_ARRAYS, UsualScores
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("sklearn")
@@ -326,6 +326,35 @@ def test_without_a_learned_number_the_best_rank_counts(bands: Bands, tmp_path: P
     out = run(graph, detector, [pixels] * len(FILES), FILES)
     for k, file in enumerate(FILES):
         differences(out, detector, pixels, file, k)
+
+
+@pytest.mark.parametrize("learned", [True, False])
+def test_what_is_usual_depends_on_what_an_image_shows(
+    bands: Bands, tmp_path: Path, learned: bool
+) -> None:
+    """Side, band and noise move what is usual by more than photos differ."""
+    arrays = dict(bands.file.calibration or {})
+    if not learned:
+        arrays = {k: v for k, v in arrays.items() if not k.startswith("joint_")}
+    kinds = len(bands.file.generators) + learned
+    rng = np.random.default_rng(5)
+    median = rng.normal(0, 0.05, (kinds, TERMS))
+    high = median + rng.uniform(0, 0.02, (kinds, TERMS)) + np.eye(1, TERMS)
+    arrays |= UsualScores(median, high, np.array([0.0, 4.0])).to_arrays()
+    detector = changed(bands, calibration=arrays)
+    graph = run_on(detector, tmp_path)
+    flat = {**arrays, **{name: arrays[name] * np.eye(1, TERMS) for name in USUAL_ARRAYS[:2]}}
+    without = changed(bands, calibration=flat)
+    moved = 0
+    for size in ((150, 130), (600, 520), (1100, 1040)):
+        images = [make_natural(*size, seed=40 + k) for k in range(len(FILES))]
+        out = run(graph, detector, images, FILES)
+        for k, (pixels, file) in enumerate(zip(images, FILES, strict=True)):
+            differences(out, detector, pixels, file, k)
+            rates = without.rates(*detector.measure_pixels(pixels, file[1], file[0]))
+            assert rates is not None
+            moved += not np.allclose(rates.own, out["false_positive_rate"][k], atol=0.02)
+    assert moved >= 9  # of 18: a term that went wrong would be seen
 
 
 def test_photos_of_ones_own_rank_by_the_same_number(bands: Bands, tmp_path: Path) -> None:

@@ -15,14 +15,14 @@ from conftest import BANDED, make_repositories
 from masksim import metrics
 from masksim.bank import BANK
 from masksim.calibration import Calibration, Joint
-from masksim.checkpoint import RANKED_ARRAY, DetectorFile
+from masksim.checkpoint import AS_FOUND, COPY, OWN_RANKED_ARRAY, RANKED_ARRAY, DetectorFile
 from masksim.config import read_toml
 from masksim.data.manifest import REAL, Manifest, Row
 from masksim.detector import Detector
 from masksim.errors import DataError, MasksimError, ModelError, UsageError
 from masksim.load import bundled_path, describe
 from masksim.model import heads_by_band, whiten
-from masksim.populations import BUILT_IN, read_calibrations
+from masksim.populations import BUILT_IN, OwnImages, likelihood_ratios, read_calibrations
 from masksim.training.bands import (
     BandsConfig,
     Space,
@@ -35,7 +35,7 @@ from masksim.training.bands import (
 )
 from masksim.training.feature_table import FeatureTable
 from masksim.training.heads import HeadConfig, cosines
-from masksim.training.recipe import generators_with_heads
+from masksim.training.recipe import generators_with_heads, ranked_among
 from masksim.training.stored_features import unpack
 from masksim.traits import BANDS, TRAITS, bands_of
 
@@ -161,6 +161,53 @@ def test_images_are_ranked_among_files_as_found(
     assert found.provenance["calibration"]["views"] == 72
     whole = Detector(banded.file, threads=1)
     assert (whole.photos, whole.sample_size) == (72, 4 * 72)
+
+
+def test_kinds_that_are_not_asked_about_and_bands_with_few_files(
+    banded: Any, table: FeatureTable
+) -> None:
+    """Which of the views count: `first` alone, all of a band with few of these, no drones."""
+    config = replace(banded.config, ranked="first", ranked_least=0, unranked=("drone",))
+    kinds = ["drone" if k % 3 == 0 else "web" for k in range(len(table.rows))]
+    rows = tuple(
+        replace(row, extra={**row.extra, "kind": kind})
+        for row, kind in zip(table.rows, kinds, strict=True)
+    )
+    flown = np.array(kinds)[table.images] == "drone"
+    real, first = table.generators == REAL, table.first
+    told = replace(table, rows=rows)
+    np.testing.assert_array_equal(ranked_among(told, config), real & first & ~flown)
+    band = bands_of(table.traits, len(BANDS))
+    as_found = np.bincount(band[real & first & ~flown], minlength=len(BANDS))
+    least = int(as_found.max())  # only the band with the most has so many
+    few = np.isin(band, np.flatnonzero(as_found < least))
+    config = replace(config, ranked_least=least)
+    among = real & ~flown & (first | few)
+    assert (real & first & ~flown).sum() < among.sum() < (real & ~flown).sum()
+    np.testing.assert_array_equal(ranked_among(told, config), among)
+    file = file_of(told, banded.fit, config)
+    arrays = file.calibration
+    assert arrays is not None
+    np.testing.assert_array_equal(
+        arrays[RANKED_ARRAY], np.select([first & ~flown, among], [AS_FOUND, COPY], 0)[real]
+    )
+    mine = np.isin(table.generators, file.generators)  # drones among generated images count
+    np.testing.assert_array_equal(
+        arrays[OWN_RANKED_ARRAY], np.select([first, few], [AS_FOUND, COPY], 0)[mine]
+    )
+    facts = file.provenance["calibration"]
+    assert (facts["photos"], facts["views"]) == (48, int(among.sum()))
+    # Likelihood ratios compare files as found of both classes.
+    calibration = read_calibrations(file)[BUILT_IN]
+    own = OwnImages.read(file)
+    assert own is not None
+    made = calibration.all_rates(own.similarities[first[mine]], own.traits[first[mine]])[1]  # type: ignore[index]
+    photos = calibration.left_out()[~calibration.copies]
+    found = likelihood_ratios(own, calibration)
+    assert set(found.rates.tolist()) == {*made.tolist(), *photos.tolist()}
+    arrays = {**arrays, OWN_RANKED_ARRAY: np.full(mine.sum(), 3, np.uint8)}
+    with pytest.raises(ModelError, match="own_ranked has values"):
+        OwnImages.read(replace(file, calibration=arrays))
 
 
 @pytest.mark.parametrize("ranked", [np.ones(5), np.zeros(4 * 72)])

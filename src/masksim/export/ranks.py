@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from masksim import verdict
-from masksim.usual import terms
+from masksim.usual import terms as usual_terms
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -231,7 +231,7 @@ def _relative(usual: UsualScores, scores: Array, traits: Traits) -> Array:
     band, side, energy = (
         xp.astype(traits.get(name), np.float64) for name in ("band", "side", "energy")
     )
-    shown = terms(band, side, energy, usual.energy)
+    shown = usual_terms(band, side, energy, usual.energy)
     found: Array = usual.relative_to(shown, xp.astype(scores, np.float64))
     return found
 

@@ -145,8 +145,9 @@ class Enrollment:
     known
         By generator that was there before: the share of the counted views of the images with a
         rate of at most 5 % for its own head. With heads for each band every view counts, else one
-        an image. The rate is the rank among all photos of the built-in calibration, of whatever
-        band and kind; a verdict ranks among photos of the image's own kind, so it may differ.
+        an image. The rate is the rank of the score itself among all photos that verdicts rank
+        among, of whatever band; a verdict ranks among photos of the image's own kind, and relative
+        to what is usual, so it may differ.
     skipped
         Error code or ``duplicate`` to number of images left out.
     warnings

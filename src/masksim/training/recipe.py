@@ -72,9 +72,8 @@ class RecipeConfig:
         alone, which is the file as found where views are as people meet them. Files as found
         resemble generators more often than copies of them do.
     unranked
-        Kinds of photos, ``kind`` in the manifest, that images are not ranked among: series and
-        collections that people seldom ask about, and that resemble generators less often than
-        what they do ask about.
+        Kinds of photos, ``kind`` in the manifest, that images are not ranked among, since people
+        seldom ask about them. They still teach.
     ranked_least
         Where only the first views count, so many photos a band of compression needs; of one with
         fewer all views count, since few files are found that way.
@@ -240,13 +239,13 @@ def _ranked_views(table: FeatureTable, config: RecipeConfig) -> NDArray[np.uint8
     """Tell of views (n,) of either class how they count, see `masksim.checkpoint.RANKED_ARRAY`."""
     first, real = table.first, table.generators == REAL
     kinds = np.array([str(row.extra.get("kind", "")) for row in table.rows])[table.images]
-    usual = ~(real & np.isin(kinds, config.unranked))
+    asked = ~(real & np.isin(kinds, config.unranked))
     copies = np.ones(len(first), np.bool_)
     if config.ranked == "first":
-        band, photos = bands_of(table.traits, len(BANDS)), real & first & usual
+        band, photos = bands_of(table.traits, len(BANDS)), real & first & asked
         few = [b for b in range(len(BANDS)) if (photos & (band == b)).sum() < config.ranked_least]
         copies = np.isin(band, few)
-    return np.select([usual & first, usual & copies], [AS_FOUND, COPY], 0).astype(np.uint8)
+    return np.select([asked & first, asked & copies], [AS_FOUND, COPY], 0).astype(np.uint8)
 
 
 def image_keys(table: FeatureTable) -> list[str]:
