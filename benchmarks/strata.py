@@ -1,17 +1,17 @@
-"""What the strata of the bundled detector change, and its likelihood ratios; no image is needed.
+"""What strata and relative scores of the bundled detector change, and its likelihood ratios.
 
 usage: python benchmarks/strata.py
 
-From the detector file alone: each source of its calibration photos is ranked among all others, in
-the strata that it has, in parts of them, and without any. Writes benchmarks/results/strata.json,
-docs/tables/strata.md and the table of likelihood ratios in docs/calibration.md. About five minutes
-on one core.
+From the detector file alone, no image is needed: each source of its calibration photos is ranked
+among all others, with and without strata, with and without what photos usually have taken into
+account. Writes benchmarks/results/strata.json, docs/tables/strata.md and the table of likelihood
+ratios in docs/calibration.md. A few minutes on one core.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pages import ROOT, fill
 
 from masksim.calibration import Calibration
+from masksim.checkpoint import AS_FOUND, OWN_RANKED_ARRAY
 from masksim.detector import Detector
 from masksim.intervals import grouped_interval
 from masksim.load import load_detector
@@ -30,22 +31,31 @@ CLAIMED = (0.01, 0.05)
 SHOWN = (0.002, 0.01, 0.05, 0.1, 0.2, 0.5, 0.9)  # joint rates in the table of ratios
 
 
-def plans(strata: Strata) -> dict[str, Strata]:
-    """The detector's strata, parts of them, and none."""
-    bands = tuple(strata.bands)
-    parts = {
-        "none: all photos together": (),
-        **{f"{name} alone": ((name, cuts),) for name, cuts in bands},
-        f"as shipped: {', '.join(name for name, _ in bands)}": bands,
+def plans(photos: Calibration) -> dict[str, Calibration]:
+    """The detector's calibration, and others that do less."""
+    learned = photos.learned
+    assert learned is not None
+    whole = Strata((), photos.strata.photos, photos.strata.sources)
+    plain = replace(learned, usual=None)
+    names = ", ".join(name for name, _ in photos.strata.bands)
+    ways = {
+        "all photos together": (whole, plain),
+        f"strata by {names}": (photos.strata, plain),
+        "relative scores": (whole, learned),
+        f"as shipped: relative scores, strata by {names}": (photos.strata, learned),
     }
-    return {name: Strata(part, strata.photos, strata.sources) for name, part in parts.items()}
+    return {
+        words: Calibration(photos.real_scores, photos.traits, photos.sources, strata, number)
+        for words, (strata, number) in ways.items()
+    }
 
 
 def found_share(parted: Calibration, detector: Detector) -> dict[float, float]:
-    """Share of the generators' own images with at most a claimed rate; each generator the same."""
+    """Share of own images as found with at most a claimed rate; each generator the same."""
     arrays = detector.file.calibration or {}
-    joint = parted.all_rates(arrays["own_similarities"], arrays["own_traits"])[1]
-    of = arrays["own_generators"]
+    found = arrays[OWN_RANKED_ARRAY] == AS_FOUND
+    joint = parted.all_rates(arrays["own_similarities"][found], arrays["own_traits"][found])[1]
+    of = arrays["own_generators"][found]
     return {
         claimed: float(np.mean([(joint[of == g] <= claimed).mean() for g in np.unique(of)]))
         for claimed in CLAIMED
@@ -55,6 +65,7 @@ def found_share(parted: Calibration, detector: Detector) -> dict[float, float]:
 def measured(parted: Calibration, detector: Detector) -> dict[str, Any]:
     """Realised rates of photos, each among those of other sources, and what is found."""
     rates = parted.left_out()
+    side = np.searchsorted((512, 1024), parted.traits[:, TRAITS.index("side")], side="right")
     energy = parted.traits[:, TRAITS.index("energy")]
     third = np.searchsorted(np.quantile(energy, [1 / 3, 2 / 3]), energy, side="right")
     band = bands_of(parted.traits, len(BANDS))
@@ -71,6 +82,7 @@ def measured(parted: Calibration, detector: Detector) -> dict[str, Any]:
             "rate": float(hits.mean()),
             "interval": [interval.low, interval.high],
             "by_energy": share(hits, third, 3),
+            "by_side": share(hits, side, 3),
             "by_band": share(hits, band, len(BANDS)),
             "found": found[claimed],
         }
@@ -85,9 +97,10 @@ def percent(*shares: float) -> str:
 def strata_markdown(rows: dict[str, Any]) -> str:
     """Write the comparison of divisions."""
     lines = [
-        "| strata | claimed | alarms [95 %] | smooth / middle / textured third | "
+        "| ranked by | claimed | alarms [95 %] | smooth / middle / textured third | "
+        "under 512 / under 1,024 / more pixels | "
         f"{' / '.join(BANDS)} | own images found |",
-        "|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|",
     ]
     for name, claims in rows.items():
         for claimed, row in claims.items():
@@ -95,6 +108,7 @@ def strata_markdown(rows: dict[str, Any]) -> str:
             lines.append(
                 f"| {name} | {100 * float(claimed):g} % | {percent(row['rate'])} % "
                 f"[{100 * low:.1f}, {100 * high:.1f}] | {percent(*row['by_energy'])} | "
+                f"{percent(*row['by_side'])} | "
                 f"{percent(*row['by_band'])} | {100 * row['found']:.0f} % |"
             )
     return "\n".join(lines)
@@ -125,12 +139,7 @@ def main() -> None:
     """Rank, compare, write."""
     detector = load_detector(likelihood_ratio=True)
     photos = detector.calibrations[BUILT_IN]
-    rows = {}
-    for name, strata in plans(photos.strata).items():
-        parted = Calibration(
-            photos.real_scores, photos.traits, photos.sources, strata, photos.learned
-        )
-        rows[name] = measured(parted, detector)
+    rows = {name: measured(parted, detector) for name, parted in plans(photos).items()}
     given = ratios(detector)
     document = {"detector_sha256": detector.sha256, "strata": rows, "likelihood_ratios": given}
     path = ROOT / "benchmarks" / "results" / "strata.json"
