@@ -15,7 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from conftest import make_natural, make_repositories, plant
-from masksim.checkpoint import RANKED_ARRAY, DetectorFile
+from masksim.checkpoint import OWN_RANKED_ARRAY, RANKED_ARRAY, DetectorFile
 from masksim.cli.main import app
 from masksim.data.manifest import REAL
 from masksim.detector import Detector
@@ -528,6 +528,20 @@ def test_forgetting_in_bands(
     joint = without.calibration["joint_weights"]  # type: ignore[index]
     assert joint.shape == (len(BANDS), 2)
     assert (joint > 0).all()
+    # What is usual for the joint number is told anew, of the photos scored by all heads.
+    for file in (made, without):
+        photos = read_calibrations(file)[BUILT_IN]
+        assert photos.usual is not None
+        assert photos.learned is not None
+        assert photos.learned.usual is not None
+        complete = ~np.isnan(photos.real_scores).any(axis=1)
+        numbers = replace(photos.learned, usual=None)(
+            photos.real_scores[complete], photos.traits[complete]
+        )
+        expected = np.quantile(numbers, (0.5, 0.95))
+        usual = photos.learned.usual
+        np.testing.assert_allclose([usual.median[0, 0], usual.high[0, 0]], expected, rtol=1e-5)
+        assert usual.flat
     other = Detector(forget(made, "grid").save(tmp_path / "two"), threads=1, stability=False)
     assert other.generators == ("ring", "stripes")
     path = next(path for name, path in met_again if name == "stripes")
@@ -577,13 +591,25 @@ def test_own_photos_in_bands(plain: DetectorFile, small: Path, cache: Path, tmp_
     Detector(made, threads=1)
     # Where images are ranked among files as found, so they are among those given now.
     ranked = np.arange(before) % 4 == 0
-    arrays = {**plain.calibration, RANKED_ARRAY: ranked.astype(np.uint8)}  # type: ignore[dict-item]
+    count = len(plain.calibration["own_generators"])  # type: ignore[index]
+    arrays = {
+        **plain.calibration,  # type: ignore[dict-item]
+        RANKED_ARRAY: ranked.astype(np.uint8),
+        OWN_RANKED_ARRAY: np.ones(count, np.uint8),
+    }
     grown, _ = enroll(
         replace(plain, calibration=arrays), "stripes", [small], real=[tmp_path / "own"],
         cache=cache, config=BANDS_CONFIG,
     )  # fmt: skip
     after = grown.calibration[RANKED_ARRAY]  # type: ignore[index]
     np.testing.assert_array_equal(after, np.r_[ranked, np.arange(60) % 4 == 0])
+    of = grown.calibration["own_generators"]  # type: ignore[index]
+    own = grown.calibration[OWN_RANKED_ARRAY]  # type: ignore[index]
+    assert own[:count].all()
+    new = of[count:] == grown.generators.index("stripes")
+    np.testing.assert_array_equal(own[count:][new], np.arange(new.sum()) % 4 == 0)
+    back = forget(grown, "stripes").calibration[OWN_RANKED_ARRAY]  # type: ignore[index]
+    np.testing.assert_array_equal(back, np.ones(count))
     scores = read_calibrations(grown)[BUILT_IN].real_scores
     np.testing.assert_array_equal(scores, table[after != 0])
     # Views are no photos: 15 of one's own are too few however often each is drawn.

@@ -18,14 +18,18 @@ FEWEST = 1500
 """With fewer photos all have one median and one 95th percentile, whatever they show.
 
 Lines of eight coefficients lie close to the few largest scores of the photos that they are fitted
-to, which then look too ordinary: ranked among 425 such photos 6.0 % of others reach a claimed 5 %.
+to, which then look too ordinary: with few photos claims would be exceeded (docs/experiments.md).
 """
 
 _OUTERMOST = 0.01
 
 
 def fit_usual_scores(
-    scores: NDArray[Any], traits: NDArray[Any], energy: NDArray[np.float64] | None = None
+    scores: NDArray[Any],
+    traits: NDArray[Any],
+    energy: NDArray[np.float64] | None = None,
+    *,
+    fewest: int = FEWEST,
 ) -> UsualScores:
     """Fit the median and the 95th percentile of photos' scores, two regressions a column.
 
@@ -38,6 +42,8 @@ def fit_usual_scores(
     energy
         Its limits, see `UsualScores`; by default those of these photos, the outermost hundredth on
         either side left out.
+    fewest
+        With fewer photos that have a score, see `FEWEST`.
 
     Returns
     -------
@@ -50,20 +56,23 @@ def fit_usual_scores(
         energy = np.quantile(known, outer) if len(known) else np.zeros(2)
     limits = np.asarray(energy, np.float64)
     shown = terms_of(traits, limits)
-    columns = [_lines(np.asarray(column, np.float64), shown, limits) for column in scores.T]
+    columns = [_lines(np.asarray(column, np.float64), shown, limits, fewest) for column in scores.T]
     median, high = (np.stack(lines) for lines in zip(*columns, strict=True))
     return UsualScores(median, high, limits)
 
 
 def _lines(
-    column: NDArray[np.float64], shown: NDArray[np.float64], limits: NDArray[np.float64]
+    column: NDArray[np.float64],
+    shown: NDArray[np.float64],
+    limits: NDArray[np.float64],
+    fewest: int,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Fit one column (n,): coefficients of the median and of the 95th percentile, (P,) each."""
     from sklearn.linear_model import QuantileRegressor
 
     there = ~np.isnan(column)
     values = column[there]
-    if there.sum() >= FEWEST:
+    if there.sum() >= fewest:
         # In deviations, so that the solver's tolerance fits scores of any scale.
         middle, deviation = values.mean(), values.std() + 1e-12
         found = []
