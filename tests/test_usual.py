@@ -158,7 +158,8 @@ def test_rates_hold_for_every_size_where_scores_are_relative() -> None:
     scores, shown = photos(4000)
     fresh, seen = photos(4000, seed=2)
     plain = Calibration(scores, shown).all_rates(fresh, seen)[1]
-    relative = Calibration(scores, shown, usual=fit_usual_scores(scores, shown))
+    sources = np.arange(4000) // 100
+    relative = Calibration(scores, shown, sources, usual=fit_usual_scores(scores, shown))
     own, joint = relative.all_rates(fresh, seen)
     np.testing.assert_array_equal(own[:, 0], joint)
     small = seen[:, TRAITS.index("side")] == 300
