@@ -122,6 +122,15 @@ def path_of(line: Mapping[str, str]) -> str:
     return f"{line['generator']}/{line['repository'].replace('/', '+')}/{line['blob']}{suffix}"
 
 
+def row_of(line: Mapping[str, str]) -> Row:
+    """Give a listed image's row of a manifest."""
+    return Row(
+        path_of(line), line["generator"], line["repository"], "train", "",
+        int(line["width"]), int(line["height"]), line["format"],
+        extra={key: line[key] for key in ("blob", "kind", "seen_by")},
+    )  # fmt: skip
+
+
 def collect(listed: Sequence[Mapping[str, str]], clones: Path, out: Path) -> tuple[list[Row], int]:
     """Write the listed images that the clones hold; give their rows and how many are missing."""
     by_repository: dict[str, list[Mapping[str, str]]] = defaultdict(list)
@@ -136,15 +145,7 @@ def collect(listed: Sequence[Mapping[str, str]], clones: Path, out: Path) -> tup
             for blob, data in blobs(clone, lacking):
                 make_folder((out / paths[blob]).parent)
                 write_whole(out / paths[blob], data)
-        rows += [
-            Row(
-                paths[line["blob"]], line["generator"], repository, "train", "",
-                int(line["width"]), int(line["height"]), line["format"],
-                extra={key: line[key] for key in ("blob", "kind", "seen_by")},
-            )
-            for line in lines
-            if (out / paths[line["blob"]]).exists()
-        ]  # fmt: skip
+        rows += [row_of(line) for line in lines if (out / paths[line["blob"]]).exists()]
     return rows, len(listed) - len(rows)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
-from images import path_of, read_list
+from images import read_list, row_of
 from numpy.typing import NDArray
 
 from masksim.augment import rng_for
@@ -33,15 +33,7 @@ from masksim.traits import TRAITS, with_all_traits
 
 def trained_on(config: BandsConfig) -> tuple[Row, ...]:
     """List the images of a training, in its order: those that the list says were seen."""
-    rows = [
-        Row(
-            path_of(line), line["generator"], line["repository"], "train", "",
-            int(line["width"]), int(line["height"]), line["format"],
-            extra={"blob": line["blob"], "kind": line["kind"]},
-        )
-        for line in read_list()
-        if line["seen_by"]
-    ]  # fmt: skip
+    rows = [row_of(line) for line in read_list() if line["seen_by"]]
     return tuple(sorted(at_most(rows, config.per_source), key=lambda row: row.path))
 
 

@@ -25,7 +25,7 @@ import numpy as np
 from left_out import read_left_out
 from numpy.typing import NDArray
 from pages import ROOT
-from unseen import CLAIMED, config_of, kind_of, percent_fine, share, table_of
+from unseen import CLAIMED, asked_about, config_of, percent_fine, share, table_of
 
 from masksim.calibration import false_positive_rate
 from masksim.checkpoint import DetectorFile
@@ -54,8 +54,7 @@ class Views:
         self.traits = fit.traits.astype(np.float64)
         self.band = bands_of(self.traits, len(BANDS))
         self.real, self.first = table.generators == REAL, table.first
-        kinds = np.array([kind_of(table.rows[i].extra) for i in table.images])
-        self.asked = self.real & ~np.isin(kinds, config.unranked)
+        self.asked = asked_about(table, config)
         scores = fit.similarities.astype(np.float64)
         self.numbers = [replace(j, usual=None)(scores, self.traits) for j in fit.fold_joints]
 

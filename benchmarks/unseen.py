@@ -175,7 +175,7 @@ def of_photos(table: FeatureTable, fit: BandsFit, config: BandsConfig) -> dict[s
     # A first compression may be the last step of what was then saved without loss.
     formats[(band == 0) & np.isnan(fit.traits[:, TRAITS.index("quality")])] = "PNG"
     groups: dict[str, NDArray[np.bool_]] = {"all": real, "all kinds, as found": real & first}
-    asked = real & ~np.isin(kinds, config.unranked)
+    asked = asked_about(table, config)
     found_so = asked & first
     groups["as found"] = found_so
     for low, high, name in SIDES:
@@ -257,6 +257,12 @@ def by_ranking(table: FeatureTable, fit: BandsFit, config: BandsConfig) -> dict[
                 for c in CLAIMED
             }
     return found
+
+
+def asked_about(table: FeatureTable, config: BandsConfig) -> NDArray[np.bool_]:
+    """Tell which views are of photos of the kinds that images are ranked among: (n,)."""
+    kinds = np.array([kind_of(table.rows[i].extra) for i in table.images])
+    return (table.generators == REAL) & ~np.isin(kinds, config.unranked)
 
 
 def kind_of(extra: Any) -> str:

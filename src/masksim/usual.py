@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -115,7 +116,7 @@ class UsualScores:
         """Whether they are the same for all photos, whatever these show."""
         return not (self.median[:, 1:].any() or self.high[:, 1:].any())
 
-    @property
+    @cached_property  # asked with every image
     def least(self) -> NDArray[np.float64]:
         """Smallest spread that is divided by, (K,): a tenth of its median over kinds of photos."""
         corners = np.array(list(product(range(len(BANDS)), (0.0, *SIDES), self.energy)))

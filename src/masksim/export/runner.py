@@ -149,17 +149,8 @@ class GraphRunner:
         if threads:
             config["INFERENCE_NUM_THREADS"] = threads
         compiled = core.compile_model(model, "CPU", config)
-        # A value may have further names, of nodes that were folded into it.
-        names, inputs = (
-            [
-                next((n for n in value.get_names() if n in described), value.get_any_name())
-                for value in values
-            ]
-            for described, values in (
-                (json.loads(metadata.get("outputs", "{}")), compiled.outputs),
-                (json.loads(metadata.get("inputs", "{}")), compiled.inputs),
-            )
-        )
+        names = [_name_of(value, metadata.get("outputs", "{}")) for value in compiled.outputs]
+        inputs = [_name_of(value, metadata.get("inputs", "{}")) for value in compiled.inputs]
 
         def run(feed: Mapping[str, Any]) -> Outputs:
             found = compiled(dict(feed))
@@ -224,6 +215,15 @@ class GraphRunner:
             return self._run(feed)
         except Exception as error:  # as above
             raise ModelError(f"the graph failed: {error}", code="model_invalid") from error
+
+
+def _name_of(value: Any, described: str) -> str:
+    """Name an input or output of OpenVINO as JSON describes it.
+
+    It may have further names, of nodes that were folded into it.
+    """
+    known = json.loads(described)
+    return str(next((name for name in value.get_names() if name in known), value.get_any_name()))
 
 
 def _plain(value: Any) -> Any:

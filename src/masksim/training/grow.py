@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from masksim.calibration import Joint
 from masksim.checkpoint import (
     AS_FOUND,
     OWN_RANKED_ARRAY,
@@ -23,7 +24,7 @@ from masksim.checkpoint import (
 from masksim.data.manifest import REAL
 from masksim.errors import UsageError
 from masksim.populations import JOINT_ARRAYS, joint_in
-from masksim.training.bands import fit_joint
+from masksim.training.bands import calibration_arrays, fit_joint
 from masksim.training.stored_features import ReferencePhotos, pack, unpack
 from masksim.training.usual_scores import fit_usual_scores
 from masksim.traits import TRAITS, bands_of
@@ -280,9 +281,7 @@ def joint_of(
                 scores[complete], kinds[complete], band[complete], bands, joint_strength(file)
             )
             weights[enough], offsets[enough] = anew.weights[enough], anew.offsets[enough]
-    return dict(
-        zip(JOINT_ARRAYS, (weights.astype(np.float32), offsets.astype(np.float32)), strict=True)
-    )
+    return calibration_arrays(Joint(weights, offsets), None)
 
 
 def ranked_in(calibration: Mapping[str, NDArray[Any]]) -> NDArray[np.bool_]:

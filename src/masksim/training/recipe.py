@@ -342,7 +342,7 @@ def detector_file(
     ranked = real & (views > 0)
     which = {RANKED_ARRAY: views[real], OWN_RANKED_ARRAY: views[own]}
     masks = {name: table.generators == name for name in names}
-    sources = np.unique(calibrated.sources[real], return_inverse=True)
+    sources = np.unique(calibrated.sources[real], return_inverse=True)[1]
     return DetectorFile(
         config={"name": config.name, "recipe": kind, "strata": config.division.to_dict()},
         branches=(
@@ -352,7 +352,7 @@ def detector_file(
         calibration={
             "real_similarities": fit.similarities[real],
             "real_traits": fit.traits[real],
-            "real_sources": sources[1].astype(np.int32),
+            "real_sources": sources.astype(np.int32),
             **({} if ranked[real].all() else which),
             "own_similarities": fit.similarities[own],
             "own_generators": np.array(
