@@ -120,7 +120,7 @@ class Attribution:
             offset = scores - mean
             if stretch is not None and stretch[0] == g:
                 offset = offset * stretch[1]
-            distance = np.einsum("ni,ij,nj->n", offset, precision, offset)
+            distance = ((offset @ precision) * offset).sum(axis=1)
             out[:, g] = 0.5 * (np.linalg.slogdet(precision)[1] - distance)
         return out
 

@@ -548,15 +548,14 @@ class Calibration:
         traits, sources = self.seen
         values = traits[:, TRAITS.index(trait)]
         known = ~np.isnan(values)
-        names = np.unique(sources[known])
+        names, of = np.unique(sources[known], return_inverse=True)
         if len(names) < 3:
             return -math.inf, math.inf
         k = math.ceil(len(names) / _ODD)
-        parts = [values[known & (sources == name)] for name in names]
-        return (
-            float(np.sort([part.min() for part in parts])[k - 1]),
-            float(np.sort([part.max() for part in parts])[-k]),
-        )
+        lowest, highest = np.full(len(names), np.inf), np.full(len(names), -np.inf)
+        np.minimum.at(lowest, of, values[known])
+        np.maximum.at(highest, of, values[known])
+        return float(np.sort(lowest)[k - 1]), float(np.sort(highest)[-k])
 
 
 def _or_unknown(traits: NDArray[np.float64] | None, count: int) -> NDArray[np.float64]:

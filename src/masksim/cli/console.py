@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from enum import Enum
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Annotated, Any
@@ -257,6 +256,8 @@ def cache_folder(given: Path | None, *inputs: Path) -> Path:
 
 def _versions() -> Iterator[str]:
     """Name the versions that a computed number may depend on."""
+    from importlib.metadata import PackageNotFoundError, version
+
     yield __version__
     for name in ("numpy", "onnxruntime", "onnxruntime-gpu", "pillow", "pillow-heif"):
         with suppress(PackageNotFoundError):  # of the two runtimes one is there
