@@ -1,5 +1,11 @@
 """The left-out scores that a detector file holds, with what is known of their images.
 
+usage: python benchmarks/left_out.py CONFIG --out FOLDER [--detector FOLDER]
+
+Makes a detector of the heads and the left-out scores of another one, by default of the one in the
+package: the joint number, what photos usually have, and which views are ranked among are told anew,
+as CONFIG says. So a change of these needs no training.
+
 A detector of the recipe `bands` carries the similarities of all views it was trained on, each by
 heads that had not seen the image's repository. benchmarks/images.csv says which images they are of,
 and draws are seeded by content: so no image is needed to tell what each view went through.
@@ -7,8 +13,10 @@ and draws are seeded by content: so no image is needed to tell what each view we
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -18,22 +26,33 @@ from images import read_list, row_of
 from numpy.typing import NDArray
 
 from masksim.augment import rng_for
-from masksim.checkpoint import DetectorFile
+from masksim.checkpoint import OWN_RANKED_ARRAY, RANKED_ARRAY, DetectorFile
+from masksim.config import read_toml
 from masksim.data import processing
-from masksim.data.manifest import Row
+from masksim.data.manifest import REAL, Row
 from masksim.data.processing import View, as_found, as_met
 from masksim.data.views import at_most
 from masksim.data.weights import repository_folds
+from masksim.load import bundled_path
 from masksim.populations import joint_in
-from masksim.training.bands import BandsConfig, BandsFit, joint_number
+from masksim.training.bands import BandsConfig, BandsFit, calibration_arrays, joint_number
 from masksim.training.feature_table import FeatureTable
-from masksim.training.recipe import ranked_among
+from masksim.training.recipe import counts_of, ranked_among, ranked_views
+from masksim.training.usual_scores import fit_usual_scores
 from masksim.traits import TRAITS, with_all_traits
+
+NEVER_TRAINED_ON = ("", "masksim-7")
+"""Values of `seen_by`: masksim-7 and 8 have the heads of masksim-6, and are ranked anew."""
+
+
+def config_of(path: Path) -> BandsConfig:
+    """Read a configuration of the recipe `bands`."""
+    return BandsConfig.from_dict({k: v for k, v in read_toml(path).items() if k != "recipe"})
 
 
 def trained_on(config: BandsConfig) -> tuple[Row, ...]:
-    """List the images of a training, in its order: those that the list says were seen."""
-    rows = [row_of(line) for line in read_list() if line["seen_by"]]
+    """List the images of a training, in its order: those that heads were trained on."""
+    rows = [row_of(line) for line in read_list() if line["seen_by"] not in NEVER_TRAINED_ON]
     return tuple(sorted(at_most(rows, config.per_source), key=lambda row: row.path))
 
 
@@ -132,3 +151,41 @@ def _check(views: Sequence[View], shown: NDArray[Any]) -> None:
     if not np.array_equal(np.column_stack([side, band]), there):
         wrong = int((np.column_stack([side, band]) != there).any(axis=1).sum())
         raise SystemExit(f"{wrong} of {len(views)} views have another size or band: other images")
+
+
+def ranked_anew(file: DetectorFile, config: BandsConfig) -> DetectorFile:
+    """Give a detector of the same heads and scores that ranks images as a configuration says."""
+    table, fit = read_left_out(file, config)
+    real, ranked = table.generators == REAL, ranked_among(table, config)
+    views = ranked_views(table, config)
+    scores = fit.similarities
+    joint = joint_number(
+        scores, table.generators, fit.traits, np.ones(len(scores), bool), ranked, config
+    )
+    usual = fit_usual_scores(scores[ranked], fit.traits[ranked]) if config.relative else None
+    arrays = {k: v for k, v in (file.calibration or {}).items() if not k.startswith("usual_")}
+    arrays |= {RANKED_ARRAY: views[real], OWN_RANKED_ARRAY: views[~real]}
+    provenance = dict(file.provenance)
+    provenance["calibration"] = {**provenance["calibration"], **counts_of(table, ranked)}
+    provenance["training"] = asdict(config)
+    named = {"name": config.name, "strata": config.division.to_dict()}
+    return replace(
+        file, calibration=arrays | calibration_arrays(joint, usual),
+        config={**file.config, **named}, provenance=provenance, sha256="",
+    )  # fmt: skip
+
+
+def main() -> None:
+    """Read a detector, rank anew, save."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--detector", type=Path, default=bundled_path())
+    arguments = parser.parse_args()
+    config = config_of(arguments.config)
+    made = ranked_anew(DetectorFile.load(arguments.detector), config).save(arguments.out)
+    print(made.sha256)
+
+
+if __name__ == "__main__":
+    main()

@@ -24,14 +24,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from left_out import read_left_out
+from left_out import config_of, read_left_out
 from numpy.typing import NDArray
 from pages import fill
 
 from masksim import metrics
 from masksim.calibration import Calibration
 from masksim.checkpoint import DetectorFile
-from masksim.config import read_toml
 from masksim.data.manifest import REAL, read_manifest
 from masksim.intervals import grouped_interval
 from masksim.load import bundled_path
@@ -237,8 +236,10 @@ def by_ranking(table: FeatureTable, fit: BandsFit, config: BandsConfig) -> dict[
         unranked=(), ranked_least=0,
     )  # fmt: skip
     ways = {
-        "as masksim-6: files as found of all kinds, parted by side and noise": before,
-        "the same, but of kinds that people ask about": replace(before, unranked=config.unranked),
+        "of all kinds, parted by side and noise": before,
+        "of kinds that people ask about, parted by side and noise": replace(
+            before, unranked=config.unranked
+        ),
         "of all kinds, but relative to what is usual": replace(config, unranked=()),
         "as shipped: of kinds that people ask about, relative to what is usual": config,
     }
@@ -444,11 +445,6 @@ def write_pages(found: dict[str, Any]) -> None:
     (ROOT / "docs/tables/unseen.md").write_text(markdown(found), encoding="utf-8")
     for name in ("README.md", "MODEL_CARD.md"):
         fill(ROOT / name, "unseen", summary(found))
-
-
-def config_of(path: Path) -> BandsConfig:
-    """Read a configuration of the recipe `bands`."""
-    return BandsConfig.from_dict({k: v for k, v in read_toml(path).items() if k != "recipe"})
 
 
 def trained(given: argparse.Namespace, config: BandsConfig) -> tuple[FeatureTable, BandsFit]:

@@ -351,7 +351,7 @@ def banded_traits(band: NDArray[np.int64]) -> Scores:
     return found
 
 
-LEARNED = Joint(np.array([[1.0, 2.0, 0.0], [0.5, -1.0, 3.0]]), np.array([0.0, -2.0]))
+LEARNED = Joint(np.array([[[1.0, 2.0, 0.0]], [[0.5, -1.0, 3.0]]]), np.array([[0.0], [-2.0]]))
 
 
 def test_the_learned_number_by_hand() -> None:
@@ -362,6 +362,17 @@ def test_the_learned_number_by_hand() -> None:
     np.testing.assert_allclose(LEARNED(scores, traits), [5.0, 5.5, 1.25])
     some = LEARNED.only(np.array([True, False, True]))
     np.testing.assert_allclose(some(scores[:, [0, 2]], traits), [1.0, 7.5, 1.25])
+
+
+def test_several_kinds_of_generated_images_count_by_their_odds() -> None:
+    two = Joint(np.array([[[1.0, 2.0, 0.0], [0.0, 0.0, 1.0]]]), np.array([[0.0, -1.0]]))
+    found = two(np.array([[1.0, 2.0, 3.0], [0.0, 0.0, 800.0]]), banded_traits(np.array([0, 1])))
+    np.testing.assert_allclose(found, [np.log(np.exp(5) + np.exp(2)), 799.0])
+    # A kind that a band has no image of counts for nothing.
+    none = Joint(two.weights * [[[1.0], [0.0]]], np.array([[0.0, -1000.0]]))
+    np.testing.assert_array_equal(
+        none(np.array([[1.0, 2.0, 3.0]]), banded_traits(np.zeros(1, int))), [5.0]
+    )
 
 
 def test_the_joint_rate_is_the_rank_of_the_learned_number() -> None:
@@ -380,7 +391,7 @@ def test_the_joint_rate_is_the_rank_of_the_learned_number() -> None:
     assert ((plain > 0) & (plain <= 1)).all()
     some = calibration.only(np.array([True, True, False]))
     assert some.learned is not None
-    assert some.learned.weights.shape == (2, 2)
+    assert some.learned.weights.shape == (2, 1, 2)
 
 
 def test_left_out_rates_and_gaps_with_a_learned_number() -> None:
@@ -419,10 +430,11 @@ def test_rates_of_a_learned_number_are_uniform_for_exchangeable_photos() -> None
 @pytest.mark.parametrize(
     ("weights", "offsets"),
     [
-        (np.zeros((2, 3)), np.zeros(3)),
-        (np.zeros(3), np.zeros(3)),
-        (np.full((1, 3), np.nan), np.zeros(1)),
-        (np.zeros((1, 3)), np.full(1, np.inf)),
+        (np.zeros((2, 1, 3)), np.zeros((3, 1))),
+        (np.zeros((2, 2, 3)), np.zeros((2, 1))),
+        (np.zeros((2, 3)), np.zeros(2)),
+        (np.full((1, 1, 3), np.nan), np.zeros((1, 1))),
+        (np.zeros((1, 1, 3)), np.full((1, 1), np.inf)),
     ],
 )
 def test_invalid_learned_numbers_are_refused(weights: Scores, offsets: Scores) -> None:

@@ -30,6 +30,7 @@ from masksim.intervals import Interval
 from masksim.load import load_detector
 from masksim.model import SharedHeads, heads_by_band
 from masksim.original.importer import import_original
+from masksim.populations import BUILT_IN
 from masksim.residual import OnnxResidual, ResidualConfig, residual_onnx
 from masksim.results import Detection
 from masksim.spectrum import frequencies
@@ -856,6 +857,29 @@ def test_a_head_learned_from_few_sources_says_so(trained: Any) -> None:
         assert any("too few collections" in c for c in verdict.cautions) == (name == "grid")
 
 
+def test_formats_of_which_hardly_any_photos_are_carry_a_caution(
+    trained: Any, photo: NDArray[np.uint8]
+) -> None:
+    def said(format: str, formats: Any) -> list[str]:
+        calibration = {**trained.file.provenance["calibration"], **formats}
+        provenance = {**trained.file.provenance, "calibration": calibration}
+        detector = Detector(replace(trained.file, provenance=provenance), stability=False)
+        file = io.BytesIO()
+        Image.fromarray(photo).save(file, format)
+        return [
+            c
+            for c in detector.detect(file.getvalue()).verdict.cautions
+            if "hardly any" in c.lower()
+        ]
+
+    counted = {"formats": {"JPEG": 20, "MPO": 10, "PNG": 3, "WEBP": 29}}
+    (words,) = said("WEBP", counted)
+    assert "are WEBP files" in words
+    assert said("JPEG", counted) == []  # the ones in an MPO are JPEGs
+    assert said("PNG", counted) == []  # nothing of its own is left in the pixels
+    assert said("WEBP", {"formats": "none"}) == []  # a file that does not say
+
+
 @pytest.mark.parametrize("size", [(1700, 1900), (1536, 2100), (540, 1800)])
 def test_a_large_file_is_analysed_as_its_whole_array(
     detector: Detector, natural_image: Natural, size: tuple[int, int]
@@ -951,9 +975,20 @@ def test_bands_and_the_learned_number_must_fit(banded: Any) -> None:
     for change, message in (
         ({"joint_offsets": None}, "only one"),
         ({"joint_offsets": np.zeros(3, np.float32)}, "joint weights of shape"),
-        ({"joint_weights": np.zeros((5, 3), np.float32)}, "joint weights of 3 generators for 2"),
-        ({"joint_weights": np.full((5, 2), np.nan, np.float32)}, "not finite"),
+        ({"joint_weights": np.zeros((5, 3, 3), np.float32)}, "joint weights of 3 generators for 2"),
+        ({"joint_weights": np.full((5, 3, 2), np.nan, np.float32)}, "not finite"),
     ):
         changed = {k: v for k, v in {**arrays, **change}.items() if v is not None}
         with pytest.raises(ModelError, match=message):
             Detector(replace(file, calibration=changed), threads=1)
+
+
+def test_joint_numbers_of_one_kind_of_images_load(banded: Any) -> None:
+    """As detectors up to masksim-7 have them: a weight for each band and generator."""
+    file = DetectorFile.load(banded.folder)
+    weights, offsets = np.array([[2, 1]] * 5, np.float32), np.zeros(5, np.float32)
+    arrays = {**(file.calibration or {}), "joint_weights": weights, "joint_offsets": offsets}
+    learned = Detector(replace(file, calibration=arrays), threads=1).calibrations[BUILT_IN].learned
+    assert learned is not None
+    traits = np.full((1, len(TRAITS)), np.nan)
+    assert replace(learned, usual=None)(np.array([[0.5, 3.0]]), traits).tolist() == [4.0]

@@ -178,7 +178,7 @@ def test_rates_hold_for_every_size_where_scores_are_relative() -> None:
 def test_a_relative_joint_number() -> None:
     scores, shown = photos(FEWEST)
     two = np.column_stack([scores, -scores])
-    plain = Joint(np.array([[1.0, 0.0]]), np.zeros(1))
+    plain = Joint(np.array([[[1.0, 0.0]]]), np.zeros((1, 1)))
     usual = fit_usual_scores(scores, shown)
     joint = Joint(plain.weights, plain.offsets, usual)
     np.testing.assert_allclose(joint(two, shown), usual.relative(scores, shown)[:, 0])

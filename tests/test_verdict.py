@@ -304,6 +304,12 @@ def test_generators_that_match_nearly_as_well_are_named() -> None:
     assert near.generator == "alpha"
     assert near.cautions == ("Which generator is uncertain: beta matches nearly as well.",)
     assert verdict(0.01, own=[0.004, 0.2, 0.3]).cautions == ()
+    # Of many the first three: a longer list tells nobody more.
+    seven = decide(
+        "abcdefg", [0.1] * 7, rates_of(0.01, own=[0.001, *[0.002] * 3, 0.003, 0.003, 0.9])
+    )
+    (caution,) = seven.cautions
+    assert caution == "Which generator is uncertain: b, c, d and 2 others match nearly as well."
     # Rates near each other, but not rare in themselves, are no rivals.
     assert verdict(0.10, own=[0.08, 0.11, 0.12]).cautions == ()
 

@@ -214,14 +214,17 @@ def _check(scores: NDArray[Any], real_scores: NDArray[Any]) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Joint:
-    """One number for "made by some generator", from the log-odds of a logistic regression.
+    """One number for "made by some generator": the log-odds of a multinomial logistic regression.
+
+    Its classes are photos and K kinds of generated images. A kind's log-odds against photos are
+    linear in the similarities; those of all kinds together are ``log(sum(exp(log_odds)))``.
 
     Attributes
     ----------
     weights
-        float64 (B, G): of each generator's similarity, for each band of compression.
+        float64 (B, K, G): of each generator's similarity, for each band of compression and kind.
     offsets
-        float64 (B,).
+        float64 (B, K).
     usual
         What photos usually have, of one kind of score: the number is relative to it.
     """
@@ -231,7 +234,7 @@ class Joint:
     usual: UsualScores | None = None
 
     def __post_init__(self) -> None:
-        if self.weights.ndim != 2 or self.offsets.shape != self.weights.shape[:1]:
+        if self.weights.ndim != 3 or self.offsets.shape != self.weights.shape[:2]:
             raise ModelError(
                 f"joint weights of shape {self.weights.shape} with {self.offsets.shape} offsets",
                 code="model_invalid",
@@ -246,7 +249,15 @@ class Joint:
     ) -> NDArray[np.float64]:
         """Give the number of images with similarities (n, G) and traits (n, T): (n,)."""
         band = bands_of(traits, len(self.offsets))
-        found: NDArray[np.float64] = (scores * self.weights[band]).sum(-1) + self.offsets[band]
+        # A row at a time: a matrix product would add up one image's terms in another order.
+        log_odds = [
+            (scores * weights[band]).sum(-1) + offsets[band]
+            for weights, offsets in zip(
+                self.weights.swapaxes(0, 1), self.offsets.swapaxes(0, 1), strict=True
+            )
+        ]
+        with np.errstate(invalid="ignore"):  # NaN stays
+            found: NDArray[np.float64] = np.logaddexp.reduce(log_odds, axis=0)
         if self.usual is not None:
             found = self.usual.relative(found[:, None], traits)[:, 0]
         return found
@@ -255,7 +266,7 @@ class Joint:
         """Leave the other generators' terms out, a mask (G,)."""
         # What is usual for a sum is not so for a part of it.
         usual = self.usual if generators.all() else None
-        return Joint(self.weights[:, generators], self.offsets, usual)
+        return Joint(self.weights[..., generators], self.offsets, usual)
 
 
 # --- rates among the photos of a kind ----------------------------------------------------------
@@ -363,9 +374,9 @@ class Calibration:
                 f"{self.sources.shape}",
                 code="model_invalid",
             )
-        if learned is not None and learned.weights.shape[1] != real.shape[1]:
+        if learned is not None and learned.weights.shape[2] != real.shape[1]:
             raise ModelError(
-                f"joint weights of {learned.weights.shape[1]} generators for {real.shape[1]}",
+                f"joint weights of {learned.weights.shape[2]} generators for {real.shape[1]}",
                 code="model_invalid",
             )
         if usual is not None and len(usual.median) != real.shape[1]:

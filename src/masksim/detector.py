@@ -107,6 +107,7 @@ class Detector:
         self.watermarks = watermarks
         self._analyser = Analyser(file, threads=threads, providers=providers)
         self._from_few = limits.from_few_sources(file)
+        self._formats = limits.formats_of(file)
         self.calibrations = read_calibrations(file)
         own, photos = OwnImages.read(file), self.calibrations.get(BUILT_IN)
         self.attribution = None
@@ -326,6 +327,7 @@ class Detector:
                 self._seen,
                 window=self._analyser.window,
                 by_band=self._analyser.by_band,
+                formats=self._formats,
             ),
             clarity=clarity,
             ratios=self.likelihood_ratios,

@@ -6,6 +6,7 @@ inconclusive and, where a pattern may be gone as well, its absence, too.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -37,10 +38,15 @@ COMPRESSED = 50
 FEW_SOURCES = 3
 """A head learned from fewer sources than this carries a caution."""
 
+FEW_FILES = 30
+"""A format of which fewer calibration photos are carries a caution, if it compresses with loss."""
+
 SLACK = 0.1
 """By this share of its width the range that calibration photos have shown is widened."""
 
 _RANGED = {"energy": "its noise", "sharpness": "its fine detail", "distance": "its spectrum"}
+
+_SAME = {"MPO": "JPEG"}  # an MPO holds several JPEGs
 
 # Sizes of screens, shorter side first, in pixels.
 _SCREENS = frozenset(
@@ -200,6 +206,7 @@ def cautions(
     *,
     window: int,
     by_band: bool,
+    formats: Mapping[str, int] | None = None,
 ) -> list[str]:
     """Tell what makes a verdict less certain than its rate says, in sentences.
 
@@ -211,8 +218,17 @@ def cautions(
         Side of the largest window that is analysed, pixels.
     by_band
         The detector has heads for each band of compression.
+    formats
+        Photos of each format as they were found, see `formats_of`; None where it is not known.
     """
     found = []
+    if formats is not None and is_lossy(facts.format):
+        name = _SAME.get(facts.format, facts.format)
+        if formats.get(name, 0) < FEW_FILES:
+            found.append(
+                f"Hardly any of the photos that the rate was measured on are {name} files, which "
+                "may match more often."
+            )
     if min(facts.height, facts.width) < window <= seen.photos["side"][0]:
         found.append(
             f"A side of the image is under {window} pixels: there is less to measure than in the "
@@ -228,6 +244,18 @@ def cautions(
             f"JPEG quality {facts.jpeg_quality} is at the edge of what the detector was trained "
             "on: most of a generator's pattern may be gone."
         )
+    return found
+
+
+def formats_of(file: DetectorFile) -> Mapping[str, int] | None:
+    """Count the photos of each format that images are ranked among; None if a file does not say."""
+    calibration = file.provenance.get("calibration")
+    formats = calibration.get("formats") if isinstance(calibration, Mapping) else None
+    if not isinstance(formats, Mapping):
+        return None
+    found: Counter[str] = Counter()
+    for name, count in formats.items():
+        found[_SAME.get(str(name), str(name))] += int(count)
     return found
 
 

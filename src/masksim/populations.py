@@ -211,7 +211,10 @@ def joint_in(arrays: Mapping[str, NDArray[Any]]) -> Joint | None:
         return None
     if len(found) != len(JOINT_ARRAYS):
         raise ModelError(f"of {list(JOINT_ARRAYS)} the calibration has only one")
-    return Joint(found[0].astype(np.float64), found[1].astype(np.float64))
+    weights, offsets = (array.astype(np.float64) for array in found)
+    if weights.ndim == 2:  # up to masksim-7: one kind of generated images
+        weights, offsets = weights[:, None], offsets[..., None]
+    return Joint(weights, offsets)
 
 
 @dataclass(frozen=True, eq=False)

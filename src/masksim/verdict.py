@@ -44,6 +44,8 @@ MARGIN = 2.0
 NEAR = 3.0
 """A generator whose rate is up to so many times that of the best one may be meant as well."""
 
+_NAMED = 3  # generators that a caution names; of one more the name is as short as the count
+
 
 EVIDENCE, NONE = LEVELS[1][0], LEVELS[-1][0]
 """Joint rates: up to the first there is evidence, above the second there is none."""
@@ -325,6 +327,13 @@ def telling(level: str, rates: Sequence[float | None]) -> int:
     return min(max(len(near), 1), 3)
 
 
+def _listed(names: Sequence[str]) -> str:
+    """Write names one after the other, of many the first few and how many more."""
+    if len(names) <= _NAMED + 1:
+        return ", ".join(names)
+    return f"{', '.join(names[:_NAMED])} and {len(names) - _NAMED} others"
+
+
 def _attributed(
     verdict: Verdict,
     generators: Sequence[str],
@@ -340,11 +349,11 @@ def _attributed(
     unknown = clarity is not None and clarity <= UNCLEAR
     caution = ""
     if unknown:
-        names = ", ".join((generators[best], *near))
+        names = _listed((generators[best], *near))
         caution = f"It comes nearest to {names}; it may also be another generator's."
     elif near:
         match = "matches" if len(near) == 1 else "match"
-        caution = f"Which generator is uncertain: {', '.join(near)} {match} nearly as well."
+        caution = f"Which generator is uncertain: {_listed(near)} {match} nearly as well."
     return replace(
         verdict,
         generator=None if unknown else generators[best],

@@ -80,6 +80,7 @@ def test_the_list_names_each_image_once() -> None:
             "masksim-4",
             "masksim-5",
             "masksim-6",
+            "masksim-7",
         )
         assert min(int(row["width"]), int(row["height"])) >= 256
         assert row["kind"] or row["generator"] != "real"

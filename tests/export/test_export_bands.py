@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -271,13 +272,13 @@ def test_the_joint_rate_ranks_the_learned_number(bands: Bands) -> None:
     arrays = {name: np.asarray(a, np.float64) for name, a in bands.file.calibration.items()}
     photos = arrays["real_similarities"]
     band = arrays["real_traits"][:, TRAITS.index("band")].astype(int)
-    numbers = np.array(
-        [
-            sum(w * s for w, s in zip(arrays["joint_weights"][b], row, strict=True))
-            + arrays["joint_offsets"][b]
-            for b, row in zip(band, photos, strict=True)
-        ]
-    )
+
+    def number_of(row: NDArray[np.float64], b: int) -> float:
+        """Odds of all kinds of generated images together, as a logarithm."""
+        kinds = zip(arrays["joint_weights"][b], arrays["joint_offsets"][b], strict=True)
+        return math.log(sum(math.exp(w @ row + offset) for w, offset in kinds))
+
+    numbers = np.array([number_of(row, b) for b, row in zip(band, photos, strict=True)])
     strata = json.loads(bands.graph.metadata["strata"])
     pixels = make_natural(150, 130, seed=8)
     out = run(bands.graph, bands.detector, [pixels] * len(FILES), FILES)
@@ -289,8 +290,7 @@ def test_the_joint_rate_ranks_the_learned_number(bands: Bands) -> None:
             for leaf in bands.detector.calibrations["built-in"].tree.leaves()
             if leaf.words == row["photos_are"]
         ]
-        number = float(out["similarity"][k].astype(np.float64) @ arrays["joint_weights"][b])
-        number += arrays["joint_offsets"][b]
+        number = number_of(out["similarity"][k].astype(np.float64), b)
         expected = (1 + (numbers[leaf.members] >= number).sum()) / (1 + len(leaf.members))
         assert out["joint_rate"][k] == pytest.approx(expected, abs=1e-6)
 
@@ -303,7 +303,8 @@ def test_a_learned_number_equal_to_a_photos_counts(bands: Bands, tmp_path: Path)
     traits[:, TRAITS.index("band")] = 2
     scores = np.stack([similarity] * 4)
     weights = bands.file.calibration["joint_weights"][2]
-    step = np.float32(2e-7) * np.sign(weights)
+    odds = np.exp(weights @ similarity + bands.file.calibration["joint_offsets"][2])
+    step = np.float32(2e-7) * np.sign(odds @ weights)
     scores[1] -= step
     scores[2] += step
     scores[3, 0] = np.nan  # no number without all scores

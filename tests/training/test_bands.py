@@ -111,7 +111,8 @@ def test_the_file_says_what_it_was_made_of(banded: Any, table: FeatureTable) -> 
     assert arrays is not None
     assert arrays["real_similarities"].shape == (4 * 72, 2)
     assert np.bincount(arrays["own_generators"]).tolist() == [96, 96]
-    assert arrays["joint_weights"].shape == (len(BANDS), 2)
+    # Kinds of images: grid, ring, and the others together, too few in each band.
+    assert arrays["joint_weights"].shape == (len(BANDS), 3, 2)
     assert np.isfinite(arrays["own_traits"][:, [BAND, TRAITS.index("distance")]]).all()
     assert file.photos is not None
     photos, images = unpack(file.photos())
@@ -524,8 +525,10 @@ def joint_data(rng: np.random.Generator, n: int = 200) -> tuple[Any, Any, Any]:
 def test_the_joint_number_counts_deviations_of_photos() -> None:
     scores, kinds, band = joint_data(np.random.default_rng(0))
     joint = fit_joint(scores, kinds, band, 2, 0.1)
-    assert joint.weights.shape == (2, 2)
-    assert (joint.weights > 0).all()
+    assert joint.weights.shape == (2, 2, 2)  # bands, generators, their similarities
+    for weights in joint.weights:
+        assert weights[0, 0] * 0.01 > abs(weights[0, 1]) * 0.05
+        assert weights[1, 1] * 0.05 > abs(weights[1, 0]) * 0.01
     traits = np.full((len(scores), len(TRAITS)), np.nan)
     traits[:, BAND] = band
     assert metrics.auroc(joint(scores, traits), kinds != REAL) > 0.97

@@ -481,9 +481,9 @@ def test_the_learned_number_is_learned_anew(plain: DetectorFile, in_bands: Any) 
     now, before = made.calibration, plain.calibration
     assert now is not None
     assert before is not None
-    assert now["joint_weights"].shape == (len(BANDS), 3)
+    assert now["joint_weights"].shape == (len(BANDS), *now["joint_offsets"].shape[1:], 3)
     assert np.isfinite(now["joint_weights"]).all()
-    assert (now["joint_weights"][:, 2] > 0).all()
+    assert (now["joint_weights"][..., 2].max(axis=1) > 0).all()
     # Where photos are too few it is what it was, and one more term.
     complete = np.isfinite(now["real_similarities"]).all(axis=1)
     band = now["real_traits"][:, TRAITS.index("band")]
@@ -495,13 +495,20 @@ def test_the_learned_number_is_learned_anew(plain: DetectorFile, in_bands: Any) 
         if min((complete & (band == b)).sum(), (of_images == b).sum()) < 20
     ]
     assert 0 < len(few) < len(BANDS)
+    kinds = before["joint_offsets"].shape[1]
     for b in range(len(BANDS)):
-        same = np.allclose(now["joint_weights"][b, :2], before["joint_weights"][b])
+        same = np.allclose(now["joint_weights"][b, :kinds, :2], before["joint_weights"][b])
         assert same == (b in few)
+    scored = now["real_similarities"].astype(float)
+    spread, usual = np.nanstd(scored, axis=0), np.nanmean(scored, axis=0)
     for b in few:
-        spread = np.nanstd(now["real_similarities"].astype(float), axis=0)
-        average = np.abs(before["joint_weights"][b] * spread[:2]).mean()
-        assert now["joint_weights"][b, 2] * spread[2] == pytest.approx(average, rel=1e-4)
+        # The kinds of images count by their odds at what photos have on average.
+        weights = before["joint_weights"][b].astype(float)
+        odds = np.exp(weights @ usual[:2] + before["joint_offsets"][b])
+        average = np.abs(odds @ weights / odds.sum() * spread[:2]).mean()
+        np.testing.assert_allclose(
+            now["joint_weights"][b, :kinds, 2] * spread[2], average, rtol=1e-4
+        )
     detector = Detector(made, threads=1)
     learned = detector.calibrations["built-in"].learned
     assert learned is not None
@@ -526,8 +533,8 @@ def test_forgetting_in_bands(
             kept = slice(len(plain.generators)) if key in USUAL_ARRAYS[:2] else slice(None)
             np.testing.assert_array_equal(without.calibration[key][kept], values[kept])  # type: ignore[index]
     joint = without.calibration["joint_weights"]  # type: ignore[index]
-    assert joint.shape == (len(BANDS), 2)
-    assert (joint > 0).all()
+    assert joint.shape == (len(BANDS), *without.calibration["joint_offsets"].shape[1:], 2)  # type: ignore[index]
+    assert (joint.max(axis=1) > 0).all()
     # What is usual for the joint number is told anew, of the photos scored by all heads.
     for file in (made, without):
         photos = read_calibrations(file)[BUILT_IN]
@@ -563,8 +570,8 @@ def test_few_photos_leave_the_learned_number_defined(
         config=replace(BANDS_CONFIG, smallest_photos=10),
     )  # fmt: skip
     weights = made.calibration["joint_weights"]  # type: ignore[index]
-    np.testing.assert_array_equal(weights[:, :2], plain.calibration["joint_weights"])  # type: ignore[index]
-    assert (weights[:, 2] > 0).all()
+    np.testing.assert_array_equal(weights[..., :2], plain.calibration["joint_weights"])  # type: ignore[index]
+    assert (weights[..., 2] > 0).all()
     assert Detector(made, threads=1).sample_size == len(keep)
     # Nor is a generator unlearned of which no image is kept.
     made, _ = enroll(
@@ -572,7 +579,7 @@ def test_few_photos_leave_the_learned_number_defined(
         config=BANDS_CONFIG,
     )  # fmt: skip
     weights = made.calibration["joint_weights"]  # type: ignore[index]
-    np.testing.assert_array_equal(weights[:, :2], plain.calibration["joint_weights"])  # type: ignore[index]
+    np.testing.assert_array_equal(weights[..., :2], plain.calibration["joint_weights"])  # type: ignore[index]
 
 
 def test_own_photos_in_bands(plain: DetectorFile, small: Path, cache: Path, tmp_path: Path) -> None:

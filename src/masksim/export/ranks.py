@@ -206,14 +206,16 @@ def rates(
     own = share(at_least, tables.counts)
     if calibration.learned is not None:
         weights, offsets = calibration.learned.weights, calibration.learned.offsets
-        terms, offset = xp.astype(similarity, np.float64), xp.asarray(offsets[:1])
+        terms, offset = xp.astype(similarity, np.float64)[:, None, :], xp.asarray(offsets[:1])
         if len(offsets) > 1:
             band = traits.band(len(offsets))
             terms = terms * xp.take(xp.asarray(weights), band, axis=0)
             offset = xp.take(xp.asarray(offsets), band, axis=0)
         else:
             terms = terms * weights
-        mine = xp.sum(terms, axis=1) + offset
+        log_odds = xp.sum(terms, axis=2) + offset  # (images, kinds)
+        highest = xp.max(log_odds, axis=1, keepdims=True)
+        mine = xp.log(xp.sum(xp.exp(log_odds - highest), axis=1)) + highest[:, 0]
         if calibration.learned.usual is not None:
             mine = _relative(calibration.learned.usual, mine[:, None], traits)[:, 0]
         reached = of_stratum(_statistics(calibration)) >= mine[:, None]

@@ -524,6 +524,11 @@ class Writer:
         out = self.node("ReduceMean", x.name, axes=axes, keepdims=int(keepdims))
         return Array(self, out, x.dtype, sizes)
 
+    def max(self, x: Array, axis: Any = None, keepdims: Any = False) -> Array:
+        axes, sizes = _reduced(x, axis, keepdims)
+        out = self.node("ReduceMax", x.name, axes=axes, keepdims=int(keepdims))
+        return Array(self, out, x.dtype, sizes)
+
     def count_nonzero(self, x: Array, axis: Any = None) -> Array:
         return self.sum(self.astype(x, np.int64), axis)
 

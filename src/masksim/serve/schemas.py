@@ -253,7 +253,7 @@ _EXAMPLE: dict[str, Any] = {
     ],
     "windows": [[0, 0, 512, 512]],
     "detector": {
-        "name": "masksim-7",
+        "name": "masksim-8",
         "sha256": "b3eb67dfdbca3a4b6a1ef0e5d4b0a1c6c7d6f1f6b6c0d3b7f1f6a3b9d8e7c6a5",
     },
     "seconds": 0.22,

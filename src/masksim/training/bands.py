@@ -74,6 +74,8 @@ if TYPE_CHECKING:
 _BASIS_ROWS = 2000
 _BORROWED_ROWS = 2000
 _RARE = 20  # views of a generator in a band
+_TOGETHER = "the rare ones"
+_ABSENT = -1000.0  # log-odds of a kind of images of which a band has none
 _FEWEST_IN_BAND = 5  # views of a class: with fewer a band borrows from all others
 
 
@@ -112,7 +114,7 @@ class BandsConfig(RecipeConfig):
     components: int = 64
     borrowed: float = 0.2
     lossless: float = 0.1
-    joint_strength: float = 0.1
+    joint_strength: float = 0.01
     relative: bool = True
     learned: LearnedConfig | None = None
 
@@ -565,9 +567,9 @@ def fit_joint(
 ) -> Joint:
     """Learn one number for "some generator" from left-out similarities.
 
-    Logistic regression in each band, real photos against all generated images, every generator
-    with the same weight; similarities are scaled by the photos' deviation, so that the
-    regularisation treats them alike.
+    Multinomial logistic regression in each band, a class for photos and one for each generator,
+    with or without a head. All generators have the same weight, together as much as the photos;
+    similarities are scaled by the photos' deviation, so that the regularisation treats them alike.
 
     Parameters
     ----------
@@ -588,8 +590,9 @@ def fit_joint(
     """
     from sklearn.linear_model import LogisticRegression
 
-    count = similarities.shape[1]
-    weights, offsets = np.zeros((bands, count)), np.zeros(bands)
+    kinds = [*np.unique(generators[generators != REAL]).tolist(), _TOGETHER]
+    weights = np.zeros((bands, len(kinds), similarities.shape[1]))
+    offsets = np.full((bands, len(kinds)), _ABSENT)
     for b in range(bands):
         own = band == b
         if len(np.unique(generators[own] == REAL)) < 2:
@@ -597,14 +600,31 @@ def fit_joint(
         values = np.asarray(similarities[own], np.float64)
         of = generators[own].astype(object)
         rare = [name for name, n in Counter(of.tolist()).items() if n < _RARE and name != REAL]
-        of[np.isin(of, rare)] = "rare"  # together as much as one generator
+        of[np.isin(of, rare)] = _TOGETHER  # together as much as one generator
         scale = values[of == REAL].std(axis=0) + 1e-9
         sizes = Counter(of.tolist())
         synthetic = len(sizes) - 1
         each = np.array([(1.0 if g == REAL else 1.0 / synthetic) / sizes[g] for g in of.tolist()])
         fit = LogisticRegression(C=strength, max_iter=1000)
-        fit.fit(values / scale, of != REAL, sample_weight=each * len(values) / 2)
-        weights[b], offsets[b] = fit.coef_[0] / scale, float(fit.intercept_[0])
+        there = [REAL, *(kind for kind in kinds if kind in sizes)]
+        fit.fit(values / scale, [there.index(g) for g in of], sample_weight=each * len(values) / 2)
+        slopes, constants = fit.coef_ / scale, fit.intercept_
+        if synthetic > 1:  # of two classes these are of the second against the first
+            slopes, constants = slopes[1:] - slopes[0], constants[1:] - constants[0]
+        at = [kinds.index(kind) for kind in there[1:]]
+        weights[b, at], offsets[b, at] = slopes, constants
+    present = (offsets > _ABSENT).any(axis=0)
+    return Joint(weights[:, present], offsets[:, present])
+
+
+def of_bands(numbers: Sequence[Joint]) -> Joint:
+    """Take each band from a joint number of its own, all of the same generators."""
+    count = max(number.offsets.shape[1] for number in numbers)
+    weights = np.zeros((len(numbers), count, numbers[0].weights.shape[2]))
+    offsets = np.full((len(numbers), count), _ABSENT)
+    for b, number in enumerate(numbers):
+        kinds = number.offsets.shape[1]
+        weights[b, :kinds], offsets[b, :kinds] = number.weights[b], number.offsets[b]
     return Joint(weights, offsets)
 
 

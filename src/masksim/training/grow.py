@@ -23,8 +23,8 @@ from masksim.checkpoint import (
 )
 from masksim.data.manifest import REAL
 from masksim.errors import UsageError
-from masksim.populations import JOINT_ARRAYS, joint_in
-from masksim.training.bands import calibration_arrays, fit_joint
+from masksim.populations import joint_in
+from masksim.training.bands import calibration_arrays, fit_joint, of_bands
 from masksim.training.stored_features import ReferencePhotos, pack, unpack
 from masksim.training.usual_scores import fit_usual_scores
 from masksim.traits import TRAITS, bands_of
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 FEWEST_JOINT = 20
 """With fewer photos or images in a band the number for "some generator" is not learned anew."""
 
-JOINT_STRENGTH = 0.1
+JOINT_STRENGTH = 0.01
 """See `masksim.training.bands.BandsConfig.joint_strength`; of detectors that do not say."""
 
 _OF_GENERATORS = ("masks", "references", "a", "b", "share")
@@ -247,30 +247,32 @@ def joint_of(
     branches, calibration
         Of the heads of now; its ``joint_weights`` and ``joint_offsets`` do not count.
     """
-    before = file.calibration or {}
-    if not set(JOINT_ARRAYS) <= set(before):
+    old = joint_in(file.calibration or {})
+    if old is None:
         return {}
     names = list(dict.fromkeys(name for branch in branches for name in branch.generators))
-    old, offsets = (before[key].astype(np.float64) for key in JOINT_ARRAYS)
-    bands = len(offsets)
+    bands = len(old.offsets)
     real, own = (calibration[f"{kind}_similarities"].astype(np.float64) for kind in ("real", "own"))
-    deviations = np.nanstd(real, axis=0) + 1e-9
+    usual, deviations = np.nanmean(real, axis=0), np.nanstd(real, axis=0) + 1e-9
     places = [file.generators.index(name) if name in file.generators else -1 for name in names]
     there = np.array(places) >= 0
-    weights = np.zeros((bands, len(names)))
-    weights[:, there] = old[:, [place for place in places if place >= 0]]
-    average = np.abs(weights[:, there] * deviations[there]).mean(axis=1)
-    weights[:, ~there] = average[:, None] / deviations[~there]
-    # Photos have the same number as before on average.
-    offsets = offsets - weights[:, ~there] @ np.nanmean(real[:, ~there], axis=0)
+    weights = np.zeros((*old.offsets.shape, len(names)))
+    weights[..., there] = old.weights[..., [place for place in places if place >= 0]]
+    # How much a score counts at what photos have on average, where the number stays the same.
+    log_odds = weights @ np.where(there, usual, 0) + old.offsets
+    odds = np.exp(log_odds - log_odds.max(axis=1, keepdims=True))
+    slopes = np.einsum("bk,bkg->bg", odds / odds.sum(axis=1, keepdims=True), weights[..., there])
+    average = np.abs(slopes * deviations[there]).mean(axis=1)
+    weights[..., ~there] = average[:, None, None] / deviations[~there]
+    joint = Joint(weights, old.offsets - weights[..., ~there] @ usual[~there])
     scores = np.concatenate([real, own])
-    kinds = np.array([REAL] * len(real) + [names[g] for g in calibration["own_generators"]])
+    made_by = np.array([REAL] * len(real) + [names[g] for g in calibration["own_generators"]])
     band = bands_of(np.concatenate([calibration["real_traits"], calibration["own_traits"]]), bands)
     complete = ~np.isnan(scores).any(axis=1)
-    photo = complete & (kinds == REAL)
+    photo = complete & (made_by == REAL)
     image = complete & ~photo
     # A generator without images there would be unlearned.
-    if set(names) <= set(kinds[image].tolist()):
+    if set(names) <= set(made_by[image].tolist()):
         enough = [
             b
             for b in range(bands)
@@ -278,10 +280,10 @@ def joint_of(
         ]
         if enough:
             anew = fit_joint(
-                scores[complete], kinds[complete], band[complete], bands, joint_strength(file)
+                scores[complete], made_by[complete], band[complete], bands, joint_strength(file)
             )
-            weights[enough], offsets[enough] = anew.weights[enough], anew.offsets[enough]
-    return calibration_arrays(Joint(weights, offsets), None)
+            joint = of_bands([anew if b in enough else joint for b in range(bands)])
+    return calibration_arrays(joint, None)
 
 
 def ranked_in(calibration: Mapping[str, NDArray[Any]]) -> NDArray[np.bool_]:

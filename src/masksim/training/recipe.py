@@ -232,10 +232,10 @@ def software() -> dict[str, str]:
 
 def ranked_among(table: FeatureTable, config: RecipeConfig) -> NDArray[np.bool_]:
     """Tell which views are those that images are ranked among: (n,), photos only."""
-    return (table.generators == REAL) & (_ranked_views(table, config) > 0)
+    return (table.generators == REAL) & (ranked_views(table, config) > 0)
 
 
-def _ranked_views(table: FeatureTable, config: RecipeConfig) -> NDArray[np.uint8]:
+def ranked_views(table: FeatureTable, config: RecipeConfig) -> NDArray[np.uint8]:
     """Tell of views (n,) of either class how they count, see `masksim.checkpoint.RANKED_ARRAY`."""
     first, real = table.first, table.generators == REAL
     kinds = np.array([str(row.extra.get("kind", "")) for row in table.rows])[table.images]
@@ -246,6 +246,17 @@ def _ranked_views(table: FeatureTable, config: RecipeConfig) -> NDArray[np.uint8
         few = [b for b in range(len(BANDS)) if (photos & (band == b)).sum() < config.ranked_least]
         copies = np.isin(band, few)
     return np.select([asked & first, asked & copies], [AS_FOUND, COPY], 0).astype(np.uint8)
+
+
+def counts_of(table: FeatureTable, ranked: NDArray[np.bool_]) -> dict[str, Any]:
+    """Count the photos, views and sources that images are ranked among, and formats as found."""
+    found = table.images[ranked & table.first]
+    return {
+        "photos": len(np.unique(table.images[ranked])),
+        "views": int(ranked.sum()),
+        "sources": len(np.unique(table.sources[ranked])),
+        "formats": dict(Counter(table.rows[image].format for image in found.tolist())),
+    }
 
 
 def image_keys(table: FeatureTable) -> list[str]:
@@ -338,7 +349,7 @@ def detector_file(
     number = {name: k for k, name in enumerate(fit.generators)}
     heads = HeadsByBand.of(kind, fit.tensors, config.heads.limit)
     kept = kept_for_enrolling(calibrated, fit, heads, config)
-    views = _ranked_views(calibrated, config)
+    views = ranked_views(calibrated, config)
     ranked = real & (views > 0)
     which = {RANKED_ARRAY: views[real], OWN_RANKED_ARRAY: views[own]}
     masks = {name: table.generators == name for name in names}
@@ -369,9 +380,7 @@ def detector_file(
             "sources": {name: len(np.unique(table.sources[own])) for name, own in masks.items()},
             "views": int(np.isin(table.generators, names).sum()),
             "calibration": {
-                "photos": len(np.unique(calibrated.images[ranked])),
-                "views": int(ranked.sum()),
-                "sources": len(np.unique(calibrated.sources[ranked])),
+                **counts_of(calibrated, ranked),
                 "for_enrolling": 0 if kept is None else len(kept[0].features),
                 "how": how,
             },
