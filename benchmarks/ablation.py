@@ -30,7 +30,7 @@ from masksim.training.bands import (
 )
 from masksim.training.feature_table import FeatureTable
 from masksim.training.recipe import generators_with_heads
-from masksim.traits import BANDS, bands_of
+from masksim.traits import BANDS, TRAITS, bands_of
 
 
 def row(
@@ -44,12 +44,13 @@ def row(
     fit_band(space, band, bases, scores)
     joint = np.zeros(len(classes))
     nothing = np.zeros(len(classes), np.int64)
+    unknown = np.full((len(classes), len(TRAITS)), np.nan)  # all in one band
     for k in range(config.folds):
         rest, held = folds != k, folds == k
         learned = fit_joint(
             scores[rest], table.generators[rest], nothing[rest], 1, config.joint_strength
         )
-        joint[held] = scores[held] @ learned.weights[0] + learned.offsets[0]
+        joint[held] = learned(scores[held].astype(np.float64), unknown[held])
     real = classes == 0
     cells = []
     for statistic in (None, joint):

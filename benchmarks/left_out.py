@@ -14,7 +14,8 @@ and draws are seeded by content: so no image is needed to tell what each view we
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import json
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -42,7 +43,13 @@ from masksim.training.usual_scores import fit_usual_scores
 from masksim.traits import TRAITS, with_all_traits
 
 NEVER_TRAINED_ON = ("", "masksim-7")
-"""Values of `seen_by`: masksim-7 and 8 have the heads of masksim-6, and are ranked anew."""
+"""Values of `seen_by`; with the images of masksim-7 it was only decided how to rank."""
+
+RANKING = (
+    "name", "ranked", "unranked", "ranked_least", "relative", "joint_strength", "strata",
+    "stratum_photos", "stratum_sources",
+)  # fmt: skip
+"""Keys of a configuration that have no part in the heads."""
 
 
 def config_of(path: Path) -> BandsConfig:
@@ -126,7 +133,8 @@ def read_left_out(file: DetectorFile, config: BandsConfig) -> tuple[FeatureTable
         np.array([", ".join(view.processing) for view in views]), image, rows, {},
     )  # fmt: skip
     scores, joint = np.concatenate(similarities), joint_in(arrays)
-    assert joint is not None
+    if joint is None:
+        raise SystemExit("the detector has no joint number")
     ranked = ranked_among(table, config)
     fit = BandsFit(
         file.generators, {}, scores, table.traits, {}, joint,
@@ -166,13 +174,21 @@ def ranked_anew(file: DetectorFile, config: BandsConfig) -> DetectorFile:
     arrays = {k: v for k, v in (file.calibration or {}).items() if not k.startswith("usual_")}
     arrays |= {RANKED_ARRAY: views[real], OWN_RANKED_ARRAY: views[~real]}
     provenance = dict(file.provenance)
+    training = asdict(config)
+    heads = json.loads(json.dumps(_without(training, RANKING)))
+    if heads != _without(provenance["training"], RANKING):
+        raise SystemExit("the configuration is not that of the detector's heads")
     provenance["calibration"] = {**provenance["calibration"], **counts_of(table, ranked)}
-    provenance["training"] = asdict(config)
+    provenance["training"] = training
     named = {"name": config.name, "strata": config.division.to_dict()}
     return replace(
         file, calibration=arrays | calibration_arrays(joint, usual),
         config={**file.config, **named}, provenance=provenance, sha256="",
     )  # fmt: skip
+
+
+def _without(values: Mapping[str, Any], keys: Collection[str]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key not in keys}
 
 
 def main() -> None:

@@ -433,6 +433,7 @@ def test_rates_of_a_learned_number_are_uniform_for_exchangeable_photos() -> None
         (np.zeros((2, 1, 3)), np.zeros((3, 1))),
         (np.zeros((2, 2, 3)), np.zeros((2, 1))),
         (np.zeros((2, 3)), np.zeros(2)),
+        (np.zeros((2, 0, 3)), np.zeros((2, 0))),
         (np.full((1, 1, 3), np.nan), np.zeros((1, 1))),
         (np.zeros((1, 1, 3)), np.full((1, 1), np.inf)),
     ],

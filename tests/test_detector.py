@@ -860,24 +860,24 @@ def test_a_head_learned_from_few_sources_says_so(trained: Any) -> None:
 def test_formats_of_which_hardly_any_photos_are_carry_a_caution(
     trained: Any, photo: NDArray[np.uint8]
 ) -> None:
-    def said(format: str, formats: Any) -> list[str]:
-        calibration = {**trained.file.provenance["calibration"], **formats}
-        provenance = {**trained.file.provenance, "calibration": calibration}
+    def said(format: str, formats: Any, **more: Any) -> list[str]:
+        calibration = {**trained.file.provenance["calibration"], "formats": formats}
+        provenance = {**trained.file.provenance, "calibration": calibration, **more}
         detector = Detector(replace(trained.file, provenance=provenance), stability=False)
         file = io.BytesIO()
         Image.fromarray(photo).save(file, format)
-        return [
-            c
-            for c in detector.detect(file.getvalue()).verdict.cautions
-            if "hardly any" in c.lower()
-        ]
+        cautions = detector.detect(file.getvalue()).verdict.cautions
+        return [caution for caution in cautions if caution.startswith("Hardly any")]
 
-    counted = {"formats": {"JPEG": 20, "MPO": 10, "PNG": 3, "WEBP": 29}}
+    counted = {"JPEG": 20, "MPO": 10, "PNG": 3000, "WEBP": 29}
     (words,) = said("WEBP", counted)
     assert "are WEBP files" in words
-    assert said("JPEG", counted) == []  # the ones in an MPO are JPEGs
-    assert said("PNG", counted) == []  # nothing of its own is left in the pixels
-    assert said("WEBP", {"formats": "none"}) == []  # a file that does not say
+    assert said("JPEG", counted) == []  # those in an MPO are JPEGs
+    assert said("PNG", {**counted, "PNG": 0}) == []  # it leaves nothing of its own in the pixels
+    assert said("WEBP", {"JPEG": 100, "WEBP": 29}) == []  # few, but no small share
+    assert said("WEBP", counted, enrolled=[{}]) == []  # among others since
+    for unknown in ("none", None, {"WEBP": "many", "JPEG": None}):
+        assert said("WEBP", unknown) == []
 
 
 @pytest.mark.parametrize("size", [(1700, 1900), (1536, 2100), (540, 1800)])

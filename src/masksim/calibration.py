@@ -216,7 +216,8 @@ def _check(scores: NDArray[Any], real_scores: NDArray[Any]) -> None:
 class Joint:
     """One number for "made by some generator": the log-odds of a multinomial logistic regression.
 
-    Its classes are photos and K kinds of generated images. A kind's log-odds against photos are
+    Its classes are photos and K kinds of generated images, of one generator or of several; which is
+    which does not matter, and may differ from band to band. A kind's log-odds against photos are
     linear in the similarities; those of all kinds together are ``log(sum(exp(log_odds)))``.
 
     Attributes
@@ -239,6 +240,8 @@ class Joint:
                 f"joint weights of shape {self.weights.shape} with {self.offsets.shape} offsets",
                 code="model_invalid",
             )
+        if not self.offsets.size:
+            raise ModelError("joint weights of no kind of images", code="model_invalid")
         if not (np.isfinite(self.weights).all() and np.isfinite(self.offsets).all()):
             raise ModelError("joint weights are not finite", code="model_invalid")
         if self.usual is not None and len(self.usual.median) != 1:
@@ -263,7 +266,7 @@ class Joint:
         return found
 
     def only(self, generators: NDArray[np.bool_]) -> Joint:
-        """Leave the other generators' terms out, a mask (G,)."""
+        """Leave the other generators' terms out, a mask (G,); their kinds of images stay."""
         # What is usual for a sum is not so for a part of it.
         usual = self.usual if generators.all() else None
         return Joint(self.weights[..., generators], self.offsets, usual)
@@ -518,20 +521,19 @@ class Calibration:
             rare.
         """
         out = np.full(len(self.real_scores), np.nan)
-        complete = ~np.isnan(self.real_scores).any(axis=1)
+        # What is ranked does not depend on which photos are there: it is computed once.
+        ranked = self.statistics(self.real_scores, self.traits)
+        complete = ~np.isnan(ranked).any(axis=1)
         for source in np.unique(self.sources):
             own, rest = (self.sources == source) & complete, self.sources != source
             if own.any() and (rest & complete).any():
                 others = Calibration(
-                    self.real_scores[rest],
+                    ranked[rest],
                     self.traits[rest],
                     self.sources[rest],
                     self.strata,
-                    self.learned,
-                    copies=self.copies[rest],
-                    usual=self.usual,
                 )
-                out[own] = others.all_rates(self.real_scores[own], self.traits[own])[1]
+                out[own] = others.all_rates(ranked[own], self.traits[own])[1]
         return out
 
     def table(self) -> list[tuple[str, int, int]]:

@@ -327,7 +327,7 @@ class Detector:
                 self._seen,
                 window=self._analyser.window,
                 by_band=self._analyser.by_band,
-                formats=self._formats,
+                formats=self._formats if list(self.calibrations) == [BUILT_IN] else None,
             ),
             clarity=clarity,
             ratios=self.likelihood_ratios,

@@ -38,8 +38,8 @@ COMPRESSED = 50
 FEW_SOURCES = 3
 """A head learned from fewer sources than this carries a caution."""
 
-FEW_FILES = 30
-"""A format of which fewer calibration photos are carries a caution, if it compresses with loss."""
+FEW_FILES, FEW_OF_ALL = 30, 0.02
+"""A lossy format of which fewer calibration photos are, and a smaller share, carries a caution."""
 
 SLACK = 0.1
 """By this share of its width the range that calibration photos have shown is widened."""
@@ -224,10 +224,11 @@ def cautions(
     found = []
     if formats is not None and is_lossy(facts.format):
         name = _SAME.get(facts.format, facts.format)
-        if formats.get(name, 0) < FEW_FILES:
+        count, photos = formats.get(name, 0), sum(formats.values())
+        if count < FEW_FILES and count < FEW_OF_ALL * photos:
             found.append(
-                f"Hardly any of the photos that the rate was measured on are {name} files, which "
-                "may match more often."
+                f"Hardly any of the photos that the rate was measured on are {name} files: how "
+                "often photos of that format match is not known well."
             )
     if min(facts.height, facts.width) < window <= seen.photos["side"][0]:
         found.append(
@@ -251,11 +252,13 @@ def formats_of(file: DetectorFile) -> Mapping[str, int] | None:
     """Count the photos of each format that images are ranked among; None if a file does not say."""
     calibration = file.provenance.get("calibration")
     formats = calibration.get("formats") if isinstance(calibration, Mapping) else None
-    if not isinstance(formats, Mapping):
+    # After enrolling an image is ranked among others.
+    if not isinstance(formats, Mapping) or file.provenance.get("enrolled"):
         return None
     found: Counter[str] = Counter()
     for name, count in formats.items():
-        found[_SAME.get(str(name), str(name))] += int(count)
+        if type(count) is int:
+            found[_SAME.get(str(name), str(name))] += count
     return found
 
 

@@ -539,6 +539,40 @@ def test_the_joint_number_counts_deviations_of_photos() -> None:
     )
 
 
+@pytest.mark.parametrize("generators", [1, 2, 3])
+def test_the_joint_number_is_the_log_odds_of_all_generators(generators: int) -> None:
+    from sklearn.linear_model import LogisticRegression
+
+    rng = np.random.default_rng(generators)
+    of = np.repeat(np.arange(1 + generators), 100)
+    kinds = np.array([REAL, "a", "b", "c"])[of]
+    scores = rng.normal(size=(len(of), 3)) + 1.5 * (np.arange(1, 4) == of[:, None])
+    joint = fit_joint(scores, kinds, np.zeros(len(of), int), 1, 0.3)
+    assert joint.weights.shape == (1, generators, 3)
+    scaled = scores / scores[of == 0].std(axis=0)
+    weights = np.where(of == 0, 1.0, 1 / generators) * len(of) / 200
+    fit = LogisticRegression(C=0.3).fit(scaled, of > 0 if generators == 1 else of, weights)
+    photo = fit.predict_proba(scaled)[:, 0]
+    unknown = np.full((len(of), len(TRAITS)), np.nan)
+    np.testing.assert_allclose(
+        joint(scores, unknown), np.log((1 - photo) / photo), rtol=2e-3, atol=2e-3
+    )
+
+
+def test_kinds_of_images_that_a_band_lacks_count_for_nothing_there() -> None:
+    scores, kinds, _ = joint_data(np.random.default_rng(3))
+    kinds[-5:] = "c"  # too few for a kind of its own: with all such
+    band = np.where(kinds == "a", 0, np.arange(len(kinds)) % 2)
+    joint = fit_joint(scores, kinds, band, 2, 0.1)
+    assert joint.offsets.shape == (2, 3)  # a, b, c with all that are few
+    lacking = joint.offsets[1] < -500
+    assert lacking.tolist() == [True, False, False]
+    alone = fit_joint(scores[band == 1], kinds[band == 1], np.zeros((band == 1).sum(), int), 1, 0.1)
+    shown = np.full((len(scores), len(TRAITS)), np.nan)
+    shown[:, BAND] = 1
+    np.testing.assert_allclose(joint(scores, shown), alone(scores, shown), rtol=1e-6)
+
+
 def test_each_generator_counts_the_same_however_many_images_it_has() -> None:
     scores, kinds, _ = joint_data(np.random.default_rng(1))
     more = np.concatenate([np.arange(len(kinds)), *[np.flatnonzero(kinds == "a")] * 4])

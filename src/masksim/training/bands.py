@@ -568,8 +568,9 @@ def fit_joint(
     """Learn one number for "some generator" from left-out similarities.
 
     Multinomial logistic regression in each band, a class for photos and one for each generator,
-    with or without a head. All generators have the same weight, together as much as the photos;
-    similarities are scaled by the photos' deviation, so that the regularisation treats them alike.
+    with or without a head; those with few views in a band are one together. All generators have
+    the same weight, together as much as the photos; similarities are scaled by the photos'
+    deviation, so that the regularisation treats them alike.
 
     Parameters
     ----------
@@ -615,17 +616,6 @@ def fit_joint(
         weights[b, at], offsets[b, at] = slopes, constants
     present = (offsets > _ABSENT).any(axis=0)
     return Joint(weights[:, present], offsets[:, present])
-
-
-def of_bands(numbers: Sequence[Joint]) -> Joint:
-    """Take each band from a joint number of its own, all of the same generators."""
-    count = max(number.offsets.shape[1] for number in numbers)
-    weights = np.zeros((len(numbers), count, numbers[0].weights.shape[2]))
-    offsets = np.full((len(numbers), count), _ABSENT)
-    for b, number in enumerate(numbers):
-        kinds = number.offsets.shape[1]
-        weights[b, :kinds], offsets[b, :kinds] = number.weights[b], number.offsets[b]
-    return Joint(weights, offsets)
 
 
 def views_of(

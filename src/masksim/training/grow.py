@@ -24,7 +24,7 @@ from masksim.checkpoint import (
 from masksim.data.manifest import REAL
 from masksim.errors import UsageError
 from masksim.populations import joint_in
-from masksim.training.bands import calibration_arrays, fit_joint, of_bands
+from masksim.training.bands import calibration_arrays, fit_joint
 from masksim.training.stored_features import ReferencePhotos, pack, unpack
 from masksim.training.usual_scores import fit_usual_scores
 from masksim.traits import TRAITS, bands_of
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FEWEST_JOINT = 20
-"""With fewer photos or images in a band the number for "some generator" is not learned anew."""
+"""With fewer photos or images in a band a new kind of images is learned from all bands."""
 
-JOINT_STRENGTH = 0.01
-"""See `masksim.training.bands.BandsConfig.joint_strength`; of detectors that do not say."""
+ENROLLED_STRENGTH = 1.0
+"""Inverse regularisation of a new kind of images: of so few, a training's would leave nothing."""
 
 _OF_GENERATORS = ("masks", "references", "a", "b", "share")
 
@@ -61,13 +61,6 @@ def shared_branch(file: DetectorFile) -> tuple[int, Branch]:
             f"{len(shared)} (an imported detector has none: train one with masksim train)"
         )
     return shared[0]
-
-
-def joint_strength(file: DetectorFile) -> float:
-    """Tell the regularisation that the joint number of a file was learned with."""
-    training = file.provenance.get("training")
-    known = training if isinstance(training, Mapping) else {}
-    return float(known.get("joint_strength", JOINT_STRENGTH))
 
 
 def _generator_axis(branch: Branch) -> int:
@@ -236,9 +229,11 @@ def joint_of(
 ) -> dict[str, NDArray[Any]]:
     """Give the number for "some generator" of other heads than a file has, if it has one.
 
-    In each band it is learned from the photos and images that are scored by all heads. Where those
-    are too few, it is what it was: without the column of a generator that is gone, and with the
-    average weight for a new one, in deviations of photos.
+    The kinds of generated images that it had stay as they are; of a generator that is gone only the
+    column goes. A new generator becomes one more kind, learned from its images and the photos that
+    are scored by all heads, and as likely beforehand as each other. In bands with too few of them
+    it is that of all bands. Where these are too few as well, its similarity counts in the other
+    kinds as much as those of the other generators do on average, in deviations of photos.
 
     Parameters
     ----------
@@ -251,39 +246,60 @@ def joint_of(
     if old is None:
         return {}
     names = list(dict.fromkeys(name for branch in branches for name in branch.generators))
-    bands = len(old.offsets)
-    real, own = (calibration[f"{kind}_similarities"].astype(np.float64) for kind in ("real", "own"))
-    usual, deviations = np.nanmean(real, axis=0), np.nanstd(real, axis=0) + 1e-9
     places = [file.generators.index(name) if name in file.generators else -1 for name in names]
     there = np.array(places) >= 0
     weights = np.zeros((*old.offsets.shape, len(names)))
     weights[..., there] = old.weights[..., [place for place in places if place >= 0]]
-    # How much a score counts at what photos have on average, where the number stays the same.
-    log_odds = weights @ np.where(there, usual, 0) + old.offsets
-    odds = np.exp(log_odds - log_odds.max(axis=1, keepdims=True))
-    slopes = np.einsum("bk,bkg->bg", odds / odds.sum(axis=1, keepdims=True), weights[..., there])
-    average = np.abs(slopes * deviations[there]).mean(axis=1)
-    weights[..., ~there] = average[:, None, None] / deviations[~there]
-    joint = Joint(weights, old.offsets - weights[..., ~there] @ usual[~there])
-    scores = np.concatenate([real, own])
-    made_by = np.array([REAL] * len(real) + [names[g] for g in calibration["own_generators"]])
-    band = bands_of(np.concatenate([calibration["real_traits"], calibration["own_traits"]]), bands)
+    joint = Joint(weights, old.offsets)
+    real, own = (calibration[f"{kind}_similarities"].astype(np.float64) for kind in ("real", "own"))
+    traits = np.concatenate([calibration["real_traits"], calibration["own_traits"]])
+    scores, of = np.concatenate([real, own]), np.full(len(real) + len(own), -1)
+    of[len(real) :] = calibration["own_generators"]
     complete = ~np.isnan(scores).any(axis=1)
-    photo = complete & (made_by == REAL)
-    image = complete & ~photo
-    # A generator without images there would be unlearned.
-    if set(names) <= set(made_by[image].tolist()):
-        enough = [
-            b
-            for b in range(bands)
-            if min((photo & (band == b)).sum(), (image & (band == b)).sum()) >= FEWEST_JOINT
-        ]
-        if enough:
-            anew = fit_joint(
-                scores[complete], made_by[complete], band[complete], bands, joint_strength(file)
-            )
-            joint = of_bands([anew if b in enough else joint for b in range(bands)])
+    for new in np.flatnonzero(~there).tolist():
+        at = complete & ((of == -1) | (of == new))
+        if min((of[at] == -1).sum(), (of[at] == new).sum()) < FEWEST_JOINT:
+            joint = _counted_in(joint, new, real)
+            continue
+        band = bands_of(traits[at], len(joint.offsets))
+        kind = _new_kind(scores[at], of[at] == new, band, len(joint.offsets))
+        weights = np.concatenate([joint.weights, kind.weights], axis=1)
+        offsets = np.concatenate([joint.offsets, kind.offsets - np.log(len(names))], axis=1)
+        joint = Joint(weights, offsets)
     return calibration_arrays(joint, None)
+
+
+def _new_kind(
+    scores: NDArray[np.float64], made: NDArray[np.bool_], band: NDArray[np.int64], bands: int
+) -> Joint:
+    """Learn one kind of images (n, G) against photos, in each band or in all together."""
+    names = np.where(made, "new", REAL)
+    whole = fit_joint(scores, names, np.zeros_like(band), 1, ENROLLED_STRENGTH)
+    numbers = [whole] * bands
+    for b in range(bands):
+        own = band == b
+        if min((own & made).sum(), (own & ~made).sum()) >= FEWEST_JOINT:
+            numbers[b] = fit_joint(
+                scores[own], names[own], np.zeros(own.sum(), int), 1, ENROLLED_STRENGTH
+            )
+    return Joint(
+        np.concatenate([number.weights for number in numbers]),
+        np.concatenate([number.offsets for number in numbers]),
+    )
+
+
+def _counted_in(joint: Joint, new: int, real: NDArray[np.float64]) -> Joint:
+    """Let a generator's similarity count in all kinds, as those of the others do on average."""
+    usual, deviations = np.nanmean(real, axis=0), np.nanstd(real, axis=0) + 1e-9
+    others = np.arange(real.shape[1]) != new
+    # How much a score counts at what photos have on average, where the number stays the same.
+    log_odds = joint.weights[..., others] @ usual[others] + joint.offsets
+    odds = np.exp(log_odds - log_odds.max(axis=1, keepdims=True))
+    slopes = np.einsum("bk,bkg->bg", odds / odds.sum(axis=1, keepdims=True), joint.weights)
+    average = np.abs(slopes * deviations)[:, others].mean(axis=1, keepdims=True)
+    weights = joint.weights.copy()
+    weights[..., new] = average / deviations[new]
+    return Joint(weights, joint.offsets - weights[..., new] * usual[new])
 
 
 def ranked_in(calibration: Mapping[str, NDArray[Any]]) -> NDArray[np.bool_]:
