@@ -86,6 +86,7 @@ def test_a_clean_set_is_silent(clean: Manifest) -> None:
     json.dumps(report.as_dict())
 
 
+@pytest.mark.slow
 def test_processes_change_nothing(clean: Manifest) -> None:
     few = Manifest(clean.rows[:48], clean.root)
     report = verify(few, window=64)
