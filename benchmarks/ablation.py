@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 from kinds import with_all_channels
+from left_out import config_of
 from pages import ROOT, fill
-from unseen import config_of
 
 from masksim import metrics
 from masksim.data.manifest import REAL, read_manifest

@@ -15,8 +15,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from left_out import config_of
 from pages import ROOT, fill
-from unseen import config_of, left_out_rates
+from unseen import left_out_rates
 
 from masksim.bank import BANK
 from masksim.data.manifest import REAL, read_manifest

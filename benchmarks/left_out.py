@@ -90,15 +90,22 @@ def _blank(height: int, width: int) -> Any:
     return np.broadcast_to(np.uint8(0), (height, width, 3))
 
 
-def read_left_out(file: DetectorFile, config: BandsConfig) -> tuple[FeatureTable, BandsFit]:
-    """Give the views that a detector file has scores of, without features, and the scores.
+def scored_views(
+    file: DetectorFile, config: BandsConfig
+) -> tuple[FeatureTable, NDArray[np.float32], NDArray[np.int64]]:
+    """Give the views that a detector file has scores of, the scores (n, G), and the folds (n,).
 
     Parameters
     ----------
     file
         Of the recipe `bands`, just trained on `trained_on`.
     config
-        How it was trained; the joint number of each fold is learned anew by it.
+        How it was trained.
+
+    Returns
+    -------
+    table, scores, folds
+        The table is without features.
 
     Raises
     ------
@@ -132,20 +139,24 @@ def read_left_out(file: DetectorFile, config: BandsConfig) -> tuple[FeatureTable
         sources[image], np.array([view.history for view in views]),
         np.array([", ".join(view.processing) for view in views]), image, rows, {},
     )  # fmt: skip
-    scores, joint = np.concatenate(similarities), joint_in(arrays)
+    return table, np.concatenate(similarities), folds[image]
+
+
+def read_left_out(file: DetectorFile, config: BandsConfig) -> tuple[FeatureTable, BandsFit]:
+    """Give the views of `scored_views` and, as if just fitted, their scores.
+
+    The joint number of each fold is learned anew, as the configuration says.
+    """
+    joint = joint_in(file.calibration or {})
     if joint is None:
         raise SystemExit("the detector has no joint number")
+    table, scores, folds = scored_views(file, config)
     ranked = ranked_among(table, config)
-    fit = BandsFit(
-        file.generators, {}, scores, table.traits, {}, joint,
-        tuple(
-            joint_number(
-                scores, table.generators, table.traits, folds[image] != k, ranked, config
-            )
-            for k in range(config.folds)
-        ),
-        folds[image],
-    )  # fmt: skip
+    fold_joints = tuple(
+        joint_number(scores, table.generators, table.traits, folds != k, ranked, config)
+        for k in range(config.folds)
+    )
+    fit = BandsFit(file.generators, {}, scores, table.traits, {}, joint, fold_joints, folds)
     return table, fit
 
 
@@ -163,14 +174,12 @@ def _check(views: Sequence[View], shown: NDArray[Any]) -> None:
 
 def ranked_anew(file: DetectorFile, config: BandsConfig) -> DetectorFile:
     """Give a detector of the same heads and scores that ranks images as a configuration says."""
-    table, fit = read_left_out(file, config)
+    table, scores, _ = scored_views(file, config)
     real, ranked = table.generators == REAL, ranked_among(table, config)
     views = ranked_views(table, config)
-    scores = fit.similarities
-    joint = joint_number(
-        scores, table.generators, fit.traits, np.ones(len(scores), bool), ranked, config
-    )
-    usual = fit_usual_scores(scores[ranked], fit.traits[ranked]) if config.relative else None
+    everything = np.ones(len(scores), bool)
+    joint = joint_number(scores, table.generators, table.traits, everything, ranked, config)
+    usual = fit_usual_scores(scores[ranked], table.traits[ranked]) if config.relative else None
     arrays = {k: v for k, v in (file.calibration or {}).items() if not k.startswith("usual_")}
     arrays |= {RANKED_ARRAY: views[real], OWN_RANKED_ARRAY: views[~real]}
     provenance = dict(file.provenance)

@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from left_out import read_left_out
+from left_out import config_of, read_left_out
 from numpy.typing import NDArray
 from pages import ROOT
-from unseen import CLAIMED, asked_about, config_of, percent_fine, share, table_of
+from unseen import CLAIMED, asked_about, percent_fine, share, table_of
 
 from masksim.calibration import false_positive_rate
 from masksim.checkpoint import DetectorFile

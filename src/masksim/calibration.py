@@ -254,10 +254,8 @@ class Joint:
         band = bands_of(traits, len(self.offsets))
         # A row at a time: a matrix product would add up one image's terms in another order.
         log_odds = [
-            (scores * weights[band]).sum(-1) + offsets[band]
-            for weights, offsets in zip(
-                self.weights.swapaxes(0, 1), self.offsets.swapaxes(0, 1), strict=True
-            )
+            (scores * self.weights[band, kind]).sum(-1) + self.offsets[band, kind]
+            for kind in range(self.offsets.shape[1])
         ]
         with np.errstate(invalid="ignore"):  # NaN stays
             found: NDArray[np.float64] = np.logaddexp.reduce(log_odds, axis=0)
@@ -528,10 +526,7 @@ class Calibration:
             own, rest = (self.sources == source) & complete, self.sources != source
             if own.any() and (rest & complete).any():
                 others = Calibration(
-                    ranked[rest],
-                    self.traits[rest],
-                    self.sources[rest],
-                    self.strata,
+                    ranked[rest], self.traits[rest], self.sources[rest], self.strata
                 )
                 out[own] = others.all_rates(ranked[own], self.traits[own])[1]
         return out

@@ -107,7 +107,6 @@ class Detector:
         self.watermarks = watermarks
         self._analyser = Analyser(file, threads=threads, providers=providers)
         self._from_few = limits.from_few_sources(file)
-        self._formats = limits.formats_of(file)
         self.calibrations = read_calibrations(file)
         own, photos = OwnImages.read(file), self.calibrations.get(BUILT_IN)
         self.attribution = None
@@ -126,6 +125,8 @@ class Detector:
                     f"{', '.join(self.calibrations) or 'none'}"
                 )
             self.calibrations = {population: self.calibrations[population]}
+        # Of added photos it is not known.
+        self._formats = limits.formats_of(file) if list(self.calibrations) == [BUILT_IN] else None
         self._seen = limits.Seen.by(list(self.calibrations.values()), own)
 
     @property
@@ -327,7 +328,7 @@ class Detector:
                 self._seen,
                 window=self._analyser.window,
                 by_band=self._analyser.by_band,
-                formats=self._formats if list(self.calibrations) == [BUILT_IN] else None,
+                formats=self._formats,
             ),
             clarity=clarity,
             ratios=self.likelihood_ratios,
